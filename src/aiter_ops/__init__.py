@@ -1,0 +1,51 @@
+"""aiter-ops: every operator LLM inference needs on AMD GPUs; AITER where it is right, Triton and PyTorch elsewhere."""
+
+from __future__ import annotations
+
+from .core.compare import Tolerance, Verdict
+from .core.decide import Decision, Refused
+from .core.evidence import KnownBad
+from .core.op import Cost, Op, get_op, list_ops
+from .core.platforms import Platform, platform, platform_for
+from .core.policy import SettingsError
+from .core.provider import Implementation, Provider, Requirements
+from .core.public import explain
+from .core.runtime import record, reload_settings, use
+from .core.samples import Sample
+from .core.tracing import Call
+from .ops.activation import (
+    gelu_and_mul,
+    gelu_tanh_and_mul,
+    silu_and_mul,
+    silu_and_mul_dynamic_quant,
+    silu_and_mul_group_quant,
+    swiglu_oai_and_mul,
+)
+from .ops.norm import (
+    add_layer_norm,
+    add_rms_norm,
+    add_rms_norm_dynamic_quant,
+    add_rms_norm_group_quant,
+    add_rms_norm_pad,
+    add_rms_norm_static_quant,
+    dual_rms_norm,
+    dual_rms_norm_dynamic_quant,
+    dual_rms_norm_group_quant,
+    gated_rms_norm_group_quant,
+    layer_norm,
+    rms_norm,
+    rms_norm_dynamic_quant,
+    rms_norm_group_quant,
+    rms_norm_static_quant,
+)
+from .ops.quant import (
+    dequant,
+    group_quant,
+    mxfp4_quant,
+    mxfp8_quant,
+    per_tensor_quant,
+    per_tensor_quant_static,
+    per_token_quant,
+)
+
+__version__ = "0.1.0"

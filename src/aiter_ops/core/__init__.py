@@ -1,0 +1,1 @@
+"""How an op is declared, chosen and called. Knows no op and no provider."""

@@ -1,0 +1,284 @@
+"""Declaration of an op: one decorated PyTorch function is its name, signature, meaning, fallback and test reference."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import codegen, runtime, tracing
+from .compare import Tolerance, Verdict, compare
+from .decide import Refused
+from .platforms import Platform, fp8_dtype, platform
+from .provider import (
+    Implementation,
+    Predicate,
+    Provider,
+    Requirements,
+    get_provider,
+    load_family,
+    provider_names,
+)
+from .samples import Make, Sample, SampleSource
+from .schema import read_signature, require_same_signature
+
+_library = torch.library.Library("aiter_ops", "DEF")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """bytes: what must move through memory (inputs read once, results written once). flops: operations to be done."""
+
+    bytes: int
+    flops: int
+
+
+class Op:
+    """What is computed. Made by the `op` decorator; found by `get_op`."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        family: str,
+        samples: SampleSource,
+        results: tuple[str, ...],
+        tolerance: Tolerance,
+        inline: bool,
+        fake: Callable[..., Any] | None,
+        check: Callable[..., None] | None,
+        flops: Callable[..., int] | None,
+        strided: tuple[str, ...],
+        mutates: tuple[str, ...],
+    ) -> None:
+        self.name, self.family, self.doc = fn.__name__, family, inspect.getdoc(fn) or ""
+        self.signature = read_signature(fn, mutates)
+        self.results, self.tolerance, self.inline = results, tolerance, inline
+        self._written, self._samples, self._check, self._flops = fn, samples, check, flops
+        self._defaults = {
+            f"default_{p.name}": fp8_dtype for p in self.signature.params if p.is_fp8_default
+        }
+        if len(results) != self.signature.results:
+            raise TypeError(f"{self.name}: results={results} for {self.signature.results} returned tensors")
+        if not inline and fake is None:
+            raise TypeError(f"{self.name}: an op that is not inline needs a fake=")
+        exempt = tuple(results.index(name) for name in strided)
+        self.reference = codegen.reference(self.signature, self._defaults, check, fn, exempt)
+        self.reference.__doc__ = fn.__doc__
+        self.opaque = self._register(fake or self.reference)
+        slow = codegen.slow_path(self.signature, self.reference, self.opaque, runtime.inlines, runtime.state)
+        self.entry, self._set_entry_slot = codegen.entry(self.signature, self._defaults, slow, self._graded)
+        functools.update_wrapper(self.entry, fn)
+        self.entry.op = self  # type: ignore[attr-defined]
+        torch_provider = Implementation(self.name, "torch", self.reference, (), source=fn)
+        self._implementations = {"torch": torch_provider}
+        self.unresolve()
+
+    @property
+    def schema(self) -> str:
+        """The torch schema, written from the Python signature."""
+        return f"aiter_ops::{self.signature.schema}"
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(p.name for p in self.signature.params)
+
+    @property
+    def written(self) -> Callable[..., Any]:
+        """The reference as its author wrote it, without checks."""
+        return self._written
+
+    # --- torch registration -------------------------------------------------------------------------------------
+
+    def _register(self, fake: Callable[..., Any]) -> Any:
+        _library.define(self.signature.schema)
+        _library.impl(self.name, self._run, "CompositeExplicitAutograd")
+        opaque = getattr(torch.ops.aiter_ops, self.name).default
+        error = RuntimeError(
+            f"aiter_ops.{self.name} as torch.ops.aiter_ops.{self.name} is inference only: an input needs grad; "
+            f"call aiter_ops.{self.name} (it takes the reference then) or run under torch.inference_mode()"
+        )
+        below = torch._C._AutoDispatchBelowAutograd
+        _library.impl(self.name, codegen.autograd(self.signature, opaque, below, error), "Autograd")
+        torch.library.register_fake(f"aiter_ops::{self.name}", fake, lib=_library)
+        return opaque
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        return self._slot(*args, **kwargs)
+
+    # --- slots --------------------------------------------------------------------------------------------------
+
+    def _set_slot(self, fn: Callable[..., Any]) -> None:
+        self._slot = fn
+        self._set_entry_slot(fn)
+
+    def unresolve(self) -> None:
+        """Forget the choice; the next call makes it anew."""
+        self._set_slot(self._resolve_and_call)
+
+    def _resolve_and_call(self, *args: Any, **kwargs: Any) -> Any:
+        with runtime.lock:
+            fn = runtime.resolve(self)
+            self._set_slot(fn)
+        return fn(*args, **kwargs)
+
+    def _graded(self, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], torch.Tensor) and args[0].is_cuda:
+            tracing.warn_once(
+                "grad",
+                "%s: an input needs grad, so the reference serves (and every op like it); "
+                "run inference under torch.inference_mode()",
+                self.name,
+            )
+        for recorder in tracing.recorders:
+            recorder.add(self.name, "torch", args, kwargs)
+        return self.reference(*args, **kwargs)
+
+    # --- implementations ----------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        provider: Provider,
+        fn: Callable[..., Any],
+        requirements: tuple[Requirements, ...],
+        predicate: Callable[[Platform], Predicate | None] | None,
+        flag: str | None,
+    ) -> None:
+        """Take a provider's function; `Provider.implements` calls it."""
+        require_same_signature(self.name, self._written, provider.name, fn)
+        if provider.name in self._implementations:
+            raise ValueError(f"provider {provider.name} implements {self.name} twice")
+        ready = codegen.kernel(self.signature, self._defaults, self._check, fn, self.reference, self.opaque)
+        self._implementations[provider.name] = Implementation(
+            self.name, provider.name, ready, requirements, predicate, flag, fn
+        )
+        self.unresolve()
+
+    def implementations_loaded(self) -> dict[str, Implementation]:
+        return self._implementations
+
+    @property
+    def implementations(self) -> dict[str, Implementation]:
+        """Every implementation that can be imported here, by provider, in built-in order."""
+        for name in provider_names():
+            if name != "torch":
+                load_family(get_provider(name), self.family)
+        return {n: self._implementations[n] for n in provider_names() if n in self._implementations}
+
+    def on(self, provider: str) -> Callable[..., Any]:
+        """That provider's implementation, to be called explicitly; `Refused` where it cannot serve, never another."""
+        get_provider(provider)
+        if provider not in self.implementations:
+            raise Refused(f"{self.name}: provider {provider} has no implementation of it here")
+        implementation = self.implementations[provider]
+
+        @functools.wraps(self._written)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            values, named = self.bind(args, kwargs)
+            reason = implementation.unmet(platform())
+            first = next((v for v in values if isinstance(v, torch.Tensor)), None)
+            if reason is None and any(r.gpu for r in implementation.requirements):
+                if first is not None and not first.is_cuda and not platform().triton_interpret:
+                    reason = f"the tensors are on {first.device}, not on a GPU"
+            reason = reason or implementation.refuses(*values, **named)
+            if reason:
+                raise Refused(f"{self.name}: {provider} refuses: {reason}")
+            return implementation.fn(*values, **named)
+
+        return call
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """All arguments, defaults and `dtype=None` filled in."""
+        bound = inspect.signature(self._written).bind(*args, **kwargs)
+        bound.apply_defaults()
+        for p in self.signature.params:
+            if p.is_fp8_default and bound.arguments[p.name] is None:
+                bound.arguments[p.name] = fp8_dtype()
+        return bound.args, bound.kwargs
+
+    # --- proof --------------------------------------------------------------------------------------------------
+
+    def samples(self, device: str | torch.device = "cpu", seed: int = 0, size: str | None = None) -> Iterator[Sample]:
+        """Named argument sets on `device`; the same seed gives the same numbers. size: ``small``, ``model`` or all.
+
+        Large samples are drawn lazily, one at a time.
+        """
+        for sample in self._samples(Make(device, seed)):
+            if size is None or sample.size == size:
+                yield sample
+
+    def as_tuple(self, result: Any) -> tuple[torch.Tensor, ...]:
+        return result if isinstance(result, tuple) else (result,)
+
+    def compare(self, got: Any, want: Any) -> Verdict:
+        """Whether two results agree within the op's tolerance."""
+        return compare(self.as_tuple(got), self.as_tuple(want), self.results, self.tolerance)
+
+    def cost(self, *args: Any, **kwargs: Any) -> Cost:
+        """Bytes and operations of one call, from shapes alone."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        values, named = self.bind(args, kwargs)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            faked = [mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for v in values]
+            out = self.as_tuple(self.opaque(*faked, **named))
+        moved = [v for v in values if isinstance(v, torch.Tensor)] + [*out]
+        total = sum(t.numel() * t.element_size() for t in moved)
+        return Cost(total, self._flops(*values, **named) if self._flops else 0)
+
+    def __repr__(self) -> str:
+        return f"Op({self.name})"
+
+
+def op(
+    family: str,
+    *,
+    samples: SampleSource,
+    results: tuple[str, ...] = ("out",),
+    tolerance: Tolerance = Tolerance(),
+    inline: bool = False,
+    fake: Callable[..., Any] | None = None,
+    check: Callable[..., None] | None = None,
+    flops: Callable[..., int] | None = None,
+    strided: tuple[str, ...] = (),
+    mutates: tuple[str, ...] = (),
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare the decorated function as an op of `family`; the function returned is what users call.
+
+    samples: yields `Sample`s. results: a name per returned tensor; ``q`` and ``packed`` are codes, ``scale`` fp32.
+    inline: the reference is shape-static and free of loops and synchronisation, so the compiler may trace it, and it
+    is its own fake; other ops give `fake`. check: same parameters, raises for bad arguments. flops: same parameters.
+    strided: results whose strides the signature decides (all others are contiguous). mutates: tensors written to.
+    A parameter ``dtype: torch.dtype | None`` means this machine's FP8 format where it is None.
+    """
+
+    def declare(fn: Callable[..., Any]) -> Callable[..., Any]:
+        if fn.__name__ in runtime.ops:
+            raise ValueError(f"op {fn.__name__} is declared twice")
+        made = Op(fn, family, samples, results, tolerance, inline, fake, check, flops, strided, mutates)
+        runtime.ops[made.name] = made
+        return made.entry
+
+    return declare
+
+
+def get_op(op: str | Callable[..., Any] | Op) -> Op:
+    """The `Op` of a name or of a public function. ValueError for an unknown name, with the nearest known one."""
+    if isinstance(op, Op):
+        return op
+    name = op if isinstance(op, str) else getattr(getattr(op, "op", None), "name", repr(op))
+    if name not in runtime.ops:
+        import difflib
+
+        close = difflib.get_close_matches(name, runtime.ops, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown op {name!r}{hint} known: {', '.join(sorted(runtime.ops))}")
+    return runtime.ops[name]
+
+
+def list_ops() -> tuple[Op, ...]:
+    """All ops, by family and name."""
+    return tuple(sorted(runtime.ops.values(), key=lambda o: (o.family, o.name)))

@@ -1,0 +1,210 @@
+"""Facts of a machine, gathered without touching a device or creating a HIP or CUDA context."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import importlib.metadata
+import importlib.util
+import os
+import re
+import sys
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+
+FNUZ_ARCHS = ("gfx940", "gfx941", "gfx942")
+"""Architectures whose FP8 is e4m3fnuz, with maximum 240 (facts: AITER's and ROCm's tables); all others use OCP e4m3fn."""
+
+WAVE64_ARCHS = "gfx9"
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What decisions are made from. All fields are plain data, so a platform that is not here can be written down.
+
+    vendor: ``amd``, ``nvidia`` or ``cpu``; arch: ``gfx942``, ``sm_90`` or ``cpu``; lds: bytes of shared memory a
+    workgroup can use; versions are strings or None where the thing is not installed.
+    """
+
+    vendor: str = "cpu"
+    arch: str = "cpu"
+    name: str = "CPU"
+    wave_size: int = 0
+    compute_units: int = 0
+    lds: int = 0
+    torch: str = torch.__version__
+    hip: str | None = None
+    cuda: str | None = None
+    triton: str | None = None
+    triton_interpret: bool = False
+    aiter: str | None = None
+
+    @property
+    def fp8_dtype(self) -> torch.dtype:
+        """The FP8 format of this machine's matrix units."""
+        return torch.float8_e4m3fnuz if self.arch in FNUZ_ARCHS else torch.float8_e4m3fn
+
+    @property
+    def has_gpu(self) -> bool:
+        return self.vendor != "cpu"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "fp8_dtype": str(self.fp8_dtype).removeprefix("torch.")}
+
+
+def platform_for(arch: str, **facts: Any) -> Platform:
+    """A platform that is not here, from its architecture: ``platform_for("gfx950", aiter="0.1.16")``."""
+    if arch == "cpu":
+        return replace(Platform(), **facts)
+    if not re.fullmatch(r"gfx[0-9a-f]{3,4}|sm_[0-9]{2,3}", arch):
+        raise ValueError(f"arch={arch!r}; accepted: cpu, gfx… (gfx942) or sm_… (sm_90)")
+    amd = arch.startswith("gfx")
+    base = Platform(
+        vendor="amd" if amd else "nvidia",
+        arch=arch,
+        name=arch,
+        wave_size=64 if amd and arch.startswith(WAVE64_ARCHS) else 32,
+        lds=160 * 1024 if arch == "gfx950" else 64 * 1024 if amd else 227 * 1024,
+        hip="assumed" if amd else None,
+        cuda=None if amd else "assumed",
+        triton=version_of_triton() or "assumed",
+    )
+    return replace(base, **facts)
+
+
+def distribution_version(*names: str) -> str | None:
+    for name in names:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def version_of_triton() -> str | None:
+    """The version of the importable ``triton`` package, whichever distribution owns it; not imported for it."""
+    spec = importlib.util.find_spec("triton")
+    if spec is None or not spec.origin:
+        return None
+    if module := sys.modules.get("triton"):
+        return str(getattr(module, "__version__", "unknown"))
+    with open(spec.origin, encoding="utf-8") as file:
+        found = re.search(r"""__version__\s*=\s*['"]([^'"]+)""", file.read())
+    return found.group(1) if found else "unknown"
+
+
+def version_of_aiter() -> str | None:
+    """The version of AMD's AITER. The distribution is ``amd-aiter``; PyPI's ``aiter`` is another project."""
+    return distribution_version("amd-aiter")
+
+
+def _visible_index(*variables: str) -> str | None:
+    """The first device that a visibility variable leaves, as written there; None: no restriction; "" : none left."""
+    for variable in variables:
+        if (value := os.environ.get(variable)) is not None:
+            first = value.split(",")[0].strip()
+            return "" if first == "-1" else first
+    return None
+
+
+def _from_kfd(root: str = "/sys/class/kfd/kfd/topology/nodes") -> Platform | None:
+    """The first visible AMD GPU, from the kernel driver's topology files."""
+    gpus: list[dict[str, int]] = []
+    for path in sorted(glob.glob(f"{root}/*/properties"), key=lambda p: int(p.split("/")[-2])):
+        try:
+            with open(path, encoding="ascii") as file:
+                pairs = (line.split() for line in file)
+                facts = {k: int(v) for k, v in (p for p in pairs if len(p) == 2) if v.isdigit()}
+        except OSError:
+            continue
+        if facts.get("gfx_target_version"):
+            gpus.append(facts)
+    visible = _visible_index("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+    if not gpus or visible == "":
+        return None
+    gpu = gpus[min(int(visible), len(gpus) - 1)] if visible and visible.isdigit() else gpus[0]
+    target = gpu["gfx_target_version"]
+    arch = f"gfx{target // 10000}{target // 100 % 100:x}{target % 100:x}"
+    per_cu = gpu.get("simd_per_cu", 0)
+    return Platform(
+        vendor="amd",
+        arch=arch,
+        name=f"AMD {arch}",
+        wave_size=gpu.get("wave_front_size", 64),
+        compute_units=gpu["simd_count"] // per_cu if per_cu else 0,
+        lds=gpu.get("lds_size_in_kb", 64) * 1024,
+    )
+
+
+def _from_nvml() -> Platform | None:
+    """The first visible NVIDIA GPU, from the driver's management library."""
+    visible = _visible_index("CUDA_VISIBLE_DEVICES")
+    if visible == "":
+        return None
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    if nvml.nvmlInit_v2():
+        return None
+    try:
+        device = ctypes.c_void_p()
+        if visible and not visible.isdigit():
+            status = nvml.nvmlDeviceGetHandleByUUID(visible.encode(), ctypes.byref(device))
+        else:
+            status = nvml.nvmlDeviceGetHandleByIndex_v2(int(visible or 0), ctypes.byref(device))
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        name = ctypes.create_string_buffer(96)
+        if status or nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor)):
+            return None
+        nvml.nvmlDeviceGetName(device, name, len(name))
+        lds = {70: 96, 75: 64, 80: 163, 86: 99, 87: 163, 89: 99}.get(major.value * 10 + minor.value, 227)
+        return Platform("nvidia", f"sm_{major.value}{minor.value}", name.value.decode(), wave_size=32, lds=lds * 1024)
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _from_torch() -> Platform | None:
+    """What torch knows, only where torch has the device up already."""
+    if not torch.cuda.is_initialized():
+        return None
+    facts = torch.cuda.get_device_properties(0)
+    amd = torch.version.hip is not None
+    return Platform(
+        vendor="amd" if amd else "nvidia",
+        arch=facts.gcnArchName.split(":")[0] if amd else f"sm_{facts.major}{facts.minor}",
+        name=facts.name,
+        wave_size=getattr(facts, "warp_size", 32),
+        compute_units=facts.multi_processor_count,
+        lds=getattr(facts, "shared_memory_per_block_optin", 64 * 1024),
+    )
+
+
+@cache
+def platform() -> Platform:
+    """This machine, read once. A GPU counts only where torch is a build for it."""
+    found: Platform | None = None
+    if torch.version.hip:
+        found = _from_torch() or _from_kfd()
+    elif torch.version.cuda:
+        found = _from_torch() or _from_nvml()
+    return replace(
+        found or Platform(),
+        hip=torch.version.hip,
+        cuda=torch.version.cuda,
+        triton=version_of_triton(),
+        triton_interpret=os.environ.get("TRITON_INTERPRET") == "1",
+        aiter=version_of_aiter(),
+    )
+
+
+def fp8_dtype() -> torch.dtype:
+    """This machine's FP8 format: what ``dtype=None`` means in the ops."""
+    return platform().fp8_dtype
+
+
+# torch.compile evaluates it while tracing: the machine does not change under compiled code.
+fp8_dtype._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -1,0 +1,192 @@
+"""Who computes an op: providers, what an implementation needs, and how one is registered."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import importlib.metadata
+import importlib.util
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .evidence import KnownBad, in_window
+from .platforms import Platform
+
+if TYPE_CHECKING:
+    from .op import Op
+
+Predicate = Callable[..., str | None]
+
+BUILT_IN = {
+    "aiter": "aiter_ops.providers.aiter",
+    "triton": "aiter_ops.providers.triton",
+    "torch": "aiter_ops.providers.torch",
+}
+"""The providers of the package in built-in order; the strings are module paths, imported when first needed."""
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What must be true of a machine before an implementation is asked about arguments. Unknown means unsupported.
+
+    vendors, archs (shell patterns): where it runs; empty: anywhere. gpu: its tensors live on a GPU.
+    triton, aiter: half-open windows of versions, None: not needed.
+    """
+
+    vendors: tuple[str, ...] = ()
+    archs: tuple[str, ...] = ()
+    gpu: bool = False
+    triton: tuple[str | None, str | None] | None = None
+    aiter: tuple[str | None, str | None] | None = None
+
+    def unmet(self, platform: Platform) -> str | None:
+        """The first requirement this platform does not meet, as a reason; None where all are met."""
+        if self.vendors and platform.vendor not in self.vendors:
+            has = "no GPU" if not platform.has_gpu else f"{platform.vendor} {platform.arch}"
+            return f"needs a GPU of {' or '.join(v.upper() for v in self.vendors)}; this machine has {has}"
+        if self.gpu and not platform.has_gpu and not platform.triton_interpret:
+            return "needs a GPU; this machine has none"
+        if self.archs and not any(fnmatch.fnmatchcase(platform.arch, a) for a in self.archs):
+            return f"serves {', '.join(self.archs)}; this machine is {platform.arch}"
+        for name, window, version in (
+            ("Triton", self.triton, platform.triton),
+            ("AITER", self.aiter, platform.aiter),
+        ):
+            if window is None:
+                continue
+            if version is None:
+                return f"{name} is not installed"
+            if version != "assumed" and not in_window(version, window):
+                return f"needs {name} {_window_text(window)}; {version} is installed"
+        return None
+
+
+def _window_text(window: tuple[str | None, str | None]) -> str:
+    first, last = window
+    return " and ".join([f">= {first}"] * (first is not None) + [f"< {last}"] * (last is not None))
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One provider's function for one op."""
+
+    op: str
+    provider: str
+    fn: Callable[..., Any]
+    requirements: tuple[Requirements, ...]
+    predicate: Callable[[Platform], Predicate | None] | None = None
+    flag: str | None = None
+    source: Callable[..., Any] | None = None
+
+    def unmet(self, platform: Platform) -> str | None:
+        return next((r for r in (q.unmet(platform) for q in self.requirements) if r), None)
+
+    def refuses(self, *args: Any, **kwargs: Any) -> str | None:
+        """Why these arguments are not taken on this machine, or None."""
+        from .platforms import platform
+
+        predicate = self.predicate(platform()) if self.predicate else None
+        return predicate(*args, **kwargs) if predicate else None
+
+
+@dataclass
+class Provider:
+    """A source of implementations. Its package holds one module per family, imported when the family is first used.
+
+    imports: the module its families cannot be imported without.
+    """
+
+    name: str
+    requirements: Requirements = field(default_factory=Requirements)
+    package: str = ""
+    imports: str | None = None
+    known_bad: tuple[KnownBad, ...] = ()
+    distribution: str = "aiter-ops"
+
+    def implements(
+        self,
+        op: Callable[..., Any] | str,
+        *,
+        requires: Requirements | None = None,
+        refuses: Callable[[Platform], Predicate | None] | None = None,
+        flag: str | None = None,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Register the decorated function for `op`; its signature must be the op's (TypeError shows both).
+
+        refuses: given the platform, a predicate with the op's own parameters that returns None (accepts) or a short
+        reason; None where nothing is refused on that platform. flag: the ``VLLM_ROCM_USE_AITER_*`` sub-flag over it.
+        """
+
+        def register(fn: Callable[..., Any]) -> Callable[..., Any]:
+            from .op import get_op
+
+            target: Op = get_op(op)
+            needs = (self.requirements,) + ((requires,) if requires else ())
+            target.add(self, fn, needs, refuses, flag)
+            return fn
+
+        return register
+
+
+_providers: dict[str, Provider] = {}
+_loaded: set[tuple[str, str]] = set()
+_lock = threading.RLock()
+
+
+def get_provider(name: str) -> Provider:
+    """The provider of that name, built in or registered; unknown names raise ValueError with the known ones."""
+    with _lock:
+        if name not in _providers and name in BUILT_IN:
+            _providers[name] = importlib.import_module(BUILT_IN[name]).PROVIDER
+        if name not in _providers:
+            raise ValueError(f"unknown provider {name!r}; known: {', '.join(provider_names())}")
+        return _providers[name]
+
+
+def provider_names() -> tuple[str, ...]:
+    """All known providers in built-in order; third-party ones come before ``torch``, the reference."""
+    extra = [n for n in _providers if n not in BUILT_IN]
+    return (*[n for n in BUILT_IN if n != "torch"], *extra, "torch")
+
+
+def load_family(provider: Provider, family: str) -> None:
+    """Import a provider's module of one family, once. A family it does not have is fine; a broken module raises."""
+    with _lock:
+        key = (provider.name, family)
+        if key in _loaded or not provider.package:
+            return
+        path = f"{provider.package}.{family}"
+        if provider.imports and importlib.util.find_spec(provider.imports) is None:
+            return
+        if importlib.util.find_spec(path) is not None:
+            importlib.import_module(path)
+        _loaded.add(key)
+
+
+def load_plugins(wanted: tuple[str, ...] | None) -> list[str]:
+    """Load third-party providers from entry points ``aiter_ops.providers``; `wanted` None means all.
+
+    Returns the names loaded. A plugin that claims a built-in name, or one another plugin has, is refused with
+    both distributions named.
+    """
+    names: list[str] = []
+    for point in importlib.metadata.entry_points(group="aiter_ops.providers"):
+        if wanted is not None and point.name not in wanted:
+            continue
+        owner = point.dist.name if point.dist else "unknown distribution"
+        if point.name in BUILT_IN or point.name in _providers:
+            holder = "aiter-ops" if point.name in BUILT_IN else _providers[point.name].distribution
+            if holder != owner:
+                raise ValueError(f"distribution {owner} claims provider name {point.name!r}, which {holder} has")
+            continue
+        provider = point.load()
+        if not isinstance(provider, Provider) or provider.name != point.name:
+            raise TypeError(f"entry point {point.name!r} of {owner} is no aiter_ops Provider of that name")
+        provider.distribution = owner
+        _providers[provider.name] = provider
+        names.append(provider.name)
+    if wanted is not None and (missing := set(wanted) - set(_providers)):
+        raise ValueError(f"AITER_OPS_PLUGINS names {sorted(missing)}, which no installed distribution provides")
+    return names

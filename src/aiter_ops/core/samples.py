@@ -1,0 +1,53 @@
+"""Named argument sets, drawn from a seed: what tests, verify and bench run an op on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Arguments for one call. size: ``small`` (any CPU, opcheck, CI) or ``model`` (sizes of real models)."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    size: Literal["small", "model"] = "small"
+
+
+class Make:
+    """Draws tensors on a device from one generator; the same seed gives the same numbers on every device."""
+
+    def __init__(self, device: str | torch.device = "cpu", seed: int = 0) -> None:
+        self.device = torch.device(device)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(
+        self, *shape: int, dtype: torch.dtype = torch.bfloat16, scale: float = 1.0, mean: float = 0.0
+    ) -> torch.Tensor:
+        """Gaussian values, rounded to `dtype`."""
+        drawn = torch.randn(shape, generator=self.generator, dtype=torch.float32) * scale + mean
+        return drawn.to(dtype).to(self.device)
+
+    def weight(self, size: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        """A norm weight: around one."""
+        return self.normal(size, dtype=dtype, scale=0.2, mean=1.0)
+
+    def transposed(self, rows: int, size: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        """[rows, size] with strides (1, rows)."""
+        return self.normal(size, rows, dtype=dtype).t()
+
+    def sliced(self, rows: int, size: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        """[rows, size] cut out of wider rows, starting off a 16-byte boundary."""
+        return self.normal(rows, size + 9, dtype=dtype)[:, 3 : 3 + size]
+
+    def expanded(self, rows: int, size: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        """[rows, size] whose rows are one row in memory (stride 0)."""
+        return self.normal(1, size, dtype=dtype).expand(rows, size)
+
+
+SampleSource = Callable[[Make], Iterator[Sample]]

@@ -1,0 +1,1 @@
+"""Who computes: one package a provider, one module a family in it."""

@@ -1,0 +1,9 @@
+"""Provider ``aiter``: adapters to AMD's AITER library, one room a family. Nothing here imports AITER before a call."""
+
+from aiter_ops.core.provider import Provider, Requirements
+
+PROVIDER = Provider(
+    "aiter",
+    Requirements(vendors=("amd",), gpu=True, aiter=("0.1.5", None)),
+    package=__name__,
+)
