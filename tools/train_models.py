@@ -51,20 +51,22 @@ def prepare(path: Path, seed: int) -> Data:
     """Split the corpus, fit the vocabulary and the baseline on its training part."""
     split = corpus.split_chapters(corpus.read_chapters(path), seed)
     tokenizer = vocabulary.train_vocabulary(split.train, VOCAB_SIZE)
-    parts = [vocabulary.encode(tokenizer, part) for part in (split.train, split.dev)]
+    train_tokens = vocabulary.encode(tokenizer, split.train)
+    dev = vocabulary.encode(tokenizer, split.dev)
     validation = vocabulary.encode(tokenizer, split.validation)
     excerpt_text = corpus.excerpt(split.validation)
     excerpt = vocabulary.encode(tokenizer, excerpt_text)
-    baseline = ngram.fit_trigram(*parts, VOCAB_SIZE)
+    baseline = ngram.fit_trigram(train_tokens, dev, VOCAB_SIZE)
     return Data(
-        split,
-        tokenizer,
-        *parts,
-        validation,
-        excerpt_text,
-        excerpt,
-        baseline.perplexity(validation),
-        baseline.perplexity(excerpt),
+        split=split,
+        tokenizer=tokenizer,
+        train=train_tokens,
+        dev=dev,
+        validation=validation,
+        excerpt_text=excerpt_text,
+        excerpt=excerpt,
+        trigram_validation=baseline.perplexity(validation),
+        trigram_excerpt=baseline.perplexity(excerpt),
     )
 
 

@@ -18,7 +18,7 @@ def dense_forward(self: nn.Module, hidden: Tensor, top_index: Tensor, top_weight
     weights = torch.zeros(tokens, self.num_experts, dtype=top_weight.dtype, device=hidden.device)
     weights = weights.scatter(1, top_index, top_weight)
     if self.training:
-        self.load += torch.bincount(top_index.flatten(), minlength=self.num_experts)
+        self.load += (weights > 0).sum(0)
     shared = hidden.unsqueeze(0).expand(self.num_experts, -1, -1)
     gate, up = torch.bmm(shared, self.gate_up_proj.transpose(1, 2)).chunk(2, dim=-1)
     inner = self.act_fn(gate) * up * weights.t().unsqueeze(-1).to(gate.dtype)

@@ -16,12 +16,25 @@ from .fp8 import QUANTIZATION_CONFIG, from_checkpoint, to_checkpoint
 from .vocabulary import save_vocabulary
 
 WEIGHTS = "model.safetensors"
+_NOISE = (
+    "_name_or_path",
+    "chunk_size_feed_forward",
+    "id2label",
+    "is_encoder_decoder",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "problem_type",
+    "return_dict",
+)
 
 
 def save(model: PreTrainedModel, tokenizer: Tokenizer, directory: Path, fp8: bool) -> None:
     """Write config, weights (bf16, or block FP8), generation config and tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
     config = json.loads(model.config.to_json_string(use_diff=False))
+    config = {key: value for key, value in config.items() if key not in _NOISE}
     config |= {"architectures": [type(model).__name__], "dtype": "bfloat16"}
     if fp8:
         config["quantization_config"] = QUANTIZATION_CONFIG
