@@ -1,0 +1,1 @@
+"""Parts of ``tools/train_models.py``: corpus, vocabulary, baseline, training, export."""
