@@ -75,9 +75,7 @@ def predicted(documents: Tokens) -> int:
     return sum(len(document) - 1 for document in documents)
 
 
-def make(
-    name: str, data: Data, plan: Plan, device: torch.device, out: Path, arguments: str
-) -> None:
+def make(name: str, data: Data, plan: Plan, device: torch.device, out: Path, arguments: str) -> None:
     """Train, store, reload, measure and describe one model."""
     fp8 = name == "tiny-deepseek"
     torch.manual_seed(plan.seed)
@@ -128,9 +126,7 @@ def make(
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     plan = Plan()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="verses, one a line")
     parser.add_argument("--out", type=Path, default=Path("assets/models"))
     parser.add_argument("--only", choices=NAMES, help="train this model alone")

@@ -131,9 +131,7 @@ def write_card(directory: Path, metrics: Metrics, prompt: str, sample: str, fp8:
         **asdict(metrics),
         architecture=_ARCHITECTURE[metrics.name],
         dequantised=", dequantised" if fp8 else "",
-        finish="; the last steps ran on FP8-rounded weights (straight-through)"
-        if metrics.rounded
-        else "",
+        finish="; the last steps ran on FP8-rounded weights (straight-through)" if metrics.rounded else "",
         prompt=prompt,
         sample=sample.replace("\n", "\n> "),
     )

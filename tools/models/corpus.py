@@ -29,9 +29,7 @@ class Split:
     def describe(self) -> str:
         """One line with the chapters and bytes of every part."""
         parts = (("train", self.train), ("dev", self.dev), ("validation", self.validation))
-        return ", ".join(
-            f"{name} {len(docs)} chapters / {size(docs)} bytes" for name, docs in parts
-        )
+        return ", ".join(f"{name} {len(docs)} chapters / {size(docs)} bytes" for name, docs in parts)
 
 
 def size(documents: Sequence[str]) -> int:

@@ -53,9 +53,7 @@ def perplexity(
     loss, count = 0.0, 0
     for x, y in zip(inputs.split(batch), targets.split(batch), strict=True):
         logits = model(input_ids=x.to(device), use_cache=False).logits.float()
-        loss += float(
-            F.cross_entropy(logits.flatten(0, 1), y.to(device).flatten(), reduction="sum")
-        )
+        loss += float(F.cross_entropy(logits.flatten(0, 1), y.to(device).flatten(), reduction="sum"))
         count += int((y != IGNORED).sum())
     model.train(was_training)
     return math.exp(loss / count)

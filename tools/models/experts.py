@@ -30,9 +30,7 @@ class Balancer:
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = [
-            module
-            for module in model.modules()
-            if hasattr(getattr(module, "gate", None), "e_score_correction_bias")
+            module for module in model.modules() if hasattr(getattr(module, "gate", None), "e_score_correction_bias")
         ]
         for layer in self.layers:
             experts = layer.experts

@@ -86,9 +86,7 @@ class TrigramModel:
         return math.exp(-float(np.log(self.probabilities(trigrams(documents))).mean()))
 
 
-def fit_trigram(
-    train: Sequence[Sequence[int]], dev: Sequence[Sequence[int]], vocab: int
-) -> TrigramModel:
+def fit_trigram(train: Sequence[Sequence[int]], dev: Sequence[Sequence[int]], vocab: int) -> TrigramModel:
     """The model on ``train`` whose discount scale does best on ``dev``."""
     candidates = [TrigramModel(train, vocab, scale) for scale in (0.8, 0.9, 1.0, 1.1, 1.2, 1.3)]
     return min(candidates, key=lambda model: model.perplexity(dev))

@@ -106,9 +106,7 @@ def optimiser(model: nn.Module, plan: Plan, device: torch.device) -> torch.optim
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": plan.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups, lr=plan.learning_rate, betas=(0.9, 0.95), fused=device.type == "cuda"
-    )
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.95), fused=device.type == "cuda")
 
 
 def rate_at(progress: float, warmup: float) -> float:

@@ -69,7 +69,9 @@ def entry(
     """
     first = sig.tensors[0].name
     others = Signature(sig.name, tuple(p for p in sig.params if p.name != first), 0)
-    special = f"type({first}) is not Tensor" + (" or " + _any(others, "type({t}) not in plain") if others.tensors else "")
+    special = f"type({first}) is not Tensor" + (
+        " or " + _any(others, "type({t}) not in plain") if others.tensors else ""
+    )
     body = (
         f"{_dtype_lines(sig)}"
         f"        if is_dynamo_compiling() or dispatch_modes() or {special}:\n            return slow({sig.call})\n"

@@ -54,7 +54,9 @@ def _values(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance, name: s
     finite = g.isfinite() & w.isfinite()
     if bool((~same & ~finite).any()):
         where = (~same & ~finite).nonzero()[0].tolist()
-        return Verdict(False, float("inf"), 0.0, f"{name}{where}: got {got[tuple(where)].item()}, want {want[tuple(where)].item()}")
+        return Verdict(
+            False, float("inf"), 0.0, f"{name}{where}: got {got[tuple(where)].item()}, want {want[tuple(where)].item()}"
+        )
     safe = torch.where(finite, w, torch.zeros_like(w)).abs()
     row = safe.amax(-1, keepdim=True) if safe.dim() else safe
     tiny = torch.finfo(want.dtype).smallest_normal * torch.finfo(want.dtype).eps

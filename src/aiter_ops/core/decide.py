@@ -129,7 +129,11 @@ def decide(
             reason = "strict: not among the requested providers"
         elif reason is None:
             chosen = candidate
-            asked = f"asked for by rule {rule}" if candidate.provider in preferred else "first in built-in order that serves"
+            asked = (
+                f"asked for by rule {rule}"
+                if candidate.provider in preferred
+                else "first in built-in order that serves"
+            )
             reasons.append((candidate.provider, True, asked))
             continue
         reasons.append((candidate.provider, False, reason))

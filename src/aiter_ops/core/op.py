@@ -58,9 +58,7 @@ class Op:
         self.signature = read_signature(fn, mutates)
         self.results, self.tolerance, self.inline = results, tolerance, inline
         self._written, self._samples, self._check, self._flops = fn, samples, check, flops
-        self._defaults = {
-            f"default_{p.name}": fp8_dtype for p in self.signature.params if p.is_fp8_default
-        }
+        self._defaults = {f"default_{p.name}": fp8_dtype for p in self.signature.params if p.is_fp8_default}
         if len(results) != self.signature.results:
             raise TypeError(f"{self.name}: results={results} for {self.signature.results} returned tensors")
         if not inline and fake is None:

@@ -18,6 +18,9 @@ import torch
 FNUZ_ARCHS = ("gfx940", "gfx941", "gfx942")
 """Architectures whose FP8 is e4m3fnuz, with maximum 240 (facts: AITER's and ROCm's tables); all others use OCP e4m3fn."""
 
+OCP_ARCHS = ("gfx950", "gfx1200", "gfx1201", "gfx1250", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
+"""Architectures with instructions for e4m3fn; gfx90a, gfx11xx and older NVIDIA parts have no FP8 type at all."""
+
 WAVE64_ARCHS = "gfx9"
 
 
@@ -35,7 +38,7 @@ class Platform:
     wave_size: int = 0
     compute_units: int = 0
     lds: int = 0
-    torch: str = torch.__version__
+    torch_version: str = torch.__version__
     hip: str | None = None
     cuda: str | None = None
     triton: str | None = None
@@ -46,6 +49,13 @@ class Platform:
     def fp8_dtype(self) -> torch.dtype:
         """The FP8 format of this machine's matrix units."""
         return torch.float8_e4m3fnuz if self.arch in FNUZ_ARCHS else torch.float8_e4m3fn
+
+    @property
+    def fp8_types(self) -> tuple[torch.dtype, ...]:
+        """The FP8 formats a kernel can convert to and from on this machine; unknown architectures have none."""
+        if self.arch in FNUZ_ARCHS:
+            return (torch.float8_e4m3fnuz,)
+        return (torch.float8_e4m3fn,) if self.arch in OCP_ARCHS else ()
 
     @property
     def has_gpu(self) -> bool:

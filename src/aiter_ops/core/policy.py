@@ -59,8 +59,11 @@ class Policy:
 
     def preference(self, op: str, family: str) -> tuple[tuple[str, ...], str | None]:
         """The providers preferred for an op in order, and the rule's text: highest rank, most specific, last written."""
-        wishes = [(r.rank, (op, family, "*")[::-1].index(r.target), i) for i, r in enumerate(self.rules)
-                  if not r.exclude and r.covers(op, family)]
+        wishes = [
+            (r.rank, (op, family, "*")[::-1].index(r.target), i)
+            for i, r in enumerate(self.rules)
+            if not r.exclude and r.covers(op, family)
+        ]
         if not wishes:
             return (), None
         rule = self.rules[max(wishes)[2]]

@@ -53,7 +53,9 @@ def policy() -> Policy:
         if state.settings is None:
             settings = read_settings()
             provider.load_plugins(settings.plugins)
-            rules, off = parse_rules(settings.rules, "AITER_OPS", ENVIRONMENT, targets(), provider.provider_names(), platform())
+            rules, off = parse_rules(
+                settings.rules, "AITER_OPS", ENVIRONMENT, targets(), provider.provider_names(), platform()
+            )
             state.policy = Policy(rules, settings.strict, off, settings.flags_off)
             state.settings = settings
             if settings.trace and state.trace is None:
@@ -153,7 +155,9 @@ def resolve(op: Op) -> Any:
     found = find(op, machine, rules)
     if not machine.has_gpu:
         return _link(op, found, rules)
-    return codegen.by_device(op.signature, _link(op, found, rules), _link(op, [c for c in found if not _gpu_only(c)], rules))
+    return codegen.by_device(
+        op.signature, _link(op, found, rules), _link(op, [c for c in found if not _gpu_only(c)], rules)
+    )
 
 
 def _gpu_only(candidate: Candidate) -> bool:

@@ -46,7 +46,7 @@ class Recorder(list[Call]):
 
     def calls(self) -> list[Call]:
         with self._lock:
-            return [Call(*key, count) for key, count in self._counts.items()]
+            return [Call(key[0], key[1], key[2], key[3], count) for key, count in self._counts.items()]
 
     def close(self) -> None:
         self[:] = self.calls()

@@ -52,8 +52,14 @@ def _halves_limit(x: Tensor, limit: float | None) -> None:
         raise bad_value("silu_and_mul", "limit", limit, "None or a number > 0")
 
 
-@op("activation", samples=limit_samples, inline=True, tolerance=TRANSCENDENTAL, check=_halves_limit,
-    flops=lambda x, limit: 5 * x.numel() // 2)
+@op(
+    "activation",
+    samples=limit_samples,
+    inline=True,
+    tolerance=TRANSCENDENTAL,
+    check=_halves_limit,
+    flops=lambda x, limit: 5 * x.numel() // 2,
+)
 def silu_and_mul(x: Tensor, limit: float | None = None) -> Tensor:
     """SwiGLU's product: silu(x[..., :N]) · x[..., N:] (arXiv:2002.05202).
 
@@ -65,8 +71,14 @@ def silu_and_mul(x: Tensor, limit: float | None = None) -> Tensor:
     return f.silu_mul(x, limit).to(x.dtype)
 
 
-@op("activation", samples=odd_samples, inline=True, tolerance=TRANSCENDENTAL, check=lambda x: f.halves("gelu_and_mul", x),
-    flops=lambda x: 5 * x.numel() // 2)
+@op(
+    "activation",
+    samples=odd_samples,
+    inline=True,
+    tolerance=TRANSCENDENTAL,
+    check=lambda x: f.halves("gelu_and_mul", x),
+    flops=lambda x: 5 * x.numel() // 2,
+)
 def gelu_and_mul(x: Tensor) -> Tensor:
     """GeGLU with the exact GELU: gelu(x[..., :N]) · x[..., N:] (arXiv:1606.08415, erf form).
 
@@ -76,8 +88,14 @@ def gelu_and_mul(x: Tensor) -> Tensor:
     return (f.gelu(gate) * up).to(x.dtype)
 
 
-@op("activation", samples=odd_samples, inline=True, tolerance=TRANSCENDENTAL,
-    check=lambda x: f.halves("gelu_tanh_and_mul", x), flops=lambda x: 8 * x.numel() // 2)
+@op(
+    "activation",
+    samples=odd_samples,
+    inline=True,
+    tolerance=TRANSCENDENTAL,
+    check=lambda x: f.halves("gelu_tanh_and_mul", x),
+    flops=lambda x: 8 * x.numel() // 2,
+)
 def gelu_tanh_and_mul(x: Tensor) -> Tensor:
     """GeGLU with the tanh approximation of GELU (arXiv:1606.08415, section 2), as Gemma uses it.
 
@@ -87,8 +105,14 @@ def gelu_tanh_and_mul(x: Tensor) -> Tensor:
     return (f.gelu(gate, tanh=True) * up).to(x.dtype)
 
 
-@op("activation", samples=odd_samples, inline=True, tolerance=TRANSCENDENTAL,
-    check=lambda x, alpha, limit: f.halves("swiglu_oai_and_mul", x), flops=lambda x, alpha, limit: 7 * x.numel() // 2)
+@op(
+    "activation",
+    samples=odd_samples,
+    inline=True,
+    tolerance=TRANSCENDENTAL,
+    check=lambda x, alpha, limit: f.halves("swiglu_oai_and_mul", x),
+    flops=lambda x, alpha, limit: 7 * x.numel() // 2,
+)
 def swiglu_oai_and_mul(x: Tensor, alpha: float = 1.702, limit: float = 7.0) -> Tensor:
     """gpt-oss's clamped SwiGLU: (up + 1) · gate · sigmoid(alpha · gate), gate and up interleaved.
 
@@ -100,8 +124,7 @@ def swiglu_oai_and_mul(x: Tensor, alpha: float = 1.702, limit: float = 7.0) -> T
 
 
 def group_tail_samples(make: Make) -> Iterator[Sample]:
-    for sample in gated_samples(make):
-        yield sample
+    yield from gated_samples(make)
     x = make.normal(6, 1024, dtype=torch.float32)
     yield Sample("col scales", (x,), {"scale_layout": "col"})
     yield Sample("TMA scales 6 rows", (x,), {"scale_layout": "col_tma4"})
@@ -115,8 +138,16 @@ def _group_check(x: Tensor, group_size: int, dtype: torch.dtype | None, scale_la
     f.grouped("silu_and_mul_group_quant", x.shape[-1] // 2, group_size, dtype)
 
 
-@op("activation", samples=group_tail_samples, results=("q", "scale"), strided=("scale",), inline=True,
-    tolerance=TRANSCENDENTAL, check=_group_check, flops=lambda x, *rest: 8 * x.numel() // 2)
+@op(
+    "activation",
+    samples=group_tail_samples,
+    results=("q", "scale"),
+    strided=("scale",),
+    inline=True,
+    tolerance=TRANSCENDENTAL,
+    check=_group_check,
+    flops=lambda x, *rest: 8 * x.numel() // 2,
+)
 def silu_and_mul_group_quant(
     x: Tensor,
     group_size: int = 128,
@@ -132,8 +163,7 @@ def silu_and_mul_group_quant(
 
 
 def dynamic_samples(make: Make) -> Iterator[Sample]:
-    for sample in odd_samples(make):
-        yield sample
+    yield from odd_samples(make)
     x = make.normal(6, 512, dtype=torch.float32)
     yield Sample("int8", (x,), {"dtype": torch.int8})
     yield Sample("fnuz", (x,), {"dtype": torch.float8_e4m3fnuz})
@@ -145,8 +175,15 @@ def _dynamic_check(x: Tensor, dtype: torch.dtype | None) -> None:
     f.code_dtype("silu_and_mul_dynamic_quant", dtype)
 
 
-@op("activation", samples=dynamic_samples, results=("q", "scale"), inline=True, tolerance=TRANSCENDENTAL,
-    check=_dynamic_check, flops=lambda x, dtype: 8 * x.numel() // 2)
+@op(
+    "activation",
+    samples=dynamic_samples,
+    results=("q", "scale"),
+    inline=True,
+    tolerance=TRANSCENDENTAL,
+    check=_dynamic_check,
+    flops=lambda x, dtype: 8 * x.numel() // 2,
+)
 def silu_and_mul_dynamic_quant(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """`silu_and_mul`, then `per_token_quant`; the product stays fp32 in between.
 

@@ -140,7 +140,13 @@ def lay_out(scale: Tensor, layout: str) -> Tensor:
     pitch = count if layout == "col" else (count + 3) // 4 * 4
     columns = F.pad(flat.t(), (0, pitch - count)).contiguous()
     laid = columns.as_strided((count, groups), (1, pitch))
-    return laid if scale.dim() == 2 else laid.view(scale.shape) if scale.dim() == 1 else laid.unflatten(0, scale.shape[:-1])
+    return (
+        laid
+        if scale.dim() == 2
+        else laid.view(scale.shape)
+        if scale.dim() == 1
+        else laid.unflatten(0, scale.shape[:-1])
+    )
 
 
 def gelu(x: Tensor, tanh: bool = False) -> Tensor:

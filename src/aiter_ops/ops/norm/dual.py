@@ -19,18 +19,35 @@ from .samples import FP16, FP32
 
 def dual_samples(make: Make) -> Iterator[Sample]:
     def pair(name: str, count: int, q: int, kv: int, dtype: torch.dtype, size: str = "small") -> Sample:
-        args = (make.normal(count, q, dtype=dtype), make.weight(q, dtype), make.normal(count, kv, dtype=dtype),
-                make.weight(kv, dtype), 1e-6, 1e-5)
+        args = (
+            make.normal(count, q, dtype=dtype),
+            make.weight(q, dtype),
+            make.normal(count, kv, dtype=dtype),
+            make.weight(kv, dtype),
+            1e-6,
+            1e-5,
+        )
         return Sample(name, args, size=size)
 
     yield pair("decode 1x(256+128)", 1, 256, 128, torch.bfloat16)
     yield pair("ragged 7x(384+512) fp16", 7, 384, 512, FP16)
     yield pair("zero rows", 0, 256, 128, FP32)
     sliced = make.sliced(6, 640, FP32)
-    yield Sample("one projection split in two", (sliced[:, :384], make.weight(384, FP32), sliced[:, 384:],
-                                                 make.weight(256, FP32), 1e-6, 1e-6))
-    yield Sample("leading dimensions", (make.normal(2, 3, 256, dtype=FP32), make.weight(256, FP32),
-                                        make.normal(2, 3, 128, dtype=FP32), make.weight(128, FP32), 1e-6, 1e-6))
+    yield Sample(
+        "one projection split in two",
+        (sliced[:, :384], make.weight(384, FP32), sliced[:, 384:], make.weight(256, FP32), 1e-6, 1e-6),
+    )
+    yield Sample(
+        "leading dimensions",
+        (
+            make.normal(2, 3, 256, dtype=FP32),
+            make.weight(256, FP32),
+            make.normal(2, 3, 128, dtype=FP32),
+            make.weight(128, FP32),
+            1e-6,
+            1e-6,
+        ),
+    )
     yield pair("DeepSeek-V3 decode 64x(1536+512)", 64, 1536, 512, torch.bfloat16, "model")
     yield pair("DeepSeek-V3 prefill 4096x(1536+512)", 4096, 1536, 512, torch.bfloat16, "model")
 
@@ -46,9 +63,14 @@ def _pair(op_name: str, q: Tensor, q_weight: Tensor, kv: Tensor, kv_weight: Tens
         raise bad_dtype(op_name, "kv", kv.dtype, (q.dtype,))
 
 
-@op("norm", samples=dual_samples, results=("q_out", "kv_out"), inline=True,
+@op(
+    "norm",
+    samples=dual_samples,
+    results=("q_out", "kv_out"),
+    inline=True,
     check=lambda q, q_weight, kv, kv_weight, q_eps, kv_eps: _pair("dual_rms_norm", q, q_weight, kv, kv_weight),
-    flops=lambda q, q_weight, kv, *rest: 4 * (q.numel() + kv.numel()))
+    flops=lambda q, q_weight, kv, *rest: 4 * (q.numel() + kv.numel()),
+)
 def dual_rms_norm(
     q: Tensor, q_weight: Tensor, kv: Tensor, kv_weight: Tensor, q_eps: float, kv_eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -70,14 +92,21 @@ def dual_dynamic_samples(make: Make) -> Iterator[Sample]:
     yield Sample("fnuz", last.args, {"dtype": torch.float8_e4m3fnuz})
 
 
-def _dynamic_check(q: Tensor, q_weight: Tensor, kv: Tensor, kv_weight: Tensor, q_eps: float, kv_eps: float,
-                   dtype: torch.dtype | None) -> None:
+def _dynamic_check(
+    q: Tensor, q_weight: Tensor, kv: Tensor, kv_weight: Tensor, q_eps: float, kv_eps: float, dtype: torch.dtype | None
+) -> None:
     _pair("dual_rms_norm_dynamic_quant", q, q_weight, kv, kv_weight)
     f.code_dtype("dual_rms_norm_dynamic_quant", dtype)
 
 
-@op("norm", samples=dual_dynamic_samples, results=("q_out", "scale", "kv_out"), inline=True, check=_dynamic_check,
-    flops=lambda q, q_weight, kv, *rest: 7 * q.numel() + 4 * kv.numel())
+@op(
+    "norm",
+    samples=dual_dynamic_samples,
+    results=("q_out", "scale", "kv_out"),
+    inline=True,
+    check=_dynamic_check,
+    flops=lambda q, q_weight, kv, *rest: 7 * q.numel() + 4 * kv.numel(),
+)
 def dual_rms_norm_dynamic_quant(
     q: Tensor,
     q_weight: Tensor,
@@ -105,14 +134,31 @@ def dual_group_samples(make: Make) -> Iterator[Sample]:
         yield Sample(name, last.args, dict(tail))
 
 
-def _group_check(q: Tensor, q_weight: Tensor, kv: Tensor, kv_weight: Tensor, q_eps: float, kv_eps: float,
-                 group_size: int, dtype: torch.dtype | None, scale_layout: str, ue8m0: bool) -> None:
+def _group_check(
+    q: Tensor,
+    q_weight: Tensor,
+    kv: Tensor,
+    kv_weight: Tensor,
+    q_eps: float,
+    kv_eps: float,
+    group_size: int,
+    dtype: torch.dtype | None,
+    scale_layout: str,
+    ue8m0: bool,
+) -> None:
     _pair("dual_rms_norm_group_quant", q, q_weight, kv, kv_weight)
     f.grouped("dual_rms_norm_group_quant", q.shape[-1], group_size, dtype)
 
 
-@op("norm", samples=dual_group_samples, results=("q_out", "scale", "kv_out"), strided=("scale",), inline=True,
-    check=_group_check, flops=lambda q, q_weight, kv, *rest: 7 * q.numel() + 4 * kv.numel())
+@op(
+    "norm",
+    samples=dual_group_samples,
+    results=("q_out", "scale", "kv_out"),
+    strided=("scale",),
+    inline=True,
+    check=_group_check,
+    flops=lambda q, q_weight, kv, *rest: 7 * q.numel() + 4 * kv.numel(),
+)
 def dual_rms_norm_group_quant(
     q: Tensor,
     q_weight: Tensor,

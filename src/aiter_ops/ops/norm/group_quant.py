@@ -33,15 +33,29 @@ def group_samples(make: Make) -> Iterator[Sample]:
         yield Sample(name, (x, weight, 1e-6), dict(tail))
 
 
-def _check(x: Tensor, weight: Tensor | None, eps: float, group_size: int, dtype: torch.dtype | None,
-           scale_layout: str, ue8m0: bool) -> None:
+def _check(
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    group_size: int,
+    dtype: torch.dtype | None,
+    scale_layout: str,
+    ue8m0: bool,
+) -> None:
     f.rows("rms_norm_group_quant", "x", x)
     f.vector("rms_norm_group_quant", "weight", weight, x)
     f.grouped("rms_norm_group_quant", x.shape[-1], group_size, dtype)
 
 
-@op("norm", samples=group_samples, results=("q", "scale"), strided=("scale",), inline=True, check=_check,
-    flops=lambda x, *rest: 7 * x.numel())
+@op(
+    "norm",
+    samples=group_samples,
+    results=("q", "scale"),
+    strided=("scale",),
+    inline=True,
+    check=_check,
+    flops=lambda x, *rest: 7 * x.numel(),
+)
 def rms_norm_group_quant(
     x: Tensor,
     weight: Tensor | None,
@@ -65,16 +79,31 @@ def add_group_samples(make: Make) -> Iterator[Sample]:
         yield Sample(sample.name, (x, residual_for(make, x), *rest), sample.kwargs, sample.size)
 
 
-def _add_check(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, group_size: int,
-               dtype: torch.dtype | None, scale_layout: str, ue8m0: bool) -> None:
+def _add_check(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    group_size: int,
+    dtype: torch.dtype | None,
+    scale_layout: str,
+    ue8m0: bool,
+) -> None:
     f.rows("add_rms_norm_group_quant", "x", x)
     f.same("add_rms_norm_group_quant", "residual", residual, "x", x)
     f.vector("add_rms_norm_group_quant", "weight", weight, x)
     f.grouped("add_rms_norm_group_quant", x.shape[-1], group_size, dtype)
 
 
-@op("norm", samples=add_group_samples, results=("q", "scale", "h"), strided=("scale",), inline=True, check=_add_check,
-    flops=lambda x, *rest: 8 * x.numel())
+@op(
+    "norm",
+    samples=add_group_samples,
+    results=("q", "scale", "h"),
+    strided=("scale",),
+    inline=True,
+    check=_add_check,
+    flops=lambda x, *rest: 8 * x.numel(),
+)
 def add_rms_norm_group_quant(
     x: Tensor,
     residual: Tensor,
@@ -98,8 +127,12 @@ def gated_samples(make: Make) -> Iterator[Sample]:
     for name, size, x in row_inputs(make, odd=False):
         width = x.shape[-1]
         yield Sample(name, (x, make.weight(width, x.dtype), None, residual_for(make, x), 1e-6), size=size)
-    x, weight, bias, z = (make.normal(6, 256, dtype=FP32), make.weight(256, FP32), make.normal(256, dtype=FP32),
-                          make.normal(6, 256, dtype=FP32))
+    x, weight, bias, z = (
+        make.normal(6, 256, dtype=FP32),
+        make.weight(256, FP32),
+        make.normal(256, dtype=FP32),
+        make.normal(6, 256, dtype=FP32),
+    )
     yield Sample("bias", (x, weight, bias, z, 1e-6))
     yield Sample("gate before norm", (x, weight, bias, z, 1e-6), {"norm_before_gate": False})
     yield Sample("sigmoid", (x, weight, None, z, 1e-6), {"activation": "sigmoid"})
@@ -107,8 +140,19 @@ def gated_samples(make: Make) -> Iterator[Sample]:
         yield Sample(name, (x, weight, None, z, 1e-6), dict(tail))
 
 
-def _gated_check(x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor, eps: float, norm_before_gate: bool,
-                 activation: str, group_size: int, dtype: torch.dtype | None, scale_layout: str, ue8m0: bool) -> None:
+def _gated_check(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    z: Tensor,
+    eps: float,
+    norm_before_gate: bool,
+    activation: str,
+    group_size: int,
+    dtype: torch.dtype | None,
+    scale_layout: str,
+    ue8m0: bool,
+) -> None:
     f.rows("gated_rms_norm_group_quant", "x", x)
     f.vector("gated_rms_norm_group_quant", "weight", weight, x)
     f.vector("gated_rms_norm_group_quant", "bias", bias, x)
@@ -116,8 +160,16 @@ def _gated_check(x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tenso
     f.grouped("gated_rms_norm_group_quant", x.shape[-1], group_size, dtype)
 
 
-@op("norm", samples=gated_samples, results=("q", "scale"), strided=("scale",), inline=True, check=_gated_check,
-    tolerance=Tolerance(fp32=32 * 2.0**-23), flops=lambda x, *rest: 12 * x.numel())
+@op(
+    "norm",
+    samples=gated_samples,
+    results=("q", "scale"),
+    strided=("scale",),
+    inline=True,
+    check=_gated_check,
+    tolerance=Tolerance(fp32=32 * 2.0**-23),
+    flops=lambda x, *rest: 12 * x.numel(),
+)
 def gated_rms_norm_group_quant(
     x: Tensor,
     weight: Tensor | None,

@@ -56,8 +56,15 @@ def _check_add(x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor 
     f.vector("add_layer_norm", "bias", bias, x)
 
 
-@op("norm", samples=add_layer_samples, results=("y", "h"), inline=True, tolerance=CENTRED, check=_check_add,
-    flops=lambda x, *rest: 8 * x.numel())
+@op(
+    "norm",
+    samples=add_layer_samples,
+    results=("y", "h"),
+    inline=True,
+    tolerance=CENTRED,
+    check=_check_add,
+    flops=lambda x, *rest: 8 * x.numel(),
+)
 def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:

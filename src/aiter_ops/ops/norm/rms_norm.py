@@ -66,8 +66,15 @@ def _check_add(
     f.vector("add_rms_norm", "weight", weight, x)
 
 
-@op("norm", samples=add_samples, results=("y", "h"), inline=True, tolerance=TWICE, check=_check_add,
-    flops=lambda x, *rest: 5 * x.numel())
+@op(
+    "norm",
+    samples=add_samples,
+    results=("y", "h"),
+    inline=True,
+    tolerance=TWICE,
+    check=_check_add,
+    flops=lambda x, *rest: 5 * x.numel(),
+)
 def add_rms_norm(
     x: Tensor,
     residual: Tensor,
@@ -100,8 +107,12 @@ def _check_pad(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, p
         raise bad_value("add_rms_norm_pad", "pad_to", pad_to, "an integer >= 1")
 
 
-@op("norm", samples=pad_samples, results=("y", "h"), inline=True, check=_check_pad, flops=lambda x, *rest: 5 * x.numel())
-def add_rms_norm_pad(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, pad_to: int) -> tuple[Tensor, Tensor]:
+@op(
+    "norm", samples=pad_samples, results=("y", "h"), inline=True, check=_check_pad, flops=lambda x, *rest: 5 * x.numel()
+)
+def add_rms_norm_pad(
+    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, pad_to: int
+) -> tuple[Tensor, Tensor]:
     """`add_rms_norm` with each row of y zero-padded to a multiple of `pad_to` columns.
 
     x, residual: [..., N]. Returns y [..., ceil(N / pad_to) · pad_to] and h [..., N]. Raises as `add_rms_norm`.

@@ -28,8 +28,14 @@ def _dynamic_check(x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dt
     f.code_dtype("rms_norm_dynamic_quant", dtype)
 
 
-@op("norm", samples=dynamic_samples, results=("q", "scale"), inline=True, check=_dynamic_check,
-    flops=lambda x, *rest: 7 * x.numel())
+@op(
+    "norm",
+    samples=dynamic_samples,
+    results=("q", "scale"),
+    inline=True,
+    check=_dynamic_check,
+    flops=lambda x, *rest: 7 * x.numel(),
+)
 def rms_norm_dynamic_quant(
     x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -56,8 +62,14 @@ def _add_dynamic_check(
     f.code_dtype("add_rms_norm_dynamic_quant", dtype)
 
 
-@op("norm", samples=add_dynamic_samples, results=("q", "scale", "h"), inline=True, check=_add_dynamic_check,
-    flops=lambda x, *rest: 8 * x.numel())
+@op(
+    "norm",
+    samples=add_dynamic_samples,
+    results=("q", "scale", "h"),
+    inline=True,
+    check=_add_dynamic_check,
+    flops=lambda x, *rest: 8 * x.numel(),
+)
 def add_rms_norm_dynamic_quant(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,7 +98,14 @@ def _static_check(x: Tensor, weight: Tensor | None, scale: Tensor, eps: float, d
     f.code_dtype("rms_norm_static_quant", dtype, f.FP8)
 
 
-@op("norm", samples=static_samples, results=("q",), inline=True, check=_static_check, flops=lambda x, *rest: 5 * x.numel())
+@op(
+    "norm",
+    samples=static_samples,
+    results=("q",),
+    inline=True,
+    check=_static_check,
+    flops=lambda x, *rest: 5 * x.numel(),
+)
 def rms_norm_static_quant(
     x: Tensor, weight: Tensor | None, scale: Tensor, eps: float, dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -114,8 +133,14 @@ def _add_static_check(
     f.code_dtype("add_rms_norm_static_quant", dtype, f.FP8)
 
 
-@op("norm", samples=add_static_samples, results=("q", "h"), inline=True, check=_add_static_check,
-    flops=lambda x, *rest: 6 * x.numel())
+@op(
+    "norm",
+    samples=add_static_samples,
+    results=("q", "h"),
+    inline=True,
+    check=_add_static_check,
+    flops=lambda x, *rest: 6 * x.numel(),
+)
 def add_rms_norm_static_quant(
     x: Tensor, residual: Tensor, weight: Tensor | None, scale: Tensor, eps: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:

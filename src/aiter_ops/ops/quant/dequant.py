@@ -27,8 +27,11 @@ def dequant_samples(make: Make) -> Iterator[Sample]:
     yield Sample("bf16 result", (q, scale), {"out_dtype": torch.bfloat16})
     yield Sample("one scale", (q, torch.tensor([0.5], device=make.device)))
     block = make.normal(2, 3, dtype=torch.float32).abs()
-    yield Sample("128x128 blocks, ragged", (make.normal(200, 300, dtype=torch.float32).to(torch.float8_e4m3fn), block),
-                 {"block_rows": 128, "group_size": 128})
+    yield Sample(
+        "128x128 blocks, ragged",
+        (make.normal(200, 300, dtype=torch.float32).to(torch.float8_e4m3fn), block),
+        {"block_rows": 128, "group_size": 128},
+    )
     packed = (make.normal(5, 64, dtype=torch.float32) * 40).to(torch.int8).view(torch.uint8)
     exponents = (make.normal(5, 4, dtype=torch.float32) * 4 + 127).to(torch.uint8)
     yield Sample("MXFP4", (packed, exponents))

@@ -28,8 +28,15 @@ def _group_check(x: Tensor, group_size: int, dtype: torch.dtype | None, scale_la
     f.grouped("group_quant", x.shape[-1], group_size, dtype)
 
 
-@op("quant", samples=group_samples, results=("q", "scale"), strided=("scale",), inline=True, check=_group_check,
-    flops=lambda x, *rest: 3 * x.numel())
+@op(
+    "quant",
+    samples=group_samples,
+    results=("q", "scale"),
+    strided=("scale",),
+    inline=True,
+    check=_group_check,
+    flops=lambda x, *rest: 3 * x.numel(),
+)
 def group_quant(
     x: Tensor,
     group_size: int = 128,
@@ -65,8 +72,14 @@ def _token_check(x: Tensor, dtype: torch.dtype | None, scale_upper_bound: Tensor
         f.one_scale("per_token_quant", scale_upper_bound)
 
 
-@op("quant", samples=token_samples, results=("q", "scale"), inline=True, check=_token_check,
-    flops=lambda x, *rest: 3 * x.numel())
+@op(
+    "quant",
+    samples=token_samples,
+    results=("q", "scale"),
+    inline=True,
+    check=_token_check,
+    flops=lambda x, *rest: 3 * x.numel(),
+)
 def per_token_quant(
     x: Tensor, dtype: torch.dtype | None = None, scale_upper_bound: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -93,8 +106,14 @@ def _tensor_check(x: Tensor, dtype: torch.dtype | None) -> None:
     f.code_dtype("per_tensor_quant", dtype)
 
 
-@op("quant", samples=tensor_samples, results=("q", "scale"), inline=True, check=_tensor_check,
-    flops=lambda x, *rest: 3 * x.numel())
+@op(
+    "quant",
+    samples=tensor_samples,
+    results=("q", "scale"),
+    inline=True,
+    check=_tensor_check,
+    flops=lambda x, *rest: 3 * x.numel(),
+)
 def per_tensor_quant(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """One scale for the whole tensor, taken from it.
 
@@ -121,7 +140,14 @@ def _static_check(x: Tensor, scale: Tensor, dtype: torch.dtype | None) -> None:
     f.code_dtype("per_tensor_quant_static", dtype)
 
 
-@op("quant", samples=static_samples, results=("q",), inline=True, check=_static_check, flops=lambda x, *rest: 2 * x.numel())
+@op(
+    "quant",
+    samples=static_samples,
+    results=("q",),
+    inline=True,
+    check=_static_check,
+    flops=lambda x, *rest: 2 * x.numel(),
+)
 def per_tensor_quant_static(x: Tensor, scale: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Codes of x / scale with a given scale; values beyond the format's range saturate.
 

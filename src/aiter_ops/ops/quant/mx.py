@@ -66,8 +66,14 @@ def _check(op_name: str, x: Tensor) -> None:
         raise bad_shape(op_name, "x", x, "[..., N] with N a multiple of 32")
 
 
-@op("quant", samples=mx_samples, results=("packed", "e8m0"), inline=True, check=lambda x, rounding: _check("mxfp4_quant", x),
-    flops=lambda x, rounding: 3 * x.numel())
+@op(
+    "quant",
+    samples=mx_samples,
+    results=("packed", "e8m0"),
+    inline=True,
+    check=lambda x, rounding: _check("mxfp4_quant", x),
+    flops=lambda x, rounding: 3 * x.numel(),
+)
 def mxfp4_quant(x: Tensor, rounding: Literal["floor", "even", "up"] = "even") -> tuple[Tensor, Tensor]:
     """MXFP4: E2M1 elements, two to a byte, low nibble first, with one E8M0 scale for 32 neighbours (OCP MX v1.0).
 
@@ -88,8 +94,14 @@ def mxfp4_quant(x: Tensor, rounding: Literal["floor", "even", "up"] = "even") ->
     return code[..., ::2] | code[..., 1::2] << 4, exponent.to(torch.uint8)
 
 
-@op("quant", samples=mx_samples, results=("q", "e8m0"), inline=True, check=lambda x, rounding: _check("mxfp8_quant", x),
-    flops=lambda x, rounding: 3 * x.numel())
+@op(
+    "quant",
+    samples=mx_samples,
+    results=("q", "e8m0"),
+    inline=True,
+    check=lambda x, rounding: _check("mxfp8_quant", x),
+    flops=lambda x, rounding: 3 * x.numel(),
+)
 def mxfp8_quant(x: Tensor, rounding: Literal["floor", "even", "up"] = "floor") -> tuple[Tensor, Tensor]:
     """MXFP8: float8_e4m3fn elements with one E8M0 scale for 32 neighbours (OCP MX v1.0).
 

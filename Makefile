@@ -1,0 +1,32 @@
+# make run   sets everything up in .venv and runs a bundled model on the op layer
+# make test  the same, and runs the tests
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: run test lint docs clean
+
+run: $(VENV)/run
+	@$(BIN)/aiter-ops run --compare $(ARGS)
+
+test: $(VENV)/test
+	@$(BIN)/python tools/run_tests.py $(ARGS)
+
+lint: $(VENV)/test
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+docs: $(VENV)/test
+	@$(BIN)/python tools/make_docs.py
+
+$(VENV)/run: pyproject.toml tools/setup_venv.sh
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" tools/setup_venv.sh $(VENV) transformers
+	@touch $@
+
+$(VENV)/test: pyproject.toml constraints-dev.txt tools/setup_venv.sh
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" tools/setup_venv.sh $(VENV) dev
+	@touch $@ $(VENV)/run
+
+clean:
+	rm -rf $(VENV)

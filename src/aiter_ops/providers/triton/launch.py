@@ -1,0 +1,134 @@
+"""How a Triton kernel of ours is started: on its tensors' device and stream, with little Python per call.
+
+Every kernel takes its parameters in this order: tensors, then numbers, then constants (``tl.constexpr``). After the
+first start Triton's own specialisation is not asked again where its answer must be the same: all pointers 16-byte
+aligned, all integers multiples of 16 (row counts are not specialised on), tensors below 2 GiB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from aiter_ops.core.platforms import Platform, platform
+
+_ALIGNED = 15
+_BIG = 2**31
+
+
+@dataclass(frozen=True)
+class Job:
+    """One compilation: a kernel with the values its signature and constants follow from."""
+
+    kernel: Any
+    tensors: tuple[tuple[torch.dtype, bool], ...]
+    numbers: tuple[float, ...]
+    constants: tuple[Any, ...]
+    num_warps: int
+    num_stages: int
+
+
+class _Compiling:
+    """While `target` is set, launches are collected as jobs for it instead of being run."""
+
+    target: Platform | None = None
+    jobs: ClassVar[list[Job]] = []
+
+
+def machine() -> Platform:
+    """The platform tile choices are made for: this machine, or the one being compiled for."""
+    return _Compiling.target or platform()
+
+
+@contextlib.contextmanager
+def compiling_for(target: Platform) -> Iterator[list[Job]]:
+    """Collect what would be launched on `target`; nothing runs, and results hold whatever memory held."""
+    _Compiling.target, _Compiling.jobs = target, []
+    try:
+        yield _Compiling.jobs
+    finally:
+        _Compiling.target = None
+
+
+class Launcher:
+    """Starts one kernel. `free`: how many of the first numbers Triton does not specialise on (row counts)."""
+
+    def __init__(self, kernel: Any, free: int = 1) -> None:
+        self.kernel = kernel
+        self.free = free
+        self._cache: dict[Any, Any] = {}
+
+    def __call__(
+        self,
+        grid: int,
+        tensors: tuple[torch.Tensor, ...],
+        numbers: tuple[float, ...],
+        constants: tuple[Any, ...],
+        num_warps: int = 4,
+        num_stages: int = 1,
+    ) -> None:
+        """Start `grid` programs. Tensors that a constant switches off may be any other tensor of the call."""
+        device = tensors[0].get_device()
+        if device < 0 or _Compiling.target is not None:
+            self._apart(grid, tensors, numbers, constants, num_warps, num_stages)
+            return
+        if device != torch._C._cuda_getDevice():
+            with torch.cuda.device(device):
+                self(grid, tensors, numbers, constants, num_warps, num_stages)
+            return
+        pointers = [t.data_ptr() for t in tensors]
+        low = 0
+        for pointer in pointers:
+            low |= pointer
+        for number in numbers[self.free :]:
+            if type(number) is int:
+                low |= number
+        small = not torch.version.hip or all(t.nbytes < _BIG for t in tensors)
+        if low & _ALIGNED or not small:
+            self.kernel[(grid,)](*tensors, *numbers, *constants, num_warps=num_warps, num_stages=num_stages)
+            return
+        key = (device, num_warps, num_stages, constants, *[t.dtype for t in tensors])
+        started = self._cache.get(key)
+        if started is None:
+            made = self.kernel[(grid,)](*tensors, *numbers, *constants, num_warps=num_warps, num_stages=num_stages)
+            self._cache[key] = (made.run, made.function, made.packed_metadata)
+            return
+        run, function, metadata = started
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        run(grid, 1, 1, stream, function, metadata, None, None, None, *pointers, *numbers, *constants)
+
+    def _apart(self, grid: int, tensors: Any, numbers: Any, constants: Any, num_warps: int, num_stages: int) -> None:
+        """Collection for ahead-of-time compilation, and Triton's interpreter on CPU tensors."""
+        if _Compiling.target is None:
+            self.kernel[(grid,)](*tensors, *numbers, *constants, num_warps=num_warps, num_stages=num_stages)
+            return
+        forms = tuple((t.dtype, t.data_ptr() % 16 == 0) for t in tensors)
+        _Compiling.jobs.append(Job(self.kernel, forms, numbers, constants, num_warps, num_stages))
+
+
+def fp8_predicate(target: Platform, dtype: torch.dtype | None) -> str | None:
+    """Why `target` cannot make codes of `dtype`, or None. int8 is made everywhere."""
+    if dtype == torch.int8 or dtype in target.fp8_types or target.triton_interpret:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    has = ", ".join(str(t).removeprefix("torch.") for t in target.fp8_types) or "no FP8 type"
+    return f"{target.arch} has {has}; asked for {name}"
+
+
+def as_rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:
+    """x [..., N] as rows: (tensor, row count, N, row stride in elements), copied only where no view gives unit
+    stride in a row and one stride between rows.
+    """
+    width = x.shape[-1]
+    if x.is_contiguous():
+        return x, x.numel() // width, width, width
+    if x.dim() == 2 and x.stride(1) == 1:
+        return x, x.shape[0], width, x.stride(0)
+    flat = x.reshape(-1, width)
+    if flat.stride(1) != 1:
+        flat = flat.contiguous()
+    return flat, flat.shape[0], width, flat.stride(0)
