@@ -42,7 +42,13 @@ def test_another_signature_fails_at_import_and_shows_both() -> None:
 
 def test_the_schema_says_types_optionals_defaults_and_mutation() -> None:
     def sample(
-        x: Tensor, out: Tensor, w: Tensor | None, n: int = 4, *, mode: Literal["a", "b"] = "a", dtype: torch.dtype | None = None
+        x: Tensor,
+        out: Tensor,
+        w: Tensor | None,
+        n: int = 4,
+        *,
+        mode: Literal["a", "b"] = "a",
+        dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:
         raise AssertionError
 

@@ -36,7 +36,13 @@ def test_an_amd_gpu_from_the_kernel_drivers_topology(tmp_path: Path, monkeypatch
     root = topology(tmp_path, cpu, MI300X, rdna4)
     found = platforms._from_kfd(root)
     assert found is not None
-    assert (found.vendor, found.arch, found.wave_size, found.compute_units, found.lds) == ("amd", "gfx942", 64, 304, 65536)
+    assert (found.vendor, found.arch, found.wave_size, found.compute_units, found.lds) == (
+        "amd",
+        "gfx942",
+        64,
+        304,
+        65536,
+    )
     monkeypatch.setenv("HIP_VISIBLE_DEVICES", "1")
     second = platforms._from_kfd(root)
     assert second is not None
@@ -46,7 +52,9 @@ def test_an_amd_gpu_from_the_kernel_drivers_topology(tmp_path: Path, monkeypatch
     assert platforms._from_kfd(str(tmp_path / "nothing")) is None
 
 
-@pytest.mark.parametrize(("version", "arch"), [(90010, "gfx90a"), (90500, "gfx950"), (110000, "gfx1100"), (120500, "gfx1250")])
+@pytest.mark.parametrize(
+    ("version", "arch"), [(90010, "gfx90a"), (90500, "gfx950"), (110000, "gfx1100"), (120500, "gfx1250")]
+)
 def test_arch_names(tmp_path: Path, version: int, arch: str) -> None:
     found = platforms._from_kfd(topology(tmp_path, MI300X.replace("90402", str(version))))
     assert found is not None
@@ -73,4 +81,15 @@ def test_platforms_that_are_not_here() -> None:
 def test_this_machine_is_plain_data() -> None:
     facts = aiter_ops.platform().as_dict()
     assert facts["torch_version"] == torch.__version__
-    assert set(facts) >= {"vendor", "arch", "wave_size", "compute_units", "lds", "hip", "cuda", "triton", "aiter", "fp8_dtype"}
+    assert set(facts) >= {
+        "vendor",
+        "arch",
+        "wave_size",
+        "compute_units",
+        "lds",
+        "hip",
+        "cuda",
+        "triton",
+        "aiter",
+        "fp8_dtype",
+    }

@@ -216,7 +216,9 @@ def test_known_bad_rows_exclude_and_only_plus_lifts(doubling: aiter_ops.Provider
     doubling.known_bad = (row, on_wide)
     aiter_ops.reload_settings()
     assert aiter_ops.explain("rms_norm").provider == "torch"
-    assert ("doubling", False, "known bad: doubles (https://example.org/issues/1)") in aiter_ops.explain("rms_norm").reasons
+    assert ("doubling", False, "known bad: doubles (https://example.org/issues/1)") in aiter_ops.explain(
+        "rms_norm"
+    ).reasons
     with aiter_ops.use("rms_norm=doubling"):
         assert aiter_ops.explain("rms_norm").provider == "torch"
     with aiter_ops.use("rms_norm=+doubling"):
@@ -229,7 +231,7 @@ def test_known_bad_rows_exclude_and_only_plus_lifts(doubling: aiter_ops.Provider
 def test_decide_is_pure_and_answers_for_other_machines() -> None:
     mi300 = aiter_ops.platform_for("gfx942", aiter="0.1.4")
     decision = aiter_ops.explain("rms_norm", on=mi300)
-    assert dict((p, r) for p, _, r in decision.reasons)["aiter"] == "needs AITER >= 0.1.5; 0.1.4 is installed"
+    assert {p: r for p, _, r in decision.reasons}["aiter"] == "needs AITER >= 0.1.5; 0.1.4 is installed"
     assert decision.arguments.startswith("first sample: ")
     loaded = RMS.implementations_loaded()
     found = [candidates("rms_norm", "norm", loaded, ["torch"], mi300, Policy(), (), {}) for _ in range(2)]
