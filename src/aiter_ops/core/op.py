@@ -178,8 +178,12 @@ class Op:
             values, named = self.bind(args, kwargs)
             reason = implementation.unmet(platform())
             first = next((v for v in values if isinstance(v, torch.Tensor)), None)
-            on_gpu = first is None or first.is_cuda or platform().triton_interpret
-            if reason is None and not on_gpu and any(r.gpu for r in implementation.requirements):
+            if (
+                reason is None
+                and first is not None
+                and not (first.is_cuda or platform().triton_interpret)
+                and any(r.gpu for r in implementation.requirements)
+            ):
                 reason = f"the tensors are on {first.device}, not on a GPU"
             reason = reason or implementation.refuses(*values, **named)
             if reason:

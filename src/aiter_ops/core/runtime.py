@@ -8,8 +8,6 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from . import codegen, provider, tracing
 from .decide import Candidate, Decision, Refused, candidates, decide
 from .platforms import Platform, platform
