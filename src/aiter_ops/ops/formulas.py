@@ -64,7 +64,7 @@ def one_scale(op: str, name: str, scale: Tensor) -> None:
 
 def rms(x: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last dimension (RMSNorm, arXiv:1910.07467), fp32."""
-    x = x.float()
+    x = x.float().contiguous()  # torch sums in an order that depends on the strides
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
@@ -78,7 +78,7 @@ def weighted_rms(x: Tensor, weight: Tensor | None, eps: float, offset: float = 0
 
 def weighted_layer(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Layer normalisation (arXiv:1607.06450) over the last dimension, fp32."""
-    x = x.float()
+    x = x.float().contiguous()
     centred = x - x.mean(-1, keepdim=True)
     y = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
     y = y if weight is None else y * weight.float()
