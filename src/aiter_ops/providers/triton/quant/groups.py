@@ -11,12 +11,14 @@ from torch import Tensor
 
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
+from aiter_ops.ops.formulas import code_max
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.common import amax_keep_nan, encode, inverse_of, new_scales, scale_of
 from aiter_ops.providers.triton.gates import silu
 from aiter_ops.providers.triton.launch import Launcher, as_rows, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.quant import group_tile
 
-from .codes import divide, encode, inverse_of, largest, magnitude_bits, scale_of
+from .codes import divide, magnitude_bits
 
 
 @triton.jit
@@ -29,9 +31,8 @@ def _read(at, mask, N: tl.constexpr, SILU: tl.constexpr):
 
 
 @triton.jit
-def _bounded(bits, bound_ptr, BOUND: tl.constexpr):
-    """The largest magnitude from its bits, capped by the bound; NaN of either wins."""
-    amax = bits.to(tl.float32, bitcast=True)
+def _bounded(amax, bound_ptr, BOUND: tl.constexpr):
+    """The largest magnitude, capped by the bound; NaN of either wins."""
     if BOUND:
         amax = tl.minimum(amax, tl.load(bound_ptr), propagate_nan=tl.PropagateNan.ALL)
     return amax
@@ -70,8 +71,9 @@ def groups_kernel(
     mask = there[:, None] & (col < SIZE)
     start = row * stride + part * SIZE
     x = _read(x_ptr + start[:, None] + col, mask, N, SILU)
-    scale = scale_of(_bounded(tl.max(magnitude_bits(x), axis=1), bound_ptr, BOUND), TOP, UE8M0)
-    codes = encode(divide(x, scale[:, None], inverse_of(scale)[:, None]), TOP, BOUND, q_ptr.dtype.element_ty)
+    scale = scale_of(_bounded(amax_keep_nan(x, 1), bound_ptr, BOUND), TOP, UE8M0)
+    y = divide(x, scale[:, None], inverse_of(scale)[:, None])
+    codes = encode(y, 1.0, q_ptr.dtype.element_ty, TOP, BOUND)
     tl.store(q_ptr + group.to(tl.int64)[:, None] * SIZE + col, codes, mask=mask)
     tl.store(scale_ptr + row * scale_row + part.to(tl.int64) * scale_group, scale, mask=there)
 
@@ -103,31 +105,17 @@ def wide_groups_kernel(
     for start in range(0, SIZE, BLOCK):
         col = start + tl.arange(0, BLOCK)
         peaks = tl.maximum(peaks, magnitude_bits(_read(first + col, col < SIZE, N, SILU)))
-    scale = scale_of(_bounded(tl.max(peaks, axis=0), bound_ptr, BOUND), TOP, UE8M0)
+    scale = scale_of(_bounded(tl.max(peaks, axis=0).to(tl.float32, bitcast=True), bound_ptr, BOUND), TOP, UE8M0)
     inverse = inverse_of(scale)
     for start in range(0, SIZE, BLOCK):
         col = start + tl.arange(0, BLOCK)
         x = _read(first + col, col < SIZE, N, SILU)
-        codes = encode(divide(x, scale, inverse), TOP, BOUND, q_ptr.dtype.element_ty)
+        codes = encode(divide(x, scale, inverse), 1.0, q_ptr.dtype.element_ty, TOP, BOUND)
         tl.store(q_ptr + group * SIZE + col, codes, mask=col < SIZE)
     tl.store(scale_ptr + row * scale_row + part * scale_group, scale)
 
 
 _whole, _wide = Launcher(groups_kernel, free=3), Launcher(wide_groups_kernel, free=3)
-
-
-def scale_for(x: Tensor, rows: int, groups: int, layout: str) -> tuple[Tensor, int, int]:
-    """An empty scale [..., groups] for x [..., N] in `layout`, with its strides per row (of all) and per group."""
-    shape = (*x.shape[:-1], groups)
-    if layout == "row":
-        return torch.empty(shape, dtype=torch.float32, device=x.device), groups, 1
-    pitch = rows if layout == "col" else (rows + 3) // 4 * 4
-    columns = torch.empty((groups, pitch), dtype=torch.float32, device=x.device)
-    strides = [pitch]
-    for size in reversed(shape[:-1]):
-        strides.insert(0, strides[0] * last if len(strides) > 1 else 1)
-        last = size
-    return columns.as_strided(shape, strides), 1, pitch
 
 
 def quantise(
@@ -146,11 +134,11 @@ def quantise(
         width //= 2
     groups = width // size
     q = torch.empty((*x.shape[:-1], width), dtype=dtype, device=x.device)
-    scale, scale_row, scale_group = scale_for(x, rows, groups, layout)
+    scale, scale_row, scale_group = new_scales(x.shape[:-1], groups, layout, x.device)
     tile = group_tile(machine(), rows * groups, size, x.element_size() * (1 + silu))
     tensors = (flat, flat if bound is None else bound, q, scale)
     numbers = (rows * groups, scale_row, scale_group, stride)
-    tail = (largest(dtype), ue8m0, bound is not None, silu)
+    tail = (code_max(dtype), ue8m0, bound is not None, silu)
     if size <= tile.block:
         constants = (groups, size, tile.block, tile.span, *tail)
         _whole(-(-rows * groups // tile.span), tensors, numbers, constants, tile.num_warps)

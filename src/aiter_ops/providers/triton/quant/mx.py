@@ -12,17 +12,20 @@ from torch import Tensor
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.common import encode
 from aiter_ops.providers.triton.launch import Launcher, as_rows, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.quant import block_tile
 
-from .codes import encode, magnitude_bits
+from .codes import magnitude_bits
 
 
 @triton.jit
-def shared_exponent(bits, ROUNDING: tl.constexpr, MANTISSA: tl.constexpr, EMAX: tl.constexpr, TOP_BITS: tl.constexpr):
-    """Biased E8M0 exponent from the bits of a block's largest magnitude; 255 where that is Inf or NaN.
-    TOP_BITS: the mantissa field of the largest element.
-    """
+def shared_exponent(bits, ROUNDING: tl.constexpr, FP4: tl.constexpr):
+    """Biased E8M0 exponent from the bits of a block's largest magnitude; 255 where that is Inf or NaN."""
+    # the element format: mantissa bits, exponent and mantissa field of its largest value (6 or 448)
+    MANTISSA: tl.constexpr = 1 if FP4 else 3
+    EMAX: tl.constexpr = 2 if FP4 else 8
+    TOP_BITS: tl.constexpr = 0x400000 if FP4 else 0x600000
     rounded = bits
     if ROUNDING == "even":
         rounded = bits + (1 << (22 - MANTISSA))
@@ -63,10 +66,7 @@ def mx_kernel(
     at = x_ptr + start[:, None] + tl.arange(0, 32)[None, :]
     x = tl.load(at, mask=there[:, None], other=0.0, eviction_policy="evict_first").to(tl.float32)
     bits = tl.max(magnitude_bits(x), axis=1)
-    if FP4:
-        exponent = shared_exponent(bits, ROUNDING, 1, 2, 0x400000)
-    else:
-        exponent = shared_exponent(bits, ROUNDING, 3, 8, 0x600000)
+    exponent = shared_exponent(bits, ROUNDING, FP4)
     # 1/scale = 2^(127 - exponent) is a normal number: exponents end at 253
     inverse = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
     first = block.to(tl.int64)[:, None]
@@ -75,8 +75,8 @@ def mx_kernel(
         packed = tl.where((exponent == 255)[:, None], 0, low | (high << 4)).to(tl.uint8)
         tl.store(q_ptr + first * 16 + tl.arange(0, 16)[None, :], packed, mask=there[:, None])
     else:
-        y = x * tl.where(exponent == 255, float("nan"), inverse)[:, None]
-        codes = encode(y, 448.0, True, q_ptr.dtype.element_ty)
+        factor = tl.where(exponent == 255, float("nan"), inverse)[:, None]
+        codes = encode(x, factor, q_ptr.dtype.element_ty, 448.0, True)
         tl.store(q_ptr + first * 32 + tl.arange(0, 32)[None, :], codes, mask=there[:, None])
     tl.store(e8m0_ptr + block, exponent.to(tl.uint8), mask=there)
 

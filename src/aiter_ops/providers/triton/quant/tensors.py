@@ -7,11 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from aiter_ops.ops.formulas import code_max
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.common import encode, inverse_of, scale_of
 from aiter_ops.providers.triton.launch import Launcher, as_rows, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.quant import MOST_PEAKS, ONE_PASS, piece_tile
 
-from .codes import divide, encode, inverse_of, largest, magnitude_bits, scale_of
+from .codes import divide, magnitude_bits
 from .groups import quantise
 
 
@@ -71,7 +73,7 @@ def codes_kernel(
             tl.store(scale_ptr, scale)
     else:
         scale = tl.load(scale_ptr)
-    codes = encode(divide(x, scale, inverse_of(scale)), TOP, PEAKS == 0, q_ptr.dtype.element_ty)
+    codes = encode(divide(x, scale, inverse_of(scale)), 1.0, q_ptr.dtype.element_ty, TOP, PEAKS == 0)
     tl.store(q_ptr + target, codes, mask=mask)
 
 
@@ -94,7 +96,7 @@ def per_tensor_quant(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tenso
     q = torch.empty(x.shape, dtype=dtype, device=x.device)
     shape = (width, tile.block, tile.span)
     _peaks(programs, (flat, peaks), (total, programs, stride), shape, tile.num_warps)
-    constants = (*shape, largest(dtype), MOST_PEAKS)
+    constants = (*shape, code_max(dtype), MOST_PEAKS)
     _codes(tiles, (flat, peaks, scale, q), (total, programs, stride), constants, tile.num_warps)
     return q, scale
 
@@ -106,6 +108,6 @@ def per_tensor_quant_static(x: Tensor, scale: Tensor, dtype: torch.dtype | None 
     tile = piece_tile(machine(), rows, width, x.element_size())
     total = rows * -(-width // tile.block)
     q = torch.empty(x.shape, dtype=dtype, device=x.device)
-    constants = (width, tile.block, tile.span, largest(dtype), 0)
+    constants = (width, tile.block, tile.span, code_max(dtype), 0)
     _codes(-(-total // tile.span), (flat, flat, scale, q), (total, 0, stride), constants, tile.num_warps)
     return q
