@@ -140,7 +140,7 @@ def explain(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], machine: Plat
     rules = policy()
     gpu = machine.has_gpu if machine != platform() else _on_gpu(args, kwargs)
     found = find(op, machine, rules)
-    bound_args, bound_kwargs = op.bind(args, kwargs)
+    bound_args, bound_kwargs = op.bind(args, kwargs, machine)
     choice = decide(op.name, found, rules, op.family, gpu, bound_args, bound_kwargs, machine.triton_interpret)
     return Decision(choice.op, choice.provider, choice.fn, choice.reasons, note)
 
