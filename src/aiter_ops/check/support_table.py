@@ -77,13 +77,18 @@ def legend(table: Collection[Row]) -> list[str]:
     return [f"{cause.key}: {cause.meaning}" for cause in Cause if cause.key in used]
 
 
-def markdown(data: dict[str, Any], ops: Collection[str] | None = None, provider: str | None = None) -> str:
+def markdown(
+    data: dict[str, Any],
+    ops: Collection[str] | None = None,
+    provider: str | None = None,
+    archs: Collection[str] = ARCHS,
+) -> str:
     """The tables of docs/support.md, one a family."""
     notes = Notes()
-    table = list(rows(data, notes, ops, provider))
+    table = list(rows(data, notes, ops, provider, archs))
     text: list[str] = []
     for family in dict.fromkeys(row.family for row in table):
-        text += [f"## {family}", "", f"| op | provider | {' | '.join(ARCHS)} |", "|---|---" + "|---" * len(ARCHS) + "|"]
+        text += [f"## {family}", "", f"| op | provider | {' | '.join(archs)} |", "|---|---" + "|---" * len(archs) + "|"]
         text += [f"| `{r.op}` | {r.provider} | {' | '.join(r.cells)} |" for r in table if r.family == family]
         text.append("")
     if causes := legend(table):

@@ -45,7 +45,9 @@ def begin(picture: Path | None) -> None:
     if picture is None:
         _console = Console(width=wide, highlight=False)
     else:
-        _console = Console(record=True, width=PIPE_WIDTH, highlight=False, force_terminal=True, color_system="truecolor")
+        _console = Console(
+            record=True, width=PIPE_WIDTH, highlight=False, force_terminal=True, color_system="truecolor"
+        )
 
 
 def finish() -> None:

@@ -44,7 +44,7 @@ def command(
         print_json({"aiter": data["aiter"], "archs": list(archs), "ops": ops})
         return
     if markdown:
-        print(support_table.markdown(data, chosen, provider))
+        print(support_table.markdown(data, chosen, provider, archs))
         return
     from rich.table import Table
 
@@ -53,13 +53,13 @@ def command(
     shown(" ".join(["ops", *(names or [])]))
     out = console()
     view = Table(box=None, pad_edge=False, header_style="bold")
-    view.add_column("op")
+    view.add_column("op", no_wrap=True)
     view.add_column("provider")
     for a in archs:
         view.add_column(a)
     last = ""
     for row in table:
-        cells = [f"[{_style(c)}]{c}[/]" for c in row.cells]
+        cells = [f"[{_style(c)}]{c.removeprefix('no: ')}[/]" for c in row.cells]
         view.add_row("" if row.op == last else row.op, row.provider, *cells)
         last = row.op
     out.print(view)
