@@ -61,22 +61,23 @@ def command(
     where = _device(device)
     with using(use):
         rules = runtime.policy()
-        asked = {(o.name, p) for o in chosen for p in rules.preference(o.name, o.family)[0]}
+        wishes = {o.name: rules.preference(o.name, o.family)[0] for o in chosen}
         count = len(chosen) * (1 if wanted else len(_providers()))
         steps = verify(chosen, [wanted] if wanted else None, where, size.value if size else None, seed)
         rows = list(_watched(steps, count))
     failed = [r for r in rows if r.bad]
-    missed = [r for r in rows if r.verdict == "not here" and (r.op, r.provider) in asked]
+    here = {(r.op, r.provider) for r in rows if r.verdict != "not here"}
+    missed = [] if wanted else [n for n, wish in wishes.items() if wish and not any((n, p) in here for p in wish)]
     idle = wanted is not None and all(r.verdict == "not here" for r in rows)
     if json:
         from aiter_ops.core.platforms import platform
 
         data: dict[str, Any] = {"platform": platform().as_dict(), "seed": seed, "rows": [r.as_dict() for r in rows]}
-        print_json({**data, "failed": len(failed)})
+        print_json({**data, "failed": len(failed), "missed": missed})
     else:
         _table(rows, names or [], provider)
-        for row in missed:
-            console().print(f"{row.op}: {row.provider} was asked for by a rule and is not here", markup=False)
+        for name in missed:
+            console().print(f"{name}: {'/'.join(wishes[name])} was asked for by a rule and is not here", style="red")
     if failed or missed or idle:
         raise typer.Exit(1)
 
