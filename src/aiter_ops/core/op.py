@@ -192,23 +192,28 @@ class Op:
 
         return call
 
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """All arguments, defaults and `dtype=None` filled in."""
+    def bind(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], on: Platform | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """All arguments, defaults and `dtype=None` filled in, as on this machine or another one."""
         bound = inspect.signature(self._written).bind(*args, **kwargs)
         bound.apply_defaults()
         for p in self.signature.params:
             if p.is_fp8_default and bound.arguments[p.name] is None:
-                bound.arguments[p.name] = fp8_dtype()
+                bound.arguments[p.name] = on.fp8_dtype if on else fp8_dtype()
         return bound.args, bound.kwargs
 
     # --- proof --------------------------------------------------------------------------------------------------
 
-    def samples(self, device: str | torch.device = "cpu", seed: int = 0, size: str | None = None) -> Iterator[Sample]:
+    def samples(
+        self, device: str | torch.device = "cpu", seed: int = 0, size: str | None = None, values: bool = True
+    ) -> Iterator[Sample]:
         """Named argument sets on `device`; the same seed gives the same numbers. size: ``small``, ``model`` or all.
 
-        Large samples are drawn lazily, one at a time.
+        Large samples are drawn lazily, one at a time. values: False gives zeros of the same shapes, dtypes and
+        strides, for questions that values do not answer.
         """
-        for sample in self._samples(Make(device, seed)):
+        for sample in self._samples(Make(device, seed, values)):
             if size is None or sample.size == size:
                 yield sample
 

@@ -139,7 +139,7 @@ def explain(
     """The decision for these arguments, as data. gpu: the tensors count as being on the machine's GPU."""
     rules = policy()
     found = find(op, machine, rules)
-    bound_args, bound_kwargs = op.bind(args, kwargs)
+    bound_args, bound_kwargs = op.bind(args, kwargs, machine)
     choice = decide(op.name, found, rules, op.family, gpu, bound_args, bound_kwargs, machine.triton_interpret)
     return Decision(choice.op, choice.provider, choice.fn, choice.reasons, note)
 
