@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .timing import Call, Capture, Flush, Graph, fill, rough_us, run_rounds
+from .timing import Call, Capture, Graph, fill, rough_us, run_rounds
 
 BF16, CODE = torch.bfloat16, torch.int8
 
@@ -85,7 +85,7 @@ def variants(mix: str) -> list[tuple[tuple[torch.dtype | None, ...], int, int, b
     return [(dtypes, block, warps, once) for dtypes in STREAMS[mix] for block, warps in TILES for once in (False, True)]
 
 
-def measure_streams(streams: Streams, flush: Flush, seconds: float) -> list[dict[str, Any]]:
+def measure_streams(streams: Streams, flush: Call, seconds: float) -> list[dict[str, Any]]:
     """One record a mix: the best streaming kernel, its rate in GB/s and time; every variant is timed in turn."""
     records = []
     for mix in STREAMS:

@@ -13,13 +13,14 @@ import torch
 
 from aiter_ops.core import runtime
 from aiter_ops.core.op import Op
+from aiter_ops.core.platforms import platform
 
 from . import peers
 from .checking import Check, check, poisoned
 from .contenders import COMPILED, EAGER, Contender, Selection, contenders
 from .inputs import argument_sets, cache_bytes, is_large, traffic
 from .limits import floor_calls, mix_of
-from .timing import Capture, Flush, Graph, Timing, fill, host_us, rough_us, run_rounds, sets_needed, wall
+from .timing import Call, Capture, Flush, Graph, Timing, fill, host_us, rough_us, run_rounds, sets_needed, wall
 
 Result = dict[str, Any]
 """One op at one shape, as it stands in the results file."""
@@ -36,7 +37,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.cache = cache_bytes(self.device) if self.device.type == "cuda" else 0
-        self.flush = Flush(self.cache, self.device) if self.device.type == "cuda" else None
+        self.flush: Call = Flush(self.cache, self.device) if self.device.type == "cuda" else lambda: None
 
 
 def measure(run: Run, op: Op, rows: int, width: int) -> Result:
@@ -69,7 +70,6 @@ def _record(name: str, kind: str, timing: Timing, result: Result, checked: Check
 
 
 def _on_gpu(run: Run, op: Op, rows: int, width: int, moved: int) -> Result:
-    assert run.flush is not None
     sets = argument_sets(op, rows, width, run.device, max(2, sets_needed(moved, run.cache)))
     found, left_out = contenders(op, sets[0], rows, width, run.selection, run.problems)
     want = op.reference(**sets[0])
@@ -99,7 +99,7 @@ def _on_gpu(run: Run, op: Op, rows: int, width: int, moved: int) -> Result:
     timings = run_rounds({**graphs, **yardsticks}, run.flush, run.seconds)
     shape = {"read": moved, "written": 0, "flops": op.cost(**sets[0]).flops}
     records = [_record(n, kinds[n], timings[n], shape, checks[n]) for n in graphs]
-    served = runtime.explain(op, (), sets[0], runtime.platform()).provider
+    served = runtime.explain(op, (), sets[0], platform()).provider
     for record in records:
         if record["kind"] == "ours":
             implementation = op.implementations[record["name"]].fn
