@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .analysis import SHARE, Found, Result, limits, share
+from .analysis import FLOOR, SHARE, Found, Result, limits, share
 
 OURS = "#d62728"
 COLOURS = {
@@ -50,7 +50,7 @@ def draw(found: Found, path: Path) -> None:
     figure, axes = plt.subplots(
         lines,
         columns,
-        figsize=(columns * max(3.4, 0.34 * shapes + 0.6), 2.3 * lines + 1.3),
+        figsize=(columns * max(2.8, 0.24 * shapes + 0.6), 2.05 * lines + 1.4),
         squeeze=False,
         sharey=True,
         layout="constrained",
@@ -61,13 +61,20 @@ def draw(found: Found, path: Path) -> None:
     for axis in list(axes.flat)[len(ops) :]:
         axis.set_visible(False)
     ranked = sorted(handles, key=lambda n: (n in COLOURS, list(COLOURS).index(n) if n in COLOURS else 0))
-    figure.legend(
-        [handles[n] for n in ranked], ranked, loc="outside upper center", ncols=min(10, len(ranked)), frameon=False
-    )
     figure.suptitle(
-        f"Share of the limit, {found['machine']['device']} (1 row to 64: of one row's latency floor; "
-        f"from 8192: of the memory's rate; dashed: {SHARE:.0%})",
+        f"bench on {found['machine']['device']}, {found['date']}: share of the limit\n"
+        "few rows: of one row's latency floor; many rows: of the memory's rate; dashed: the target; "
+        "in red: the least of ours",
+        fontsize=12,
+    )
+    figure.legend(
+        [handles[n] for n in ranked],
+        ranked,
+        loc="outside lower center",
+        ncols=min(10, len(ranked)),
+        frameon=False,
         fontsize=11,
+        markerscale=1.4,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -76,14 +83,18 @@ def draw(found: Found, path: Path) -> None:
 
 def _panel(axis: Any, op: str, results: list[Result], best: dict[str, Any], handles: dict[str, Any]) -> None:
     axis.axhline(1.0, color="#888888", linewidth=0.8)
-    axis.axhline(SHARE, color="#888888", linewidth=0.8, linestyle=(0, (4, 3)))
+    own: dict[bool, list[float]] = {True: [], False: []}
     for x, result in enumerate(results):
+        wanted = SHARE if result["large"] else 1 / FLOOR
+        axis.plot([x - 0.5, x + 0.5], [wanted] * 2, color="#888888", linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
         heights = [(c, height(result, c, best)) for c in result["contenders"]]
         for contender, y in sorted(heights, key=lambda pair: pair[0]["kind"] == "ours"):
             if y is None:
                 continue
             name = library(contender)
             mine = contender["kind"] == "ours"
+            if mine:
+                own[result["large"]].append(y)
             (dot,) = axis.plot(
                 x,
                 y,
@@ -96,11 +107,14 @@ def _panel(axis: Any, op: str, results: list[Result], best: dict[str, Any], hand
                 zorder=3 if mine else 2,
             )
             handles.setdefault(name, dot)
-    axis.set_title(op, fontsize=9.5, fontweight="bold", loc="left")
+    axis.set_title(op, fontsize=9, fontweight="bold", loc="left")
+    least = [f"{min(values):.0%}" for values in (own[False], own[True]) if values]
+    if least:
+        axis.set_title(" | ".join(least), fontsize=8.5, color=OURS, loc="right")
     axis.set_ylim(0, 1.12)
     axis.set_xlim(-0.6, len(results) - 0.4)
-    axis.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "100 %"], fontsize=8)
-    axis.set_xticks(range(len(results)), [_width(r) for r in results], fontsize=7)
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "100 %"], fontsize=8.5)
+    axis.set_xticks(range(len(results)), [_width(r) for r in results], fontsize=8)
     axis.tick_params(length=2)
     axis.spines[["top", "right"]].set_visible(False)
     _row_groups(axis, results)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from .contenders import Selection, configure_compiler, contenders, key
+from .contenders import EAGER, Selection, configure_compiler, contenders, key
 from .inputs import argument_sets
 
 Job = tuple[str, int, int]
@@ -140,6 +140,8 @@ def _call_all(job: Job, selection: Selection, problems: dict[str, str]) -> None:
     op, (_, rows, width) = get_op(job[0]), job
     kwargs = argument_sets(op, rows, width, torch.device("cuda"), 1)[0]
     for contender in contenders(op, kwargs, rows, width, selection, problems)[0]:
+        if contender.name in (EAGER, "torch.fused"):
+            continue  # nothing to compile
         at = key(op.name, rows, width, contender.name)
         _say("begin", at)
         try:
@@ -184,6 +186,7 @@ def main(path: str) -> None:
                 _call_yardsticks()
             else:
                 _call_all((name, rows, width), selection, setup["problems"])
+            torch.cuda.empty_cache()
             _say("done", f"{name} {rows}x{width}")
 
 
