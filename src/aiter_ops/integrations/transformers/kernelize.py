@@ -103,7 +103,8 @@ def kernelize(
     for step in chosen:
         for name, method in step.methods:
             swap(step.module, name, method)
-    report.replaced = [s.row for s in chosen]
+    fused = {f"{s.row.path}.post_attention_layernorm" for s in chosen if s.row.op == "add_rms_norm"}
+    report.replaced = [s.row for s in chosen if s.row.path not in fused]
     return report
 
 

@@ -115,6 +115,8 @@ class _Columns(nn.Module):
 def gated_mlp(module: nn.Module) -> Meaning | str | None:
     """down_proj(act(gate_proj(x)) · up_proj(x)), with two projections or one joint ``gate_up_proj``."""
     children = dict(module._modules)
+    if set(children) >= {"wi_0", "wi_1", "wo"}:
+        return "T5's: dropout and a cast sit between its product and wo"
     parts = SPLIT if set(children) >= set(SPLIT) else JOINT if set(children) >= set(JOINT) else None
     if parts is None or any(not isinstance(children[p], nn.Module) for p in parts):
         return None
