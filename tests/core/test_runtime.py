@@ -89,7 +89,7 @@ def test_an_unavailable_provider_is_warned_about_once_with_all_its_ops(caplog: p
     assert text.startswith("aiter was requested and is not used for ")
     assert "rms_norm" in text
     assert "layer_norm" in text
-    assert text.endswith("needs a GPU of AMD; this machine has no GPU")
+    assert text.endswith("needs an AMD GPU; this machine has no GPU")
 
 
 def test_nothing_requested_nothing_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -108,7 +108,7 @@ def test_strict_raises_instead(doubling: aiter_ops.Provider) -> None:
         with pytest.raises(aiter_ops.Refused, match="doubling: no weight_offset"):
             aiter_ops.explain("rms_norm", X, W, 1e-6, 1.0)
         aiter_ops.silu_and_mul(X)
-    with aiter_ops.use("aiter", strict=True), pytest.raises(aiter_ops.Refused, match="aiter: needs a GPU of AMD"):
+    with aiter_ops.use("aiter", strict=True), pytest.raises(aiter_ops.Refused, match="aiter: needs an AMD GPU"):
         aiter_ops.silu_and_mul(X)
 
 
