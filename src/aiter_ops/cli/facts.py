@@ -40,7 +40,7 @@ AITER_READS = (
 """Variables AITER's sources read, up to release 0.1.20; shell patterns."""
 
 ADVICE = (
-    ("needs a GPU of AMD", "nothing to do: it serves AMD GPUs only"),
+    ("needs an AMD GPU", "nothing to do: it serves AMD GPUs only"),
     ("needs a GPU; this machine has none", "nothing to do: torch serves on a CPU"),
     ("AITER is not installed", "install AMD's AITER (distribution amd-aiter) for this ROCm; see docs/install.md"),
     ("needs AITER", "install a release in that window"),
