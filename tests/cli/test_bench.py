@@ -95,7 +95,8 @@ def test_a_result_that_rounds_elsewhere_is_marked_and_a_wrong_one_is_not_taken()
     kwargs = argument_sets(op, 8, 512, CPU, 1)[0]
     want = op.reference(**kwargs)
     rounded = op.reference(**{**kwargs, "cast_before_weight": True})
-    twice = (want.float() * 1.004).bfloat16()
+    twice = want.clone()
+    twice[0, :4] *= 1.03
     assert check(op, rounded, want, ours=False).verdict in ("ok", "rounds")
     assert check(op, twice, want, ours=False).verdict == "rounds"
     assert check(op, twice, want, ours=True).verdict == "wrong"
@@ -255,7 +256,7 @@ def test_jobs_of_an_op_and_width_stay_together() -> None:
     shares = warm.spread(jobs, 4)
     assert sorted(job for share in shares for job in share) == sorted(jobs)
     assert max(len(s) for s in shares) == 4
-    assert all(len({s for s in range(4) if ("a", r, 4096) in shares[s] for r in (1, 64)}) == 1 for _ in "a")
+    assert any({("a", 1, 4096), ("a", 64, 4096)} <= set(share) for share in shares)
 
 
 def test_a_childs_log_says_what_killed_it() -> None:
@@ -301,7 +302,9 @@ def test_limits_come_from_streams_and_large_right_results() -> None:
     assert analysis.limits(found)["1:1"]["gbps"] == 4300.0
     assert analysis.invalid(found) is None
     found["streams"][0]["gbps"] = 3900.0
-    large["contenders"][0]["gbps"] = 10.0
+    for result in found["results"]:
+        for timed in result["contenders"]:
+            timed["gbps"] = 10.0
     assert "below 4000" in (analysis.invalid(found) or "")
 
 

@@ -95,7 +95,7 @@ def _op(found: Found, results: list[Result]) -> str:
     empty = [r["empty_us"] for r in results if r.get("empty_us")]
     if empty:
         notes.add(f"empty kernel: {min(empty):.2f} µs")
-    mixes = ", ".join(dict.fromkeys(r["mix"] for r in results))
+    mixes = ", ".join(dict.fromkeys(r["mix"] for r in sorted(results, key=lambda r: -r["rows"])[:1]))
     text = f"## {results[0]['op']} ({mixes})\n\n" + table(head, rows)
     return text + ("\n\n" + _bullets(sorted(notes)) if notes else "")
 

@@ -76,6 +76,7 @@ def _on_gpu(run: Run, op: Op, rows: int, width: int, moved: int) -> Result:
     capture, graphs = Capture(), dict[str, Graph]()
     checks: dict[str, Check] = {}
     wrong: dict[str, str] = {}
+    eager: dict[str, Call] = {}
     for contender in found:
         try:
             checked = _checked(op, contender, sets[0], want)
@@ -84,6 +85,7 @@ def _on_gpu(run: Run, op: Op, rows: int, width: int, moved: int) -> Result:
                 continue
             checks[contender.name] = checked
             calls = [contender.make(kwargs) for kwargs in sets]
+            eager[contender.name] = calls[0]
             graphs[contender.name] = Graph(fill(calls, rough_us(calls[0], run.flush)), capture)
         except Exception as error:
             (wrong if contender.ours else left_out)[contender.name] = peers.describe(error)
@@ -101,11 +103,11 @@ def _on_gpu(run: Run, op: Op, rows: int, width: int, moved: int) -> Result:
     records = [_record(n, kinds[n], timings[n], shape, checks[n]) for n in graphs]
     served = runtime.explain(op, (), sets[0], platform()).provider
     for record in records:
-        if record["kind"] == "ours":
-            implementation = op.implementations[record["name"]].fn
-            fn = op.entry if record["name"] == served else implementation
+        if record["name"] == served:
             values = tuple(sets[0].values())
-            record["eager_us"] = host_us(lambda fn=fn, values=values: fn(*values))
+            record["eager_us"] = host_us(lambda values=values: op.entry(*values))
+        elif record["name"] not in (EAGER, COMPILED):
+            record["eager_us"] = host_us(eager[record["name"]])
     for name, problem in run.problems.items():
         if name.startswith(f"{op.name} ") and name.split(" ")[-1] in op.implementations:
             wrong[name.split(" ")[-1]] = problem

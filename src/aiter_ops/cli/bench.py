@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,7 +84,7 @@ def measure_all(
     from aiter_ops.bench import inputs, limits, machine, runner
     from aiter_ops.bench import peers as libraries
     from aiter_ops.bench.contenders import Selection, configure_compiler, unknown_contenders
-    from aiter_ops.bench.warm import setup_of, warm
+    from aiter_ops.bench.warm import YARDSTICKS, setup_of, warm
     from aiter_ops.core.provider import provider_names
 
     started = time.monotonic()
@@ -123,11 +124,14 @@ def measure_all(
     with aiter_ops.use(rules):
         if gpu:
             failed = libraries.probe(folder)
-            jobs = [("streams", 0, 0), *[(op.name, r, w) for op, r, w in shapes]]
+            jobs = [*YARDSTICKS, *[(op.name, r, w) for op, r, w in shapes]]
             count = workers or max(1, (os.cpu_count() or 2) - 1)
             setup = setup_of(folder, failed, selection, rules)
-            run.problems = warm(jobs, setup, min(count, 16), max(60.0, 0.9 * len(jobs)), tell)
-            found["peers"] = libraries.load(folder, failed)
+            limit = max(60.0, 0.9 * len(jobs))
+            with ThreadPoolExecutor(1) as beside:
+                warming = beside.submit(warm, jobs, setup, min(count, 16), limit, tell)
+                found["peers"] = libraries.load(folder, failed)
+                run.problems = warming.result()
             configure_compiler()
             with torch.inference_mode():
                 streams = limits.Streams(device, run.cache)
