@@ -17,7 +17,7 @@ from aiter_ops.core.platforms import platform
 
 from . import peers
 from .checking import Check, check, poisoned
-from .contenders import COMPILED, EAGER, Contender, Selection, contenders
+from .contenders import COMPILED, EAGER, Contender, Selection, contenders, key
 from .inputs import argument_sets, cache_bytes, is_large, traffic
 from .limits import floor_calls, mix_of
 from .timing import Call, Capture, Flush, Graph, Timing, fill, host_us, rough_us, run_rounds, sets_needed, wall
@@ -108,9 +108,10 @@ def _on_gpu(run: Run, op: Op, rows: int, width: int, moved: int) -> Result:
             record["eager_us"] = host_us(lambda values=values: op.entry(*values))
         elif record["name"] not in (EAGER, COMPILED):
             record["eager_us"] = host_us(eager[record["name"]])
-    for name, problem in run.problems.items():
-        if name.startswith(f"{op.name} ") and name.split(" ")[-1] in op.implementations:
-            wrong[name.split(" ")[-1]] = problem
+    for name in op.implementations:
+        problem = run.problems.get(f"{op.name} {name}") or run.problems.get(key(op.name, rows, width, name))
+        if problem:
+            wrong[name] = problem
     floors = [timings[n].us for n in yardsticks if n != "empty"]
     return {
         "contenders": records,

@@ -132,6 +132,8 @@ def measure_all(
                 warming = beside.submit(warm, jobs, setup, min(count, 16), limit, tell)
                 found["peers"] = libraries.load(folder, failed)
                 run.problems = warming.result()
+            if "child" in run.problems:
+                tell(f"a compiling child {run.problems['child']}")
             configure_compiler()
             with torch.inference_mode():
                 streams = limits.Streams(device, run.cache)
