@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -375,6 +378,7 @@ def test_without_a_gpu_the_references_are_timed_and_it_says_so(command: Any, tmp
         (["--peers", "/no/such"], "no such folder"),
         (["--use", "tritn"], "unknown provider 'tritn'"),
         (["--from", "/no/such.json"], "/no/such.json"),
+        (["--from", __file__], "Expecting value"),
     ],
 )
 def test_what_is_not_known_is_said_in_one_line(command: Any, args: list[str], said: str) -> None:
@@ -389,3 +393,17 @@ def test_ops_and_numbers_are_chosen() -> None:
     assert {op.family for op in choose_ops(None, "quant,norm")} == {"quant", "norm"}
     assert len(choose_ops(None, None)) == len(OPS)
     assert numbers("--rows", " 1, 64") == (1, 64)
+
+
+def test_the_overhead_of_an_op_call_is_measured() -> None:
+    """In a process of its own: the script declares ops."""
+    folder = Path(__file__).parents[2] / "benchmarks"
+    code = "import json, overhead; print(json.dumps(overhead.measure(3, 100)))"
+    path = os.pathsep.join([str(folder), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    added = json.loads(done.stdout)
+    assert set(added) == {"op call", "op call, a predicate asked", "op call in grad mode", "Library op", "custom_op"}
+    assert added["op call"] < added["Library op"] < added["custom_op"]

@@ -139,7 +139,7 @@ def summary(found: Found) -> list[list[str]]:
     """One line per result for the terminal: shape, ours, rate, share, the fastest other, and the eager reference."""
     best, lines = limits(found), []
     for r in found["results"]:
-        mine, first = ours(r), (rivals(r) or [None])[0]
+        mine, first = ours(r), next(iter(rivals(r)), None)
         eager = named(r, EAGER)
         cells = _mine(r, best) if mine else [f"{r['rows']}×{r['width']}", *["–"] * 6]
         lines.append(

@@ -52,15 +52,24 @@ def bench(
 
     try:
         if source is not None:
-            found = json.loads(source.read_text(encoding="utf-8"))
+            found = read(source)
         else:
             found = measure_all(
                 ops, family, rows, widths, only, peers, compiled, seconds, workers, quick, rules, json_file
             )
+        code = finish(found, json_file, plot)
     except (SettingsError, ValueError, OSError) as error:
         typer.echo(f"bench: {error}", err=True)
         raise typer.Exit(USAGE) from None
-    raise typer.Exit(finish(found, json_file, plot))
+    raise typer.Exit(code)
+
+
+def read(source: Path) -> dict[str, Any]:
+    """A results file; ValueError for anything else."""
+    found = json.loads(source.read_text(encoding="utf-8"))
+    if not isinstance(found, dict) or found.get("version") != 1 or "results" not in found:
+        raise ValueError(f"--from {source}: not a results file of bench")
+    return found
 
 
 def measure_all(
@@ -162,6 +171,7 @@ def finish(found: dict[str, Any], json_file: Path | None, plot: Path | None) -> 
         show(found)
         if json_file is not None:
             table = json_file.with_suffix(".md")
+            table.parent.mkdir(parents=True, exist_ok=True)
             table.write_text(report.markdown(found), encoding="utf-8")
             tell(f"wrote {table}")
     if plot is not None:
