@@ -378,7 +378,7 @@ def test_without_a_gpu_the_references_are_timed_and_it_says_so(command: Any, tmp
         (["--peers", "/no/such"], "no such folder"),
         (["--use", "tritn"], "unknown provider 'tritn'"),
         (["--from", "/no/such.json"], "/no/such.json"),
-        (["--from", __file__], "Expecting value"),
+        (["--from", __file__], "not JSON"),
     ],
 )
 def test_what_is_not_known_is_said_in_one_line(command: Any, args: list[str], said: str) -> None:

@@ -66,7 +66,11 @@ def bench(
 
 def read(source: Path) -> dict[str, Any]:
     """A results file; ValueError for anything else."""
-    found = json.loads(source.read_text(encoding="utf-8"))
+    text = source.read_text(encoding="utf-8")
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--from {source}: not JSON: {error}") from None
     if not isinstance(found, dict) or found.get("version") != 1 or "results" not in found:
         raise ValueError(f"--from {source}: not a results file of bench")
     return found
