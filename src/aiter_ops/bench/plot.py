@@ -23,6 +23,10 @@ COLOURS = {
 """By name or library; variants of a library share its colour."""
 
 
+TOP = 1.3
+"""Height of a panel; a dot above it is drawn at its edge."""
+
+
 def library(contender: dict[str, Any]) -> str:
     name = str(contender["name"])
     return name if name in COLOURS else name.split(".")[0]
@@ -44,13 +48,13 @@ def draw(found: Found, path: Path) -> None:
 
     best = limits(found)
     ops = list(dict.fromkeys(r["op"] for r in found["results"]))
-    columns = min(4, max(1, len(ops)))
+    columns = min(4, len(ops)) or 1
     lines = math.ceil(len(ops) / columns)
     shapes = max(sum(r["op"] == op for r in found["results"]) for op in ops)
     figure, axes = plt.subplots(
         lines,
         columns,
-        figsize=(columns * max(2.8, 0.24 * shapes + 0.6), 2.05 * lines + 1.4),
+        figsize=(max(9.5, columns * max(2.8, 0.24 * shapes + 0.6)), 2.05 * lines + 1.4),
         squeeze=False,
         sharey=True,
         layout="constrained",
@@ -71,7 +75,7 @@ def draw(found: Found, path: Path) -> None:
         [handles[n] for n in ranked],
         ranked,
         loc="outside lower center",
-        ncols=min(10, len(ranked)),
+        ncols=min(10 if columns > 3 else 5, len(ranked)),
         frameon=False,
         fontsize=11,
         markerscale=1.4,
@@ -91,10 +95,11 @@ def _panel(axis: Any, op: str, results: list[Result], best: dict[str, Any], hand
         for contender, y in sorted(heights, key=lambda pair: pair[0]["kind"] == "ours"):
             if y is None:
                 continue
+            if contender["kind"] == "ours":
+                own[result["large"]].append(y)
+            y = min(y, TOP - 0.03)
             name = library(contender)
             mine = contender["kind"] == "ours"
-            if mine:
-                own[result["large"]].append(y)
             (dot,) = axis.plot(
                 x,
                 y,
@@ -111,7 +116,7 @@ def _panel(axis: Any, op: str, results: list[Result], best: dict[str, Any], hand
     least = [f"{min(values):.0%}" for values in (own[False], own[True]) if values]
     if least:
         axis.set_title(" | ".join(least), fontsize=8.5, color=OURS, loc="right")
-    axis.set_ylim(0, 1.12)
+    axis.set_ylim(0, TOP)
     axis.set_xlim(-0.6, len(results) - 0.4)
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "100 %"], fontsize=8.5)
     axis.set_xticks(range(len(results)), [_width(r) for r in results], fontsize=8)

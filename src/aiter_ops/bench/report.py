@@ -95,7 +95,7 @@ def _op(found: Found, results: list[Result]) -> str:
     empty = [r["empty_us"] for r in results if r.get("empty_us")]
     if empty:
         notes.add(f"empty kernel: {min(empty):.2f} µs")
-    mixes = ", ".join(dict.fromkeys(r["mix"] for r in results))
+    mixes = ", ".join(dict.fromkeys(r["mix"] for r in sorted(results, key=lambda r: -r["rows"])[:1]))
     text = f"## {results[0]['op']} ({mixes})\n\n" + table(head, rows)
     return text + ("\n\n" + _bullets(sorted(notes)) if notes else "")
 
@@ -139,7 +139,7 @@ def summary(found: Found) -> list[list[str]]:
     """One line per result for the terminal: shape, ours, rate, share, the fastest other, and the eager reference."""
     best, lines = limits(found), []
     for r in found["results"]:
-        mine, first = ours(r), (rivals(r) or [None])[0]
+        mine, first = ours(r), next(iter(rivals(r)), None)
         eager = named(r, EAGER)
         cells = _mine(r, best) if mine else [f"{r['rows']}×{r['width']}", *["–"] * 6]
         lines.append(

@@ -17,7 +17,7 @@ from aiter_ops.core.platforms import platform
 
 from . import peers
 from .checking import Check, check, poisoned
-from .contenders import COMPILED, EAGER, Contender, Selection, contenders
+from .contenders import COMPILED, EAGER, Contender, Selection, contenders, key
 from .inputs import argument_sets, cache_bytes, is_large, traffic
 from .limits import floor_calls, mix_of
 from .timing import Call, Capture, Flush, Graph, Timing, fill, host_us, rough_us, run_rounds, sets_needed, wall
@@ -76,6 +76,7 @@ def _on_gpu(run: Run, op: Op, rows: int, width: int, moved: int) -> Result:
     capture, graphs = Capture(), dict[str, Graph]()
     checks: dict[str, Check] = {}
     wrong: dict[str, str] = {}
+    eager: dict[str, Call] = {}
     for contender in found:
         try:
             checked = _checked(op, contender, sets[0], want)
@@ -84,6 +85,7 @@ def _on_gpu(run: Run, op: Op, rows: int, width: int, moved: int) -> Result:
                 continue
             checks[contender.name] = checked
             calls = [contender.make(kwargs) for kwargs in sets]
+            eager[contender.name] = calls[0]
             graphs[contender.name] = Graph(fill(calls, rough_us(calls[0], run.flush)), capture)
         except Exception as error:
             (wrong if contender.ours else left_out)[contender.name] = peers.describe(error)
@@ -101,14 +103,15 @@ def _on_gpu(run: Run, op: Op, rows: int, width: int, moved: int) -> Result:
     records = [_record(n, kinds[n], timings[n], shape, checks[n]) for n in graphs]
     served = runtime.explain(op, (), sets[0], platform()).provider
     for record in records:
-        if record["kind"] == "ours":
-            implementation = op.implementations[record["name"]].fn
-            fn = op.entry if record["name"] == served else implementation
+        if record["name"] == served:
             values = tuple(sets[0].values())
-            record["eager_us"] = host_us(lambda fn=fn, values=values: fn(*values))
-    for name, problem in run.problems.items():
-        if name.startswith(f"{op.name} ") and name.split(" ")[-1] in op.implementations:
-            wrong[name.split(" ")[-1]] = problem
+            record["eager_us"] = host_us(lambda values=values: op.entry(*values))
+        elif record["name"] not in (EAGER, COMPILED):
+            record["eager_us"] = host_us(eager[record["name"]])
+    for name in op.implementations:
+        problem = run.problems.get(f"{op.name} {name}") or run.problems.get(key(op.name, rows, width, name))
+        if problem:
+            wrong[name] = problem
     floors = [timings[n].us for n in yardsticks if n != "empty"]
     return {
         "contenders": records,

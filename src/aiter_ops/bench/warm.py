@@ -20,10 +20,11 @@ from typing import Any
 import torch
 
 from .contenders import EAGER, Selection, configure_compiler, contenders, key
-from .inputs import argument_sets
+from .inputs import WIDTHS, argument_sets
+from .limits import STREAMS, Streams, floor_calls, variants
 
 Job = tuple[str, int, int]
-"""op, rows, width; or ``streams``, 0, 0"""
+"""op, rows, width; or one of `YARDSTICKS`"""
 
 
 def spread(jobs: Iterable[Job], workers: int) -> list[list[Job]]:
@@ -155,19 +156,21 @@ def _call_all(job: Job, selection: Selection, problems: dict[str, str]) -> None:
         _say("end", at)
 
 
-def _call_yardsticks() -> None:
-    from .inputs import WIDTHS
-    from .limits import STREAMS, Streams, floor_calls, variants
+YARDSTICKS: list[Job] = [("streams", 0, i) for i in range(len(STREAMS))] + [("floors", 0, 0)]
+"""The yardsticks' kernels as jobs: the streams of one mix each, and the latency floors."""
 
+
+def _call_yardsticks(name: str, index: int) -> None:
     device = torch.device("cuda")
-    streams = Streams(device, 1 << 20)
-    for mix in STREAMS:
-        for variant in variants(mix):
+    if name == "streams":
+        streams = Streams(device, 1 << 20)
+        for variant in variants(list(STREAMS)[index]):
             streams.calls(*variant)[0]()
-    for width in {w * k for w in WIDTHS for k in (1, 2)}:
-        for dtype in (torch.bfloat16, torch.int8):
-            for calls in floor_calls([torch.zeros(1, width, dtype=dtype, device=device)]).values():
-                calls[0]()
+    else:
+        for width in {w * k for w in WIDTHS for k in (1, 2)}:
+            for dtype in (torch.bfloat16, torch.int8):
+                for calls in floor_calls([torch.zeros(1, width, dtype=dtype, device=device)]).values():
+                    calls[0]()
     torch.cuda.synchronize()
 
 
@@ -182,8 +185,8 @@ def main(path: str) -> None:
     selection = Selection(tuple(setup["selection"]["only"]), setup["selection"]["compile"])
     with aiter_ops.use(setup["rules"]), torch.inference_mode():
         for name, rows, width in setup["jobs"]:
-            if name == "streams":
-                _call_yardsticks()
+            if (name, rows, width) in YARDSTICKS:
+                _call_yardsticks(name, width)
             else:
                 _call_all((name, rows, width), selection, setup["problems"])
             torch.cuda.empty_cache()

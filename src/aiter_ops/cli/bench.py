@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,15 +52,28 @@ def bench(
 
     try:
         if source is not None:
-            found = json.loads(source.read_text(encoding="utf-8"))
+            found = read(source)
         else:
             found = measure_all(
                 ops, family, rows, widths, only, peers, compiled, seconds, workers, quick, rules, json_file
             )
+        code = finish(found, json_file, plot)
     except (SettingsError, ValueError, OSError) as error:
         typer.echo(f"bench: {error}", err=True)
         raise typer.Exit(USAGE) from None
-    raise typer.Exit(finish(found, json_file, plot))
+    raise typer.Exit(code)
+
+
+def read(source: Path) -> dict[str, Any]:
+    """A results file; ValueError for anything else."""
+    text = source.read_text(encoding="utf-8")
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--from {source}: not JSON: {error}") from None
+    if not isinstance(found, dict) or found.get("version") != 1 or "results" not in found:
+        raise ValueError(f"--from {source}: not a results file of bench")
+    return found
 
 
 def measure_all(
@@ -83,7 +97,7 @@ def measure_all(
     from aiter_ops.bench import inputs, limits, machine, runner
     from aiter_ops.bench import peers as libraries
     from aiter_ops.bench.contenders import Selection, configure_compiler, unknown_contenders
-    from aiter_ops.bench.warm import setup_of, warm
+    from aiter_ops.bench.warm import YARDSTICKS, setup_of, warm
     from aiter_ops.core.provider import provider_names
 
     started = time.monotonic()
@@ -123,11 +137,16 @@ def measure_all(
     with aiter_ops.use(rules):
         if gpu:
             failed = libraries.probe(folder)
-            jobs = [("streams", 0, 0), *[(op.name, r, w) for op, r, w in shapes]]
+            jobs = [*YARDSTICKS, *[(op.name, r, w) for op, r, w in shapes]]
             count = workers or max(1, (os.cpu_count() or 2) - 1)
             setup = setup_of(folder, failed, selection, rules)
-            run.problems = warm(jobs, setup, min(count, 16), max(60.0, 0.9 * len(jobs)), tell)
-            found["peers"] = libraries.load(folder, failed)
+            limit = max(60.0, 0.9 * len(jobs))
+            with ThreadPoolExecutor(1) as beside:
+                warming = beside.submit(warm, jobs, setup, min(count, 16), limit, tell)
+                found["peers"] = libraries.load(folder, failed)
+                run.problems = warming.result()
+            if "child" in run.problems:
+                tell(f"a compiling child {run.problems['child']}")
             configure_compiler()
             with torch.inference_mode():
                 streams = limits.Streams(device, run.cache)
@@ -156,6 +175,7 @@ def finish(found: dict[str, Any], json_file: Path | None, plot: Path | None) -> 
         show(found)
         if json_file is not None:
             table = json_file.with_suffix(".md")
+            table.parent.mkdir(parents=True, exist_ok=True)
             table.write_text(report.markdown(found), encoding="utf-8")
             tell(f"wrote {table}")
     if plot is not None:

@@ -42,12 +42,16 @@ def load_aiter() -> None:
     dtypes = aiter_dtypes()
     sys.modules["aiter.utility.dtypes"] = dtypes
     sys.modules["aiter.jit.utils.chip_info"] = aiter_chip_info(units)
+    import torch._dynamo.config as dynamo
+
+    ignored = dynamo.ignore_logger_methods
     with reported_target("hip", AITER_ARCH, 64):
         aiter = importlib.import_module("aiter")
         vars(aiter)["dtypes"] = dtypes
         vars(importlib.import_module("aiter.utility"))["dtypes"] = dtypes
         for module in AITER_MODULES:
             importlib.import_module(f"aiter.ops.triton.{module}")
+    dynamo.ignore_logger_methods = ignored  # it puts functions there, which the compiler's log cannot write
     adapt_launches("aiter.")
 
 

@@ -1,0 +1,409 @@
+"""bench where there is no GPU: inputs, checks, limits as arithmetic, targets, report, picture, children, the command."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from aiter_ops.bench import analysis, limits, peers, report, runner, timing, warm
+from aiter_ops.bench.checking import check, poisoned
+from aiter_ops.bench.contenders import Contender, Selection, contenders, unknown_contenders
+from aiter_ops.bench.inputs import argument_sets, is_large, traffic
+from aiter_ops.cli.bench import bench, choose_ops, numbers
+from aiter_ops.core.op import get_op, list_ops
+
+CPU = torch.device("cpu")
+OPS = [op.name for op in list_ops() if op.family in ("norm", "activation", "quant")]
+
+
+def load_data() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_data", Path(__file__).with_name("bench_data.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+DATA = load_data()
+
+
+@pytest.fixture
+def command() -> Any:
+    app = typer.Typer()
+    app.command()(bench)
+    run = CliRunner()
+    return lambda *args: run.invoke(app, list(args))
+
+
+# --- inputs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_every_op_takes_its_inputs_and_is_right_by_its_own_check(name: str) -> None:
+    op = get_op(name)
+    first, second = argument_sets(op, 3, 4096, CPU, 2)
+    assert list(first) == list(op.parameters)
+    assert all(t.data_ptr() % 16 == 0 for t in second.values() if isinstance(t, torch.Tensor))
+    assert not torch.equal(*(s[op.signature.tensors[0].name].float() for s in (first, second)))
+    with poisoned():
+        got = op.reference(**first)
+    assert check(op, got, op.reference(**first), ours=True).verdict == "ok"
+    other = check(op, got, op.reference(**second), ours=False)
+    assert other.verdict == "wrong" or name == "per_tensor_quant_static", other
+
+
+def test_width_is_the_width_of_the_result() -> None:
+    kwargs = argument_sets(get_op("silu_and_mul"), 2, 128, CPU, 1)[0]
+    assert get_op("silu_and_mul").reference(**kwargs).shape == (2, 128)
+    assert traffic(get_op("silu_and_mul"), kwargs, 0) == (2 * 256 * 2, 2 * 128 * 2)
+
+
+def test_a_scale_of_the_whole_tensor_is_read_twice_beyond_the_cache() -> None:
+    op = get_op("per_tensor_quant")
+    kwargs = argument_sets(op, 4, 1024, CPU, 1)[0]
+    assert traffic(op, kwargs, 10_000) == (8192, 4096 + 4)
+    assert traffic(op, kwargs, 8000) == (8192 + 192, 4096 + 4)
+
+
+def test_mixes_of_the_ops_are_those_streams_have() -> None:
+    def mix(name: str) -> str:
+        op = get_op(name)
+        return limits.mix_of(*traffic(op, argument_sets(op, 16, 4096, CPU, 1)[0], 1 << 30))
+
+    assert mix("rms_norm") == mix("add_rms_norm") == "1:1"
+    assert mix("silu_and_mul") == mix("group_quant") == "2:1"
+    assert mix("gated_rms_norm_group_quant") == mix("mxfp4_quant") == "4:1"
+    assert mix("add_rms_norm_group_quant") == "4:3"
+    assert mix("dequant") == "1:2"
+
+
+# --- checking -----------------------------------------------------------------------------------------------------
+
+
+def test_a_result_that_rounds_elsewhere_is_marked_and_a_wrong_one_is_not_taken() -> None:
+    op = get_op("rms_norm")
+    kwargs = argument_sets(op, 8, 512, CPU, 1)[0]
+    want = op.reference(**kwargs)
+    rounded = op.reference(**{**kwargs, "cast_before_weight": True})
+    twice = want.clone()
+    twice[0, :4] *= 1.03
+    assert check(op, rounded, want, ours=False).verdict in ("ok", "rounds")
+    assert check(op, twice, want, ours=False).verdict == "rounds"
+    assert check(op, twice, want, ours=True).verdict == "wrong"
+    assert check(op, want * 1.02, want, ours=False).verdict == "wrong"
+    assert check(op, torch.full_like(want, torch.nan), want, ours=False).verdict == "wrong"
+    assert check(op, None, want, ours=False).verdict == "wrong"
+
+
+def test_what_a_peer_does_not_return_is_named_and_its_scale_may_be_flat() -> None:
+    op = get_op("add_rms_norm_dynamic_quant")
+    kwargs = argument_sets(op, 8, 512, CPU, 1)[0]
+    q, scale, h = op.reference(**kwargs)
+    got = check(op, (q.view(torch.uint8), scale.flatten(), None), (q, scale, h), ours=False)
+    assert (got.verdict, got.missing) == ("rounds", ("h",))
+
+
+def test_unwritten_memory_does_not_pass() -> None:
+    op = get_op("rms_norm")
+    kwargs = argument_sets(op, 8, 512, CPU, 1)[0]
+    with poisoned():
+        lazy = torch.empty_like(kwargs["x"])
+        lazy[:7] = op.reference(**kwargs)[:7]
+    assert check(op, lazy, op.reference(**kwargs), ours=True).verdict == "wrong"
+
+
+# --- timing -------------------------------------------------------------------------------------------------------
+
+
+def test_input_sets_pass_four_caches_and_calls_fill_a_graph() -> None:
+    cache = 60 << 20
+    assert timing.sets_needed(128 << 20, cache) == 3
+    assert timing.sets_needed(16 << 10, cache) == timing.MAX_CALLS
+    calls = [lambda: None] * 3
+    assert len(timing.fill(calls, 35.0)) == 27
+    assert len(timing.fill(calls * 32, 2.0)) == 96
+    assert len(timing.fill(calls, 40_000.0)) == 1
+    summary = timing.summarise([100.0, 110.0, 120.0, 130.0, 400.0], 10)
+    assert (summary.us, summary.p10, summary.p90, summary.replays, summary.calls) == (12.0, 10.0, 40.0, 5, 10)
+
+
+def test_wall_time_is_of_the_call() -> None:
+    timed = timing.wall(lambda: torch.randn(100, 100) @ torch.randn(100, 100), 0.02)
+    assert 0 < timed.p10 <= timed.us <= timed.p90
+    assert timed.replays >= 3
+
+
+# --- contenders ---------------------------------------------------------------------------------------------------
+
+
+def test_contenders_are_chosen_and_the_rest_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = get_op("rms_norm")
+    kwargs = argument_sets(op, 8192, 128, CPU, 1)[0]
+    monkeypatch.setitem(peers.LOADED, "vllm", None)
+    monkeypatch.setitem(peers.LOADED, "liger", "not found")
+    problems = {"rms_norm 8192x128 torch.fused": "failed there"}
+    found, left_out = contenders(op, kwargs, 8192, 128, Selection(), problems)
+    names = [c.name for c in found]
+    assert {"torch.eager", "torch.compile", "vllm"} <= set(names)
+    assert left_out["liger"] == "not found"
+    assert left_out["torch.fused"] == "failed there"
+    assert "triton" in left_out or names[0] == "triton"
+    few, _ = contenders(op, kwargs, 1, 128, Selection(("torch",)), {})
+    assert [c.name for c in few] == ["torch.eager", "torch.fused"]
+    assert unknown_contenders(["vllm", "ours", "torch", "triton", "nobody"], ["triton"]) == ["nobody"]
+
+
+def test_torch_peers_compute_the_op() -> None:
+    for name in ("rms_norm", "layer_norm", "dual_rms_norm"):
+        op = get_op(name)
+        kwargs = argument_sets(op, 5, 256, CPU, 1)[0]
+        for peer, factory in peers.PEERS[name].items():
+            if peer.startswith("torch"):
+                got = check(op, factory(kwargs)(), op.reference(**kwargs), ours=False)
+                assert got.verdict in ("ok", "rounds"), (name, peer, got)
+
+
+def test_every_peer_is_of_a_known_op_and_library() -> None:
+    libraries = {"torch", "vllm", "vllm_main", "sglang", "liger", "flag_gems", "aiter_triton"}
+    assert {n.split(".")[0] for table in peers.PEERS.values() for n in table} == libraries
+    assert set(peers.PEERS) <= set(OPS)
+
+
+def test_a_library_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "_C.abi3.so").write_bytes(b"not a library")
+    failed = peers.probe(tmp_path)
+    assert set(failed) == {"vllm_main"}
+    assert "_C.abi3.so" in failed["vllm_main"]
+
+
+# --- a shape, with a clock that only counts -------------------------------------------------------------------------
+
+
+class CountedGraph:
+    def __init__(self, calls: list[timing.Call], capture: object) -> None:
+        for call in calls:
+            call()
+        self.calls = len(calls)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> runner.Run:
+    """A run on CPU tensors that takes the GPU's path, with Triton and the clock replaced."""
+    one = timing.Timing(2.0, 1.9, 2.2, 20, 3)
+    monkeypatch.setattr(runner, "Capture", lambda: None)
+    monkeypatch.setattr(runner, "Graph", CountedGraph)
+    monkeypatch.setattr(runner, "rough_us", lambda call, flush: 100.0)
+    monkeypatch.setattr(runner, "host_us", lambda call: call() is None or 5.0)
+    monkeypatch.setattr(runner, "run_rounds", lambda graphs, flush, seconds: dict.fromkeys(graphs, one))
+    floors = {"floor 4 warps": [lambda: None], "empty": [lambda: None]}
+    monkeypatch.setattr(runner, "floor_calls", lambda sets: floors)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    run = runner.Run(CPU, 0.1, Selection(compile="none"))
+    run.cache = 1 << 16
+    return run
+
+
+def measured(run: runner.Run, monkeypatch: pytest.MonkeyPatch, extra: Contender, rows: int = 4) -> dict[str, Any]:
+    op = get_op("rms_norm")
+
+    def with_extra(*args: Any) -> tuple[list[Contender], dict[str, str]]:
+        found, left_out = contenders(*args)
+        return [*found, extra], left_out
+
+    monkeypatch.setattr(runner, "contenders", with_extra)
+    head = {"op": "rms_norm", "rows": rows, "width": 128, "mix": "1:1", "large": is_large(rows)}
+    return head | runner._on_gpu(run, op, rows, 128, 1 << 16)
+
+
+def test_a_shape_is_measured_checked_and_recorded(counted: runner.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = get_op("rms_norm").reference
+    result = measured(counted, monkeypatch, Contender("third", "peer", lambda kw: lambda: reference(**kw)))
+    assert {c["name"] for c in result["contenders"]} == {"torch.eager", "torch.fused", "third"}
+    assert result["floor_us"] == 2.0
+    assert result["contenders"][0]["gbps"] == pytest.approx(2**16 / 2e3)
+    assert not result["wrong"]
+
+
+def test_wrong_and_failing_contenders_are_left_out(counted: runner.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(kw: Any) -> Any:
+        raise RuntimeError("no such kernel\nmore")
+
+    result = measured(counted, monkeypatch, Contender("third", "peer", lambda kw: lambda: kw["x"]))
+    assert result["left_out"]["third"].startswith("wrong: out: relative error")
+    result = measured(counted, monkeypatch, Contender("third", "peer", broken))
+    assert result["left_out"]["third"] == "RuntimeError: no such kernel"
+    counted.problems["rms_norm triton"] = "killed its process (signal 11)"
+    result = measured(counted, monkeypatch, Contender("mine", "ours", lambda kw: lambda: kw["x"]))
+    assert set(result["wrong"]) == {"mine", "triton"}
+
+
+# --- children -----------------------------------------------------------------------------------------------------
+
+
+def test_jobs_of_an_op_and_width_stay_together() -> None:
+    jobs = [(op, rows, width) for op in ("a", "b", "c") for rows in (1, 64) for width in (4096, 8192)]
+    shares = warm.spread(jobs, 4)
+    assert sorted(job for share in shares for job in share) == sorted(jobs)
+    assert max(len(s) for s in shares) == 4
+    assert any({("a", 1, 4096), ("a", 64, 4096)} <= set(share) for share in shares)
+
+
+def test_a_childs_log_says_what_killed_it() -> None:
+    text = "begin\ta 1x8 vllm\nend\ta 1x8 vllm\ndone\ta 1x8\nbegin\tb 1x8 liger\nfail\tb 1x8 liger\tbad\nend\tb 1x8 liger\n"
+    assert warm.read_log(text) == (None, {"a 1x8"}, {"b 1x8 liger": "bad"})
+    assert warm.read_log(text + "begin\tb 1x8 sglang\n")[0] == "b 1x8 sglang"
+
+
+def test_a_child_that_dies_is_started_again_without_the_contender(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[dict[str, Any]] = []
+
+    class Process:
+        def __init__(self, command: list[str], stdout: Any, stderr: Any, env: dict[str, str]) -> None:
+            starts.append(json.loads(Path(command[-1]).read_text()))
+            self.code = -signal.SIGSEGV if len(starts) == 1 else 0
+            stdout.write("done\ta 1x8\nbegin\ta 64x8 vllm\n" if len(starts) == 1 else "done\ta 64x8\n")
+
+        def poll(self) -> int:
+            return self.code
+
+    monkeypatch.setattr(warm.subprocess, "Popen", Process)
+    child = warm.Child([("a", 1, 8), ("a", 64, 8)], {}, tmp_path, 0)
+    assert not child.finished()
+    assert starts[1]["jobs"] == [["a", 64, 8]]
+    assert starts[1]["problems"] == {"a vllm": "killed its process (signal 11)"}
+    assert child.finished()
+
+
+# --- what the times mean --------------------------------------------------------------------------------------------
+
+
+def test_limits_come_from_streams_and_large_right_results() -> None:
+    found = DATA.synthetic(["rms_norm", "silu_and_mul"])
+    assert analysis.limits(found)["1:1"] == {"gbps": 4300.0, "by": "streaming kernel"}
+    large = next(r for r in found["results"] if r["large"])
+    large["contenders"][0]["gbps"] = 4400.0
+    assert analysis.limits(found)["1:1"]["by"].startswith("triton at rms_norm 8192×")
+    large["contenders"][0]["check"]["missing"] = ["h"]
+    small = found["results"][0]
+    small["contenders"][0]["gbps"] = 9999.0
+    assert analysis.limits(found)["1:1"]["gbps"] == 4300.0
+    assert analysis.invalid(found) is None
+    found["streams"][0]["gbps"] = 3900.0
+    for result in found["results"]:
+        for timed in result["contenders"]:
+            timed["gbps"] = 10.0
+    assert "below 4000" in (analysis.invalid(found) or "")
+
+
+def test_every_miss_is_listed_and_nothing_else() -> None:
+    found = DATA.synthetic(["rms_norm", "silu_and_mul"], slow="silu_and_mul")
+    missed = analysis.misses(found)
+    assert len(missed) == 12
+    assert all(line.startswith("silu_and_mul") for line in missed)
+    assert "silu_and_mul 8192×4096: share of the limit 0.475 (streaming kernel), wanted ≥ 0.92" in missed
+    names = {t.name for t in analysis.targets(found)}
+    assert {"times torch.eager", "times AITER's Triton", "eager µs", "time over the fastest peer"} <= names
+    rms = [r for r in found["results"] if r["op"] == "rms_norm"]
+    rms[0]["contenders"][0]["eager_us"] = 9.0
+    rms[1]["contenders"] = rms[1]["contenders"][1:]
+    rms[1]["wrong"] = {"triton": "wrong: y"}
+    missed = analysis.misses(found)
+    assert "rms_norm 1×4096: eager µs 9, wanted ≤ 8" in missed
+    assert "rms_norm 1×7168: no implementation of ours was timed; triton: wrong: y" in missed
+
+
+def test_the_report_has_a_table_an_op_and_all_misses() -> None:
+    found = DATA.synthetic(["rms_norm", "silu_and_mul"], slow="silu_and_mul")
+    text = report.markdown(found)
+    assert text.count("\n## ") == 5
+    assert "| 8192×4096 | **32.86** triton |" in text
+    assert all(f"- {line}\n" in text for line in analysis.misses(found))
+    for line in text.splitlines():
+        if line.startswith("| 1×4096"):
+            assert line.count("|") == 17
+
+
+def test_the_picture_has_a_panel_an_op(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from aiter_ops.bench.plot import draw
+
+    path = tmp_path / "deeper" / "p.svg"
+    draw(DATA.synthetic(["rms_norm", "silu_and_mul", "group_quant"]), path)
+    assert path.stat().st_size > 10_000
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what it does without a GPU")
+def test_without_a_gpu_the_references_are_timed_and_it_says_so(command: Any, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    done = command("--quick", "--ops", "rms_norm,group_quant", "--json", str(path))
+    assert done.exit_code == 0, done.output
+    assert "wall time of the references on the CPU" in done.output
+    found = json.loads(path.read_text())
+    assert [r["op"] for r in found["results"]] == ["group_quant", "rms_norm"] or len(found["results"]) == 2
+    assert all(r["contenders"][0]["us"] > 0 for r in found["results"])
+    assert not found["stopped"]
+    assert "not comparable with a GPU run" in path.with_suffix(".md").read_text()
+    again = command("--from", str(path), "--json", "-")
+    assert json.loads(again.stdout)["results"] == found["results"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--ops", "rms_nrom"], "did you mean 'rms_norm'"),
+        (["--family", "norms"], "accepted: norm, activation, quant"),
+        (["--rows", "0"], "--rows 0: accepted: integers >= 1"),
+        (["--widths", "a"], "--widths a: accepted"),
+        (["--compile", "some"], "accepted: none, large, all"),
+        (["--contenders", "nobody"], "unknown: nobody"),
+        (["--peers", "/no/such"], "no such folder"),
+        (["--use", "tritn"], "unknown provider 'tritn'"),
+        (["--from", "/no/such.json"], "/no/such.json"),
+        (["--from", __file__], "not JSON"),
+    ],
+)
+def test_what_is_not_known_is_said_in_one_line(command: Any, args: list[str], said: str) -> None:
+    done = command(*args)
+    assert done.exit_code == 2
+    assert said in done.output
+    assert "Traceback" not in done.output
+
+
+def test_ops_and_numbers_are_chosen() -> None:
+    assert [op.name for op in choose_ops("rms_norm,silu_and_mul", "activation")] == ["silu_and_mul"]
+    assert {op.family for op in choose_ops(None, "quant,norm")} == {"quant", "norm"}
+    assert len(choose_ops(None, None)) == len(OPS)
+    assert numbers("--rows", " 1, 64") == (1, 64)
+
+
+def test_the_overhead_of_an_op_call_is_measured() -> None:
+    """In a process of its own: the script declares ops."""
+    folder = Path(__file__).parents[2] / "benchmarks"
+    code = "import json, overhead; print(json.dumps(overhead.measure(3, 100)))"
+    path = os.pathsep.join([str(folder), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    added = json.loads(done.stdout)
+    assert set(added) == {"op call", "op call, a predicate asked", "op call in grad mode", "Library op", "custom_op"}
+    assert added["op call"] < added["Library op"] < added["custom_op"]
