@@ -1,24 +1,45 @@
-"""Device functions of gated activations, in fp32. exp overflows to Inf where it must, which gives the right limits."""
+"""Device functions of gated activations, in fp32; infinities and NaN go where the references send them."""
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
+def over_one_plus_exp(x, t):
+    """x / (1 + exp(-t)), for any t. The square of a reciprocal root, which is one instruction on every target where
+    a division is about ten.
+    """
+    root = tl.rsqrt(1.0 + tl.exp2(-1.4426950408889634 * t))
+    return x * root * root
+
+
+@triton.jit
 def silu(x):
-    return x / (1.0 + tl.exp(-x))
+    return over_one_plus_exp(x, x)
 
 
 @triton.jit
 def gelu(x):
-    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    """x · Φ(x) with the normal distribution's tail Q(|x|) = t·P(t)·exp(-x²/2), t = 1/(1 + p|x|): the form of
+    Abramowitz and Stegun 7.1.26 with a polynomial of degree 6 fitted to a relative error of 2.8e-7 for |x| <= 9.
+    """
+    size = tl.abs(x)
+    root = tl.rsqrt(1.0 + 0.2575 * size)
+    t = root * root
+    p = tl.fma(t, -0.0791911142, 0.261524764)
+    p = tl.fma(t, p, -0.152260617)
+    p = tl.fma(t, p, 0.199510636)
+    p = tl.fma(t, p, 0.0591917005)
+    p = tl.fma(t, p, 0.108935965)
+    p = tl.fma(t, p, 0.102288781)
+    tail = t * p * tl.exp2(x * x * -0.7213475204444817)
+    return x * tl.where(x < 0.0, tail, 1.0 - tail)
 
 
 @triton.jit
 def gelu_tanh(x):
     """(1 + tanh(u))/2 = 1/(1 + exp(-2u)): no cancellation and no overflow, for any u."""
-    u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-    return x / (1.0 + tl.exp(-2.0 * u))
+    return over_one_plus_exp(x, 1.5957691216057308 * (x + 0.044715 * x * x * x))
 
 
 @triton.jit
@@ -37,7 +58,7 @@ def cut(x, limit):
 def swiglu_oai(gate, up, alpha, limit):
     """(up + 1) · gate · sigmoid(alpha · gate) of the cut halves."""
     gate = cut_above(gate, limit)
-    return (cut(up, limit) + 1.0) * gate * (1.0 / (1.0 + tl.exp(-alpha * gate)))
+    return over_one_plus_exp((cut(up, limit) + 1.0) * gate, alpha * gate)
 
 
 @triton.jit

@@ -11,11 +11,14 @@ def magnitude_bits(x):
 
 
 @triton.jit
-def divide(x, scale, inverse):
+def divide(x, scale, inverse, ANY: tl.constexpr):
     """x / scale from inverse = 1/scale, rounded as a division is (one step with the exact remainder), so that values
-    midway between two codes go where the reference sends them. Where the remainder is not finite, the product is
-    already the quotient.
+    midway between two codes go where the reference sends them.
+
+    ANY: any scale; else one taken from the largest |x|, so that only the scale itself can be infinite.
     """
     q = x * inverse
-    rest = tl.fma(-scale, q, x)
-    return tl.where(rest == rest, tl.fma(rest, inverse, q), q)
+    if ANY:
+        rest = tl.fma(-scale, q, x)
+        return tl.where(tl.abs(rest) < float("inf"), tl.fma(rest, inverse, q), q)
+    return tl.fma(tl.fma(tl.where(inverse == 0.0, 0.0, -scale), q, x), inverse, q)

@@ -72,7 +72,7 @@ def groups_kernel(
     start = row * stride + part * SIZE
     x = _read(x_ptr + start[:, None] + col, mask, N, SILU)
     scale = scale_of(_bounded(amax_keep_nan(x, 1), bound_ptr, BOUND), TOP, UE8M0)
-    y = divide(x, scale[:, None], inverse_of(scale)[:, None])
+    y = divide(x, scale[:, None], inverse_of(scale)[:, None], BOUND)
     codes = encode(y, 1.0, q_ptr.dtype.element_ty, TOP, BOUND)
     tl.store(q_ptr + group.to(tl.int64)[:, None] * SIZE + col, codes, mask=mask)
     tl.store(scale_ptr + row * scale_row + part.to(tl.int64) * scale_group, scale, mask=there)
@@ -110,7 +110,7 @@ def wide_groups_kernel(
     for start in range(0, SIZE, BLOCK):
         col = start + tl.arange(0, BLOCK)
         x = _read(first + col, col < SIZE, N, SILU)
-        codes = encode(divide(x, scale, inverse), 1.0, q_ptr.dtype.element_ty, TOP, BOUND)
+        codes = encode(divide(x, scale, inverse, BOUND), 1.0, q_ptr.dtype.element_ty, TOP, BOUND)
         tl.store(q_ptr + group * SIZE + col, codes, mask=col < SIZE)
     tl.store(scale_ptr + row * scale_row + part * scale_group, scale)
 

@@ -36,14 +36,22 @@ def shared_exponent(bits, ROUNDING: tl.constexpr, FP4: tl.constexpr):
 
 
 @triton.jit
-def e2m1(y):
-    """E2M1 codes with sign of fp32 y, nearest, ties to even, saturated. NaN gives any code."""
+def e2m1(y, SATURATE: tl.constexpr, SHORT: tl.constexpr):
+    """E2M1 codes with sign of fp32 y, nearest, ties to even. SATURATE: |y| may reach 7. NaN gives any bits.
+
+    From 1 on a code is exponent and first mantissa bit, below it steps are 0.5. SHORT: y has at most 11 significant
+    bits, so y · 2^-126 is exact where it matters, and fp32's subnormals have the steps that codes below 1 need.
+    """
     bits = y.to(tl.int32, bitcast=True)
-    size = bits & 0x7FFFFFFF
-    # from 1 on a code is exponent and first mantissa bit; below it steps are 0.5, the last place of 2^22 + y
-    normal = ((size + 0x1FFFFF + ((size >> 22) & 1)) >> 22) - 252
-    small = (size.to(tl.float32, bitcast=True) + 4194304.0).to(tl.int32, bitcast=True) & 3
-    code = tl.where(size < 0x3F800000, small, tl.minimum(normal, 7))
+    if SHORT:
+        size = (tl.abs(y) * 1.1754943508222875e-38).to(tl.int32, bitcast=True)
+        code = (size + 0x1FFFFF + ((size >> 22) & 1)) >> 22
+    else:
+        size = bits & 0x7FFFFFFF
+        small = (tl.abs(y) + 4194304.0).to(tl.int32, bitcast=True) & 3
+        code = tl.where(size < 0x3F800000, small, ((size + 0x1FFFFF + ((size >> 22) & 1)) >> 22) - 252)
+    if SATURATE:
+        code = tl.minimum(code, 7)
     return code | ((bits >> 28) & 8)
 
 
@@ -71,9 +79,12 @@ def mx_kernel(
     inverse = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
     first = block.to(tl.int64)[:, None]
     if FP4:
-        low, high = tl.split(tl.reshape(e2m1(x * inverse[:, None]), [SPAN, 16, 2]))
-        packed = tl.where((exponent == 255)[:, None], 0, low | (high << 4)).to(tl.uint8)
-        tl.store(q_ptr + first * 16 + tl.arange(0, 16)[None, :], packed, mask=there[:, None])
+        # with `even` and `up` a block's largest value rounds to 6 at most
+        codes = e2m1(x * inverse[:, None], ROUNDING == "floor", x_ptr.dtype.element_ty != tl.float32)
+        eight = tl.reshape(codes, [SPAN, 4, 8]) << (tl.arange(0, 8) * 4)[None, None, :]
+        words = tl.where((exponent == 255)[:, None], 0, tl.sum(eight, axis=2))
+        at = q_ptr.to(tl.pointer_type(tl.int32)) + first * 4 + tl.arange(0, 4)[None, :]
+        tl.store(at, words, mask=there[:, None])
     else:
         factor = tl.where(exponent == 255, float("nan"), inverse)[:, None]
         codes = encode(x, factor, q_ptr.dtype.element_ty, 448.0, True)

@@ -73,7 +73,7 @@ def codes_kernel(
             tl.store(scale_ptr, scale)
     else:
         scale = tl.load(scale_ptr)
-    codes = encode(divide(x, scale, inverse_of(scale)), 1.0, q_ptr.dtype.element_ty, TOP, PEAKS == 0)
+    codes = encode(divide(x, scale, inverse_of(scale), PEAKS == 0), 1.0, q_ptr.dtype.element_ty, TOP, PEAKS == 0)
     tl.store(q_ptr + target, codes, mask=mask)
 
 

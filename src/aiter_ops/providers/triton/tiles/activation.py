@@ -7,6 +7,6 @@ from aiter_ops.core.platforms import Platform
 from .quant import Tile, piece_tile
 
 
-def gated_tile(machine: Platform, rows: int, width: int, bytes_each: int) -> Tile:
-    """Pieces of the result's rows; every column of it reads two elements."""
-    return piece_tile(machine, rows, width, 2 * bytes_each)
+def gated_tile(machine: Platform, rows: int, width: int, element: int) -> Tile:
+    """Pieces of the result's rows; every column of it reads two elements of `element` bytes."""
+    return piece_tile(machine, rows, width, element, 2)

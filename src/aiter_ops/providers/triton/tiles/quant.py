@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from aiter_ops.core.platforms import Platform
 
@@ -26,45 +27,64 @@ def next_power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length() if n > 1 else 1
 
 
-def lanes(machine: Platform) -> int:
+def power_of_two_below(n: int) -> int:
+    return 1 << (n.bit_length() - 1) if n > 0 else 1
+
+
+def _lanes(machine: Platform) -> int:
     return machine.wave_size or 32
 
 
-def _spread(machine: Platform, total: int, span: int, least: int) -> int:
-    """Fewer units a program where `total` of them would not give every compute unit two programs."""
-    units = 2 * (machine.compute_units or 128)
-    return span if total >= span * units else max(least, 1)
+def _few(machine: Platform, total: int, span: int) -> bool:
+    """Whether programs of `span` units each would leave compute units with less than two."""
+    return total < 2 * span * (machine.compute_units or 128)
 
 
+def _spread(machine: Platform, total: int, block: int, element: int, reads: int = 1) -> Tile:
+    """32 bytes a lane in four warps where that gives enough programs, else one 16-byte load.
+
+    element: bytes of one; reads: elements read for one result.
+    """
+    threads = 4 * _lanes(machine)
+    least = 16 // element
+    span = max(1, threads * max(32 // (element * reads), least) // block)
+    if _few(machine, total, span):
+        span = max(1, threads * least // block)
+    return Tile(span, block, 4)
+
+
+@lru_cache(4096)
 def group_tile(machine: Platform, total: int, size: int, bytes_read: int) -> Tile:
-    """Whole groups: 64 bytes a lane in flight, and no fewer than four warps for narrow groups."""
-    block = min(next_power_of_two(size), ONE_PASS)
-    each = max(64 // bytes_read, 8)
-    warps = max(4, min(16, block // (lanes(machine) * each)))
-    span = max(1, warps * lanes(machine) * each // block)
-    if total < 2 * (machine.compute_units or 128) * span:
-        span = max(1, warps * lanes(machine) * 8 // block)
-        warps = warps if span > 1 else max(4, min(16, block // (lanes(machine) * 8)))
-    return Tile(span, block, warps)
+    """Whole groups: several narrow ones a program, 64 bytes a lane; a wide one over many warps, 32 bytes a lane."""
+    block, lanes = min(next_power_of_two(size), ONE_PASS), _lanes(machine)
+    if block <= 1024:
+        warps = 2 if bytes_read <= 2 else 4
+        span = max(1, warps * lanes * max(64 // bytes_read, 8) // block)
+        if _few(machine, total, span):
+            warps, span = 4, max(1, 4 * lanes * 8 // block)
+        return Tile(span, block, warps)
+    each = max(32 // bytes_read, 4)
+    if _few(machine, total, 1):
+        each = max(each // 2, 4)
+    warps = power_of_two_below(min(size, ONE_PASS) // (lanes * each))
+    return Tile(1, block, max(4, min(warps, 1024 // lanes)))
 
 
-def piece_tile(machine: Platform, rows: int, width: int, bytes_read: int) -> Tile:
+@lru_cache(4096)
+def piece_tile(machine: Platform, rows: int, width: int, element: int, reads: int = 1) -> Tile:
     """Pieces of at most 1024 columns."""
     block = min(next_power_of_two(width), 1024)
-    full = max(1, 4 * lanes(machine) * (64 // bytes_read) // block)
-    least = 4 * lanes(machine) * 8 // block
-    return Tile(_spread(machine, rows * -(-width // block), full, least), block, 4)
+    return _spread(machine, rows * -(-width // block), block, element, reads)
 
 
-def block_tile(machine: Platform, total: int, bytes_read: int) -> Tile:
+@lru_cache(4096)
+def block_tile(machine: Platform, total: int, element: int) -> Tile:
     """MX blocks of 32."""
-    full = 4 * lanes(machine) * (64 // bytes_read) // 32
-    return Tile(_spread(machine, total, full, 4 * lanes(machine) * 8 // 32), 32, 4)
+    return _spread(machine, total, 32, element)
 
 
+@lru_cache(4096)
 def dequant_tile(machine: Platform, rows: int, width: int, group: int, bytes_written: int) -> Tile:
     """Pieces inside a group."""
     block = min(max(next_power_of_two(group), 2), 1024)
-    pieces = rows * -(-width // group) * -(-group // block)
-    full = max(1, 4 * lanes(machine) * (64 // bytes_written) // block)
-    return Tile(_spread(machine, pieces, full, 4 * lanes(machine) * 8 // block), block, 4)
+    return _spread(machine, rows * -(-width // group) * -(-group // block), block, bytes_written)
