@@ -9,19 +9,30 @@ import math
 import triton
 import triton.language as tl
 from torch import Tensor, device, empty, empty_strided, float32
+from triton.language.extra import libdevice
+
+from aiter_ops.core.platforms import platform
 
 SCALE_FLOOR = tl.constexpr(2.0**-126)
 """Smallest scale, as in the references."""
+
+INTERPRETED = tl.constexpr(platform().triton_interpret)
+"""Triton's interpreter has no device library."""
 
 ROUND = tl.constexpr(12582912.0)
 """1.5·2^23: fp32 plus this keeps no fraction bits, so the addition rounds to the nearest integer, ties to even."""
 
 
 @triton.jit
+def magnitude_bits(x):
+    """The bits of |x|, fp32, as int32: they order as the magnitudes do, NaN above Inf."""
+    return tl.abs(x.to(tl.float32)).to(tl.int32, bitcast=True)
+
+
+@triton.jit
 def amax_keep_nan(x, axis: tl.constexpr, keep_dims: tl.constexpr = False):
-    """max|x| along an axis, fp32; NaN wins. The bits of non-negative floats order as integers, NaN above Inf."""
-    bits = tl.abs(x.to(tl.float32)).to(tl.int32, bitcast=True)
-    return tl.max(bits, axis=axis, keep_dims=keep_dims).to(tl.float32, bitcast=True)
+    """max|x| along an axis, fp32; NaN wins."""
+    return tl.max(magnitude_bits(x), axis=axis, keep_dims=keep_dims).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -60,8 +71,17 @@ def encode(x, inverse, dtype: tl.constexpr, TOP: tl.constexpr, SATURATE: tl.cons
 
 @triton.jit
 def inverse_of(scale):
-    """1 / scale, rounded once: exact for powers of two."""
-    return tl.div_rn(1.0, scale)
+    """1 / scale to two units of 2^-23 or better, exactly for powers of two."""
+    return 1.0 / scale
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)), fp32, to a few units of 2^-23 of 1."""
+    if INTERPRETED:
+        return 1.0 / (1.0 + tl.exp(-x))
+    else:
+        return libdevice.fast_dividef(1.0, 1.0 + libdevice.fast_expf(-x))
 
 
 def new_scales(leading: tuple[int, ...], groups: int, layout: str, where: device) -> tuple[Tensor, int, int]:

@@ -31,12 +31,12 @@ def _weighted_rms(
     if GROUPS * GROUP < N:
         wide_row(
             program, x_ptr, x_ptr, w_ptr, w_ptr, y_ptr, y_ptr, s_ptr, scale_row, scale_group, stride, stride, eps, 0.0,
-            N, N, GROUP, GROUPS, SIZE, False, "none", False, True, False, False, QUANT, TOP, UE8M0,
+            N, N, GROUP, GROUPS, SIZE, False, "none", False, True, False, False, False, QUANT, TOP, UE8M0,
         )  # fmt: skip
     else:
         whole_rows(
             program, x_ptr, x_ptr, w_ptr, w_ptr, y_ptr, y_ptr, s_ptr, rows, scale_row, scale_group, stride, stride,
-            eps, 0.0, N, N, GROUP, ROWS, GROUPS, SIZE, EARLY, False, "none", False, True, False, False, QUANT, TOP,
+            eps, 0.0, N, N, GROUP, ROWS, GROUPS, SIZE, EARLY, False, "none", False, True, False, False, False, QUANT, TOP,
             UE8M0,
         )  # fmt: skip
 

@@ -40,6 +40,7 @@ def norm_kernel(
     SIGMOID: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_OFFSET: tl.constexpr,
     CAST: tl.constexpr,
     QUANT: tl.constexpr,
     TOP: tl.constexpr,
@@ -49,14 +50,14 @@ def norm_kernel(
     if GROUPS * GROUP < PADDED:
         wide_row(
             tl.program_id(0), x_ptr, o_ptr, w_ptr, b_ptr, y_ptr, h_ptr, s_ptr, scale_row, scale_group, x_stride,
-            o_stride, eps, offset, N, PADDED, GROUP, GROUPS, SIZE, LAYER, OTHER, SIGMOID, HAS_WEIGHT, HAS_BIAS, CAST,
-            QUANT, TOP, UE8M0,
+            o_stride, eps, offset, N, PADDED, GROUP, GROUPS, SIZE, LAYER, OTHER, SIGMOID, HAS_WEIGHT, HAS_BIAS,
+            HAS_OFFSET, CAST, QUANT, TOP, UE8M0,
         )  # fmt: skip
     else:
         whole_rows(
             tl.program_id(0), x_ptr, o_ptr, w_ptr, b_ptr, y_ptr, h_ptr, s_ptr, rows, scale_row, scale_group, x_stride,
             o_stride, eps, offset, N, PADDED, GROUP, ROWS, GROUPS, SIZE, EARLY, LAYER, OTHER, SIGMOID, HAS_WEIGHT,
-            HAS_BIAS, CAST, QUANT, TOP, UE8M0,
+            HAS_BIAS, HAS_OFFSET, CAST, QUANT, TOP, UE8M0,
         )  # fmt: skip
 
 
@@ -104,6 +105,6 @@ def normalise(
         y if scale is None else scale,
     )
     numbers = (rows, *scale_strides, stride, second_stride, eps, offset)
-    modes = (layer, use, sigmoid, weight is not None, bias is not None, cast, quant, top, ue8m0)
+    modes = (layer, use, sigmoid, weight is not None, bias is not None, offset != 0.0, cast, quant, top, ue8m0)
     programs = -(-rows // tile.rows) if tile.groups * tile.group >= padded else rows
     _launch(programs, tensors, numbers, (width, padded, *tile.constants, *modes), tile.num_warps)
