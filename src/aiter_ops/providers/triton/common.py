@@ -6,9 +6,10 @@ A code may still differ by one at a rounding boundary: x / scale is x · (1 / sc
 
 import math
 
+import torch
 import triton
 import triton.language as tl
-from torch import Tensor, device, empty, empty_strided, float32
+from torch import Tensor
 from triton.language.extra import libdevice
 
 from aiter_ops.core.platforms import platform
@@ -76,27 +77,32 @@ def inverse_of(scale):
 
 
 @triton.jit
-def sigmoid(x):
-    """1 / (1 + exp(-x)), fp32, to a few units of 2^-23 of 1."""
+def times_sigmoid(factor, x):
+    """factor / (1 + exp(-x)), fp32, to a few units of 2^-23: silu where both are one, the sigmoid where factor is 1."""
     if INTERPRETED:
-        return 1.0 / (1.0 + tl.exp(-x))
+        return factor / (1.0 + tl.exp(-x))
     else:
-        return libdevice.fast_dividef(1.0, 1.0 + libdevice.fast_expf(-x))
+        return libdevice.fast_dividef(factor, 1.0 + libdevice.fast_expf(-x))
 
 
-def new_scales(leading: tuple[int, ...], groups: int, layout: str, where: device) -> tuple[Tensor, int, int]:
+def new_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A new contiguous tensor of x's shape, not filled; faster than ``torch.empty``."""
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def new_scales(leading: tuple[int, ...], groups: int, layout: str, where: torch.device) -> tuple[Tensor, int, int]:
     """fp32 scales [*leading, groups], not filled, with the strides of `layout` (``row``, ``col``, ``col_tma4``; see
     `formulas.lay_out`), and the stride between rows (all leading dimensions together) and between groups.
     """
     if layout == "row":
-        return empty((*leading, groups), dtype=float32, device=where), groups, 1
+        return torch.empty((*leading, groups), dtype=torch.float32, device=where), groups, 1
     count = math.prod(leading)
     if layout == "col":
         pitch = count
-        laid = empty_strided((count, groups), (1, count), dtype=float32, device=where)
+        laid = torch.empty_strided((count, groups), (1, count), dtype=torch.float32, device=where)
     else:
         pitch = (count + 3) // 4 * 4
-        laid = empty((groups, pitch), dtype=float32, device=where).as_strided((count, groups), (1, pitch))
+        laid = torch.empty((groups, pitch), dtype=torch.float32, device=where).as_strided((count, groups), (1, pitch))
     if len(leading) > 1:
         laid = laid.unflatten(0, leading)
     elif not leading:

@@ -11,20 +11,20 @@ CAST        round the normalised value to x's dtype before the weight
 QUANT       ``none``, ``static`` (s is read), ``row``, ``group`` (s is written)
 TOP, UE8M0  largest code, scales as powers of two
 N, PADDED   columns of x, columns of y
+VECTOR      columns of y that a lane takes together, at most; y_vectors · VECTOR is PADDED
 GROUP       columns of a scale group; SIZE is the power of two that holds it
 """
 
 import triton
 import triton.language as tl
 
-from aiter_ops.providers.triton.common import amax_keep_nan, encode, inverse_of, magnitude_bits, scale_of, sigmoid
+from aiter_ops.providers.triton.common import amax_keep_nan, encode, inverse_of, magnitude_bits, scale_of, times_sigmoid
 
 
 @triton.jit
 def _gate(z_ptr, at, mask, SIGMOID: tl.constexpr):
     z = tl.load(z_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    gate = sigmoid(z)
-    return gate if SIGMOID else z * gate
+    return times_sigmoid(1.0, z) if SIGMOID else times_sigmoid(z, z)
 
 
 @triton.jit
@@ -67,9 +67,15 @@ def _affine(n, w, b, dtype: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl
 
 
 @triton.jit
+def _flat(x):
+    """A tile as [ROWS, columns]: one reduction then adds up in each lane before lanes are asked to exchange."""
+    return tl.reshape(x, [x.shape[0], x.shape[1] * x.shape[2]])
+
+
+@triton.jit
 def _total(x):
     """Sum over the columns of a tile, [ROWS, 1, 1]."""
-    return tl.sum(tl.sum(x, axis=2, keep_dims=True), axis=1, keep_dims=True)
+    return tl.sum(_flat(x), axis=1)[:, None, None]
 
 
 @triton.jit
@@ -80,9 +86,8 @@ def _add_and_largest(a_total, a_peak, b_total, b_peak):
 @triton.jit
 def _total_and_largest(squares, magnitude_bits):
     """Sum of one tile and largest of another over the columns in one reduction, both [ROWS, 1, 1]."""
-    total, peak = tl.reduce((squares, magnitude_bits), 2, _add_and_largest, keep_dims=True)
-    total, peak = tl.reduce((total, peak), 1, _add_and_largest, keep_dims=True)
-    return total, peak.to(tl.float32, bitcast=True)
+    total, peak = tl.reduce((_flat(squares), _flat(magnitude_bits)), 1, _add_and_largest)
+    return total[:, None, None], peak.to(tl.float32, bitcast=True)[:, None, None]
 
 
 @triton.jit
@@ -94,10 +99,11 @@ def _columns(first, GROUPS: tl.constexpr, SIZE: tl.constexpr, GROUP: tl.constexp
 
 
 @triton.jit
-def _store(y, y_ptr, row, col, here, own, scale, N, PADDED, QUANT, TOP):
+def _store(y, y_ptr, row, y_vectors, col, here, own, scale, N, PADDED, VECTOR, QUANT, TOP):
     """Store a tile of the result, as codes of y / scale where QUANT; here: the row exists; own: as `_columns`."""
     dtype: tl.constexpr = y_ptr.dtype.element_ty
-    at = row * PADDED + col
+    # what is known of a row's alignment bounds how many neighbours a lane takes, in loads as in stores
+    at = row * y_vectors * VECTOR + col
     if QUANT == "none":
         if PADDED > N:
             y = tl.where(col < N, y, 0.0)
@@ -120,6 +126,7 @@ def whole_rows(
     rows,
     scale_row,
     scale_group,
+    y_vectors,
     x_stride,
     o_stride,
     eps,
@@ -130,6 +137,7 @@ def whole_rows(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
     SIZE: tl.constexpr,
+    VECTOR: tl.constexpr,
     EARLY: tl.constexpr,
     LAYER: tl.constexpr,
     OTHER: tl.constexpr,
@@ -163,10 +171,9 @@ def whole_rows(
         tl.store(h_ptr + row * N + col, x.to(dtype), mask=mask)
     if LAYER:
         x = tl.where(inside, x - _total(x) / N, 0.0)
-    if not EARLY:
-        if FACTORS:
-            w, b = _vectors(w_ptr, b_ptr, col, inside, offset, HAS_WEIGHT, HAS_BIAS, HAS_OFFSET)
     if FACTORS:
+        if not EARLY:
+            w, b = _vectors(w_ptr, b_ptr, col, inside, offset, HAS_WEIGHT, HAS_BIAS, HAS_OFFSET)
         y = x * w * gate
         if QUANT == "row":
             total, peak = _total_and_largest(x * x, magnitude_bits(y))
@@ -193,7 +200,7 @@ def whole_rows(
         scale = scale_of(peak, TOP, UE8M0)
         at = row * scale_row + group.to(tl.int64) * scale_group
         tl.store(s_ptr + at, scale, mask=here & (group * GROUP < N))
-    _store(y, y_ptr, row, col, here, own, scale, N, PADDED, QUANT, TOP)
+    _store(y, y_ptr, row, y_vectors, col, here, own, scale, N, PADDED, VECTOR, QUANT, TOP)
 
 
 @triton.jit
@@ -208,6 +215,7 @@ def wide_row(
     s_ptr,
     scale_row,
     scale_group,
+    y_vectors,
     x_stride,
     o_stride,
     eps,
@@ -217,6 +225,7 @@ def wide_row(
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
     SIZE: tl.constexpr,
+    VECTOR: tl.constexpr,
     LAYER: tl.constexpr,
     OTHER: tl.constexpr,
     SIGMOID: tl.constexpr,
@@ -269,10 +278,7 @@ def wide_row(
         inside = own & (col < N)
         x = _read(x_ptr, o_ptr, row * x_stride + col, row * o_stride + col, inside, OTHER, SIGMOID) - mean
         w, b = _vectors(w_ptr, b_ptr, col, inside, offset, HAS_WEIGHT, HAS_BIAS, HAS_OFFSET)
-        if QUANT == "row":
-            y = x * w * rstd
-        else:
-            y = _affine(x * rstd, w, b, dtype, HAS_WEIGHT, HAS_BIAS, CAST)
+        y = x * w * rstd if QUANT == "row" else _affine(x * rstd, w, b, dtype, HAS_WEIGHT, HAS_BIAS, CAST)
         if OTHER == "gate_after":
             y = y * _gate(o_ptr, row * o_stride + col, inside, SIGMOID)
         scales = scale
@@ -280,4 +286,4 @@ def wide_row(
             scales = scale_of(amax_keep_nan(y, 2, True), TOP, UE8M0)
             at = row * scale_row + group.to(tl.int64) * scale_group
             tl.store(s_ptr + at, scales, mask=group * GROUP < N)
-        _store(y, y_ptr, row, col, True, own, scales, N, PADDED, QUANT, TOP)
+        _store(y, y_ptr, row, y_vectors, col, True, own, scales, N, PADDED, VECTOR, QUANT, TOP)
