@@ -110,7 +110,9 @@ def _bf16(loaded: Loaded, ids: list[int], forced: list[int], exact: Tensor, step
         return [*checks, Check("bf16 greedy tokens", True, f"all {steps} tokens identical")]
     top = logits[at].topk(2).values
     gap = float(top[0] - top[1])
-    detail = f"token {at + 1} differs first; the stock model's two largest logits are {gap:.4f} apart, bound {bound:.4f}"
+    detail = (
+        f"token {at + 1} differs first; the stock model's two largest logits are {gap:.4f} apart, bound {bound:.4f}"
+    )
     return [*checks, Check("bf16 greedy tokens", gap <= bound, detail)]
 
 
@@ -125,5 +127,7 @@ def _perplexity(loaded: Loaded, directory: Path, forced: list[int]) -> Check:
     stock, ours = both(loaded, lambda m: perplexity(m, pieces))
     change = abs(ours / stock - 1)
     count = sum(len(p) - 1 for p in pieces)
-    detail = f"stock {stock:.4f}, ours {ours:.4f} ({change:.3%} apart, {PERPLEXITY:.1%} allowed) on {count} tokens of {of}"
+    detail = (
+        f"stock {stock:.4f}, ours {ours:.4f} ({change:.3%} apart, {PERPLEXITY:.1%} allowed) on {count} tokens of {of}"
+    )
     return Check("bf16 perplexity", change <= PERPLEXITY, detail)

@@ -107,7 +107,9 @@ def _architecture(transformers: Any, directory: Path, raw: dict[str, Any], notes
     raw = dict(raw)
     for path in (directory / "config.json", directory / "tokenizer_config.json"):
         if path.is_file() and "auto_map" in read_json(path):
-            notes.append(f"{path.name} names code of its own (auto_map): ignored, only classes of transformers are used")
+            notes.append(
+                f"{path.name} names code of its own (auto_map): ignored, only classes of transformers are used"
+            )
     raw.pop("auto_map", None)
     raw.pop("quantization_config", None)
     kind = raw.pop("model_type", None)

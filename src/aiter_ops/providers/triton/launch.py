@@ -1,22 +1,26 @@
 """How a Triton kernel of ours is started: on its tensors' device and stream, with little Python per call.
 
 Every kernel takes its parameters in this order: tensors, then numbers, then constants (``tl.constexpr``). After the
-first start Triton's own specialisation is not asked again where its answer must be the same: all pointers 16-byte
-aligned, all integers multiples of 16 (row counts are not specialised on), tensors below 2 GiB.
+first start Triton's own specialisation is not asked again where its answer must be the same: constants, dtypes and
+numbers (but for row counts, which are not specialised on) as before, all pointers 16-byte aligned, tensors below 2 GiB.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import triton
 
 from aiter_ops.core.platforms import Platform, platform
 
 _ALIGNED = 15
+_MOST_STARTED = 4096
 _BIG = 2**31
 
 
@@ -30,6 +34,35 @@ class Job:
     constants: tuple[Any, ...]
     num_warps: int
     num_stages: int
+
+
+Start = Callable[[int, int, tuple[Any, ...]], None]
+"""Starts a compiled kernel: grid, stream, all arguments in the kernel's order with tensors as addresses."""
+
+
+def _starter(made: Any) -> Start:
+    """The shortest way to start a compiled kernel again. Triton 3.6 on NVIDIA: past a Python layer that only allocates
+    scratch memory, where the kernel needs none.
+    """
+    run, function, metadata = made.run, made.function, made.packed_metadata
+    short = triton.__version__.startswith("3.6.") and type(run).__name__ == "CudaLauncher"
+    if short and not run.global_scratch_size and not run.profile_scratch_size:
+        launch, flags = run.launch, (run.launch_cooperative_grid, run.launch_pdl, None, None)
+
+        def start(grid: int, stream: int, arguments: tuple[Any, ...]) -> None:
+            launch(grid, 1, 1, stream, function, *flags, metadata, None, None, None, *arguments)
+
+    else:
+
+        def start(grid: int, stream: int, arguments: tuple[Any, ...]) -> None:
+            run(grid, 1, 1, stream, function, metadata, None, None, None, *arguments)
+
+    return start
+
+
+def _small(tensors: tuple[torch.Tensor, ...]) -> bool:
+    """Whether Triton may address every tensor with 32 bits; only the AMD back end specialises on it."""
+    return not torch.version.hip or all(t.nbytes < _BIG for t in tensors)
 
 
 class _Compiling:
@@ -54,13 +87,17 @@ def compiling_for(target: Platform) -> Iterator[list[Job]]:
         _Compiling.target = None
 
 
+_pointer_of = torch.Tensor.data_ptr
+_dtype_of = torch.Tensor.dtype.__get__
+
+
 class Launcher:
     """Starts one kernel. `free`: how many of the first numbers Triton does not specialise on (row counts)."""
 
     def __init__(self, kernel: Any, free: int = 1) -> None:
         self.kernel = kernel
         self.free = free
-        self._cache: dict[Any, Any] = {}
+        self._started: dict[Any, Start] = {}
 
     def __call__(
         self,
@@ -80,26 +117,18 @@ class Launcher:
             with torch.cuda.device(device):
                 self(grid, tensors, numbers, constants, num_warps, num_stages)
             return
-        pointers = [t.data_ptr() for t in tensors]
-        low = 0
-        for pointer in pointers:
-            low |= pointer
-        for number in numbers[self.free :]:
-            if type(number) is int:
-                low |= number
-        small = not torch.version.hip or all(t.nbytes < _BIG for t in tensors)
-        if low & _ALIGNED or not small:
-            self.kernel[(grid,)](*tensors, *numbers, *constants, num_warps=num_warps, num_stages=num_stages)
+        pointers = list(map(_pointer_of, tensors))
+        # all that Triton specialises on: constants, dtypes, the numbers that are not free (by value), alignment, size
+        key = (device, num_warps, num_stages, constants, numbers[self.free :], *map(_dtype_of, tensors))
+        start = self._started.get(key)
+        if start is not None and not functools.reduce(operator.or_, pointers) & _ALIGNED and _small(tensors):
+            start(grid, torch._C._cuda_getCurrentRawStream(device), (*pointers, *numbers, *constants))
             return
-        key = (device, num_warps, num_stages, constants, *[t.dtype for t in tensors])
-        started = self._cache.get(key)
-        if started is None:
-            made = self.kernel[(grid,)](*tensors, *numbers, *constants, num_warps=num_warps, num_stages=num_stages)
-            self._cache[key] = (made.run, made.function, made.packed_metadata)
-            return
-        run, function, metadata = started
-        stream = torch._C._cuda_getCurrentRawStream(device)
-        run(grid, 1, 1, stream, function, metadata, None, None, None, *pointers, *numbers, *constants)
+        made = self.kernel[(grid,)](*tensors, *numbers, *constants, num_warps=num_warps, num_stages=num_stages)
+        if start is None and not functools.reduce(operator.or_, pointers) & _ALIGNED and _small(tensors):
+            if len(self._started) >= _MOST_STARTED:
+                self._started.clear()
+            self._started[key] = _starter(made)
 
     def _apart(self, grid: int, tensors: Any, numbers: Any, constants: Any, num_warps: int, num_stages: int) -> None:
         """Collection for ahead-of-time compilation, and Triton's interpreter on CPU tensors."""
