@@ -87,10 +87,6 @@ def compiling_for(target: Platform) -> Iterator[list[Job]]:
         _Compiling.target = None
 
 
-_pointer_of = torch.Tensor.data_ptr
-_dtype_of = torch.Tensor.dtype.__get__
-
-
 class Launcher:
     """Starts one kernel. `free`: how many of the first numbers Triton does not specialise on (row counts)."""
 
@@ -117,9 +113,9 @@ class Launcher:
             with torch.cuda.device(device):
                 self(grid, tensors, numbers, constants, num_warps, num_stages)
             return
-        pointers = list(map(_pointer_of, tensors))
+        pointers = [t.data_ptr() for t in tensors]
         # all that Triton specialises on: constants, dtypes, the numbers that are not free (by value), alignment, size
-        key = (device, num_warps, num_stages, constants, numbers[self.free :], *map(_dtype_of, tensors))
+        key = (device, num_warps, num_stages, constants, numbers[self.free :], *[t.dtype for t in tensors])
         start = self._started.get(key)
         if start is not None and not functools.reduce(operator.or_, pointers) & _ALIGNED and _small(tensors):
             start(grid, torch._C._cuda_getCurrentRawStream(device), (*pointers, *numbers, *constants))
