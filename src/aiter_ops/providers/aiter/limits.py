@@ -9,6 +9,9 @@ from aiter_ops.core.platforms import Platform
 
 HALF = (torch.bfloat16, torch.float16)
 
+TRITON_WIDEST = 65536
+"""Columns of a row that AITER's Triton norms hold in one program."""
+
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
