@@ -2,7 +2,8 @@
 
 The plain activations have no sub-flag: vLLM switches them by its master toggle alone. Those that quantise stand
 under the flag of quantisation, as the linear layer that reads them does. The HIP module is compiled with
--ffast-math since 0.1.12: NaN and Inf in x need not come out as such.
+-ffast-math since 0.1.12: NaN and Inf in x need not come out as such. On gfx942 it cuts fp32 to bf16 unless built
+with another OPUS_FP32_to_BF16_DEFAULT.
 """
 
 from __future__ import annotations

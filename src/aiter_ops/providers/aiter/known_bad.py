@@ -21,6 +21,10 @@ def _fp16(x: Tensor, *args: Any, **kwargs: Any) -> bool:
     return x.dtype == torch.float16 and x.shape[-1] <= HIP_WIDEST
 
 
+def _bf16(x: Tensor, *args: Any, **kwargs: Any) -> bool:
+    return x.dtype == torch.bfloat16
+
+
 def _hip_rows(x: Tensor, *args: Any, **kwargs: Any) -> bool:
     return x.shape[-1] <= HIP_WIDEST
 
@@ -66,4 +70,16 @@ _FP16 = tuple(
     for op in ("rms_norm", "add_rms_norm", "rms_norm_dynamic_quant", "add_rms_norm_dynamic_quant")
 )
 
-KNOWN_BAD: tuple[KnownBad, ...] = (*_INT8, *_RESIDUAL, *_FP16)
+_TRUNCATED = tuple(
+    KnownBad(
+        op,
+        "aiter",
+        "on gfx942 the sum of x and residual is cut to bf16 instead of rounded, a bias that grows with the layers",
+        f"{AITER}/issues/5151",
+        arch="gfx94*",
+        applies=_bf16,
+    )
+    for op in ("add_rms_norm", "add_rms_norm_dynamic_quant")
+)
+
+KNOWN_BAD: tuple[KnownBad, ...] = (*_INT8, *_RESIDUAL, *_FP16, *_TRUNCATED)

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from aiter_ops.core.platforms import Platform, platform
+from aiter_ops.core import platforms
+from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.ops.formulas import SCALE_FLOOR
 from aiter_ops.providers.aiter import PROVIDER, limits
@@ -51,7 +52,7 @@ def _add_dynamic(machine: Platform) -> Predicate:
 
 def _floored(x: Tensor) -> bool:
     """Whether AITER takes its HIP kernel, which floors a row's largest value at 1e-10; others divide zero by zero."""
-    return x.dtype in limits.HALF and x.shape[-1] <= HIP_WIDEST and since(platform(), "0.1.10.post1")
+    return x.dtype in limits.HALF and x.shape[-1] <= HIP_WIDEST and since(platforms.platform(), "0.1.10.post1")
 
 
 @PROVIDER.implements("rms_norm_dynamic_quant", requires=needs("0.1.5.post4"), refuses=_dynamic, flag=RMSNORM)
