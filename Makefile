@@ -11,8 +11,8 @@ ARGS ?=
 run: $(VENV)/run
 	@$(BIN)/aiter-ops run --compare $(ARGS)
 
-test: $(VENV)/test
-	@$(BIN)/python tools/run_tests.py $(ARGS)
+test: $(VENV)/test lint
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
 
 lint: $(VENV)/test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

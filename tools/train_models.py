@@ -7,7 +7,7 @@ The corpus is the King James Bible, one verse a line, as Debian prints it:
 
 Then, on a machine with a GPU (set HF_HUB_OFFLINE=1 where there is no network):
 
-    python tools/train_models.py --corpus kjv.txt --out assets/models --minutes 2.5
+    python tools/train_models.py --corpus kjv.txt --out assets/models --minutes 3.5
 
 writes ``tiny-llama`` (bf16) and ``tiny-deepseek`` (DeepSeek's block-FP8 format) as
 Hugging Face model directories, each with a model card that holds this run's figures.

@@ -57,8 +57,8 @@ document is one chapter.
 
 Split by whole chapters, in runs of four neighbouring ones drawn with seed {seed}:
 {split}. Runs with a chapter that shares more than a tenth of its eight-word runs with
-another chapter stay in train. The dev part chose the checkpoint and the baseline's
-discounts; nothing was fitted on the validation part.
+another chapter stay in train. The dev part chose the settings, the checkpoint and the
+baseline's discounts; nothing was fitted on the validation part.
 
 ## Figures
 
@@ -87,7 +87,7 @@ Greedy continuation of "{prompt}":
 ```console
 apt-get install bible-kjv
 bible -f gen1:1-rev22:21 > kjv.txt
-python tools/train_models.py --corpus kjv.txt {arguments}
+python tools/train_models.py --corpus kjv.txt --only {name} {arguments}
 ```
 
 The budget is in wall time, so another machine gives slightly other weights.

@@ -21,11 +21,11 @@ from .fp8 import rounded_weights
 class Plan:
     """How to train. The run ends with the budget or the epochs, whichever comes first."""
 
-    minutes: float = 2.5
-    epochs: float = 40.0
-    batch: int = 32
+    minutes: float = 3.5
+    epochs: float = 60.0
+    batch: int = 16
     context: int = 512
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.1
     dropout: float = 0.2
     ema: float = 0.998

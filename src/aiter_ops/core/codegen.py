@@ -30,18 +30,18 @@ _NAMES: dict[str, Any] = {
 }
 
 
-def _build(role: str, sig: Signature, body: str, cells: dict[str, Any], extra: str = "") -> Any:
-    """Run the source of one factory: `cells` become closure variables of the function(s) it returns."""
-    names = {**cells, **sig.defaults}
-    source = (
-        f"def factory({', '.join([*_NAMES, *names])}):\n    def {sig.name}({sig.header}):\n{body}"
-        f"{extra}    return {sig.name}{', set_slot' if extra else ''}\n"
-    )
-    filename = f"<aiter_ops {role} {sig.name}>"
+def _run(role: str, name: str, source: str, namespace: dict[str, Any]) -> None:
+    """Define the functions of `source` in `namespace`, which stays their globals."""
+    filename = f"<aiter_ops {role} {name}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    namespace: dict[str, Any] = {}
-    exec(compile(source, filename, "exec"), namespace)  # noqa: S102 - the source is written above, from a signature
-    return namespace["factory"](**_NAMES, **names)
+    exec(compile(source, filename, "exec"), namespace)  # noqa: S102 - the source is written here, from a signature
+
+
+def _build(role: str, sig: Signature, body: str, names: dict[str, Any]) -> Any:
+    """One function with the op's signature; `names` are what its body refers to."""
+    namespace = {**_NAMES, **sig.defaults, **names}
+    _run(role, sig.name, f"def {sig.name}({sig.header}):\n{body}", namespace)
+    return namespace[sig.name]
 
 
 def _any(sig: Signature, test: str) -> str:
@@ -54,101 +54,78 @@ def _any(sig: Signature, test: str) -> str:
 
 def _dtype_lines(sig: Signature) -> str:
     return "".join(
-        f"        if {p.name} is None:\n            {p.name} = default_{p.name}()\n"
-        for p in sig.params
-        if p.is_fp8_default
+        f"    if {p.name} is None:\n        {p.name} = default_{p.name}()\n" for p in sig.params if p.is_fp8_default
     )
 
 
-def entry(
-    sig: Signature, defaults: dict[str, Any], slow: Callable[..., Any], graded: Callable[..., Any]
-) -> tuple[Callable[..., Any], Callable[[Callable[..., Any]], None]]:
-    """The public function of an op, and the setter of its slot.
+def op_functions(sig: Signature, names: dict[str, Any], checked: bool, strided: tuple[int, ...]) -> dict[str, Any]:
+    """The four functions every op has, in one namespace that stays open: what they call is looked up there by name.
 
-    Anything but plain tensors in plain eager mode goes to `slow`; inputs that need grad go to `graded`.
+    entry: what users call; runs ``slot`` unless compilation, a mode, a subclass or a gradient is involved.
+    slow: where those go: the reference if it may be traced or must be differentiated, else the ``opaque`` op.
+    autograd: the Autograd kernel of the opaque op, which has no derivative and raises ``error`` rather than lose one.
+    reference: the function as written (``fn``), arguments checked, dtype resolved, every result contiguous.
     """
     first = sig.tensors[0].name
     others = Signature(sig.name, tuple(p for p in sig.params if p.name != first), 0)
     special = f"type({first}) is not Tensor" + (
         " or " + _any(others, "type({t}) not in plain") if others.tensors else ""
     )
-    body = (
-        f"{_dtype_lines(sig)}"
-        f"        if is_dynamo_compiling() or dispatch_modes() or {special}:\n            return slow({sig.call})\n"
-        f"        if grad_enabled() and ({_any(sig, '{t}.requires_grad')}):\n            return graded({sig.call})\n"
-        f"        return slot({sig.call})\n"
+    graded = f"grad_enabled() and ({_any(sig, '{t}.requires_grad')})"
+    source = (
+        f"def {sig.name}({sig.header}):\n{_dtype_lines(sig)}"
+        f"    if is_dynamo_compiling() or dispatch_modes() or {special}:\n        return slow({sig.call})\n"
+        f"    if {graded}:\n        return graded({sig.call})\n"
+        f"    return slot({sig.call})\n\n"
+        f"def slow({sig.header}):\n{_tensor_checks(sig)}"
+        f"    if {graded}:\n        return reference({sig.call})\n"
+        f"    if is_dynamo_compiling() and inlines({sig.name!r}, state.token, {first}.device.type):\n"
+        f"        return reference({sig.call})\n"
+        f"    return opaque({sig.call})\n\n"
+        f"def autograd({sig.header}):\n    if {graded}:\n        raise error\n"
+        f"    with below():\n        return opaque({sig.call})\n\n"
+        f"def reference({sig.header}):\n{_checks(sig)}" + (f"    check({sig.call})\n" if checked else "")
     )
-    setter = "    def set_slot(fn):\n        nonlocal slot\n        slot = fn\n"
-    cells = {**defaults, "slow": slow, "graded": graded, "slot": None}
-    built: tuple[Callable[..., Any], Callable[[Callable[..., Any]], None]] = _build("entry", sig, body, cells, setter)
-    return built
+    if sig.results == 0:
+        source += f"    fn({sig.call})\n"
+    elif sig.results == 1:
+        source += f"    return fn({sig.call}){'' if 0 in strided else '.contiguous()'}\n"
+    else:
+        outs = [f"out{i}" for i in range(sig.results)]
+        done = [n if i in strided else f"{n}.contiguous()" for i, n in enumerate(outs)]
+        source += f"    {', '.join(outs)} = fn({sig.call})\n    return {', '.join(done)}\n"
+    namespace = {**_NAMES, **sig.defaults, "slot": None, **names}
+    if taken := namespace.keys() & {p.name for p in sig.params}:
+        raise TypeError(f"{sig.name}: parameter names {sorted(taken)} are taken by the generated code")
+    _run("op", sig.name, source, namespace)
+    return namespace
 
 
-def slow_path(sig: Signature, reference: Any, opaque: Any, inlines: Any, state: Any) -> Callable[..., Any]:
-    """Where compilation, modes, transforms and subclasses go: the reference if it may be traced, else the opaque op."""
-    types = "".join(
-        f"        if {f'{p.name} is not None and ' if p.optional else ''}not isinstance({p.name}, Tensor):\n"
-        f"            raise no_tensor({sig.name!r}, {p.name!r}, {p.name})\n"
+def _tensor_checks(sig: Signature) -> str:
+    return "".join(
+        f"    if {f'{p.name} is not None and ' if p.optional else ''}not isinstance({p.name}, Tensor):\n"
+        f"        raise no_tensor({sig.name!r}, {p.name!r}, {p.name})\n"
         for p in sig.tensors
     )
-    body = (
-        f"{types}"
-        f"        if grad_enabled() and ({_any(sig, '{t}.requires_grad')}):\n            return reference({sig.call})\n"
-        f"        if is_dynamo_compiling() and inlines({sig.name!r}, state.token, {sig.tensors[0].name}.device.type):\n"
-        f"            return reference({sig.call})\n"
-        f"        return opaque({sig.call})\n"
-    )
-    fn: Callable[..., Any] = _build(
-        "slow path", sig, body, {"reference": reference, "opaque": opaque, "inlines": inlines, "state": state}
-    )
-    return fn
-
-
-def autograd(sig: Signature, opaque: Any, below: Any, error: Any) -> Callable[..., Any]:
-    """The Autograd kernel of the opaque op: it has no derivative and says so instead of losing one."""
-    body = (
-        f"        if grad_enabled() and ({_any(sig, '{t}.requires_grad')}):\n            raise error\n"
-        f"        with below():\n            return opaque({sig.call})\n"
-    )
-    fn: Callable[..., Any] = _build("autograd", sig, body, {"opaque": opaque, "below": below, "error": error})
-    return fn
 
 
 def _checks(sig: Signature) -> str:
+    """What holds for every op: strings from their closed sets, tensors where tensors belong, all on one device."""
     first = sig.tensors[0].name
-    lines = _dtype_lines(sig)
+    lines = _dtype_lines(sig) + _tensor_checks(sig)
     for p in sig.params:
         absent = f"{p.name} is not None and " if p.optional else ""
         if p.choices:
             lines += (
-                f"        if {absent}{p.name} not in {p.choices!r}:\n"
-                f"            raise bad_choice({sig.name!r}, {p.name!r}, {p.name}, {p.choices!r})\n"
-            )
-        if p.is_tensor:
-            lines += (
-                f"        if {absent}not isinstance({p.name}, Tensor):\n"
-                f"            raise no_tensor({sig.name!r}, {p.name!r}, {p.name})\n"
+                f"    if {absent}{p.name} not in {p.choices!r}:\n"
+                f"        raise bad_choice({sig.name!r}, {p.name!r}, {p.name}, {p.choices!r})\n"
             )
         if p.is_tensor and p.name != first:
             lines += (
-                f"        if {absent}{p.name}.device != {first}.device:\n"
-                f"            raise device_mix({sig.name!r}, {p.name!r}, {p.name}, {first!r}, {first})\n"
+                f"    if {absent}{p.name}.device != {first}.device:\n"
+                f"        raise device_mix({sig.name!r}, {p.name!r}, {p.name}, {first!r}, {first})\n"
             )
     return lines
-
-
-def reference(sig: Signature, defaults: dict[str, Any], check: Any, fn: Any, strided: tuple[int, ...]) -> Any:
-    """The reference as the layer runs it: arguments checked, dtype resolved, every result contiguous."""
-    if sig.results == 0:
-        finish = f"        fn({sig.call})\n"
-    elif sig.results == 1:
-        finish = f"        return fn({sig.call}){'' if 0 in strided else '.contiguous()'}\n"
-    else:
-        names = [f"out{i}" for i in range(sig.results)]
-        done = [n if i in strided else f"{n}.contiguous()" for i, n in enumerate(names)]
-        finish = f"        {', '.join(names)} = fn({sig.call})\n        return {', '.join(done)}\n"
-    call = f"        check({sig.call})\n" if check else ""
-    return _build("reference", sig, _checks(sig) + call + finish, {**defaults, "check": check, "fn": fn})
 
 
 def kernel(sig: Signature, defaults: dict[str, Any], check: Any, fn: Any, reference: Any, opaque: Any) -> Any:
@@ -157,10 +134,10 @@ def kernel(sig: Signature, defaults: dict[str, Any], check: Any, fn: Any, refere
     """
     body = (
         f"{_checks(sig)}"
-        f"        if functorch_level() is not None:\n            return opaque({sig.call})\n"
-        + (f"        check({sig.call})\n" if check else "")
-        + f"        if {sig.tensors[0].name}.numel() == 0:\n            return reference({sig.call})\n"
-        f"        return fn({sig.call})\n"
+        f"    if functorch_level() is not None:\n        return opaque({sig.call})\n"
+        + (f"    check({sig.call})\n" if check else "")
+        + f"    if {sig.tensors[0].name}.numel() == 0:\n        return reference({sig.call})\n"
+        f"    return fn({sig.call})\n"
     )
     cells = {**defaults, "check": check, "fn": fn, "reference": reference, "opaque": opaque}
     return _build("implementation", sig, body, cells)
@@ -171,23 +148,23 @@ def chain(sig: Signature, links: list[tuple[Any, Any, Any]], end: Any) -> Callab
     body, cells = "", {"end": end}
     for i, (predicate, note, fn) in enumerate(links):
         body += (
-            f"        reason{i} = accepts{i}({sig.call})\n        if reason{i} is None:\n"
-            f"            return serve{i}({sig.call})\n        note{i}(reason{i})\n"
+            f"    reason{i} = accepts{i}({sig.call})\n    if reason{i} is None:\n"
+            f"        return serve{i}({sig.call})\n    note{i}(reason{i})\n"
         )
         cells.update({f"accepts{i}": predicate, f"note{i}": note, f"serve{i}": fn})
-    fn_: Callable[..., Any] = _build("slot", sig, body + f"        return end({sig.call})\n", cells)
+    fn_: Callable[..., Any] = _build("slot", sig, body + f"    return end({sig.call})\n", cells)
     return fn_
 
 
 def by_device(sig: Signature, gpu: Any, other: Any) -> Callable[..., Any]:
     """A slot that splits by where the first tensor lives, on machines that have a GPU."""
-    body = f"        if {sig.tensors[0].name}.is_cuda:\n            return gpu({sig.call})\n        return other({sig.call})\n"
+    body = f"    if {sig.tensors[0].name}.is_cuda:\n        return gpu({sig.call})\n    return other({sig.call})\n"
     fn: Callable[..., Any] = _build("device slot", sig, body, {"gpu": gpu, "other": other})
     return fn
 
 
 def before(sig: Signature, hook: Any, fn: Any) -> Callable[..., Any]:
     """`fn` with `hook` called first on the same arguments (recording)."""
-    body = f"        hook({sig.call})\n        return fn({sig.call})\n"
+    body = f"    hook({sig.call})\n    return fn({sig.call})\n"
     built: Callable[..., Any] = _build("recorded", sig, body, {"hook": hook, "fn": fn})
     return built

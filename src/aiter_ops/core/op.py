@@ -63,14 +63,16 @@ class Op:
             raise TypeError(f"{self.name}: results={results} for {self.signature.results} returned tensors")
         if not inline and fake is None:
             raise TypeError(f"{self.name}: an op that is not inline needs a fake=")
+        names = {**self._defaults, "fn": fn, "check": check, "graded": self._graded}
         exempt = tuple(results.index(name) for name in strided)
-        self.reference = codegen.reference(self.signature, self._defaults, check, fn, exempt)
+        self._names = codegen.op_functions(self.signature, names, check is not None, exempt)
+        self.reference: Callable[..., Any] = self._names["reference"]
         self.reference.__doc__ = fn.__doc__
         self.opaque = self._register(fake or self.reference)
-        slow = codegen.slow_path(self.signature, self.reference, self.opaque, runtime.inlines, runtime.state)
-        self.entry, self._set_entry_slot = codegen.entry(self.signature, self._defaults, slow, self._graded)
+        self._names.update(opaque=self.opaque, inlines=runtime.inlines, state=runtime.state)
+        self.entry: Callable[..., Any] = self._names[self.name]
         functools.update_wrapper(self.entry, fn)
-        self.entry.op = self  # type: ignore[attr-defined]
+        self.entry.op = self
         torch_provider = Implementation(self.name, "torch", self.reference, (), source=fn)
         self._implementations = {"torch": torch_provider}
         self.unresolve()
@@ -94,15 +96,14 @@ class Op:
     def _register(self, fake: Callable[..., Any]) -> Any:
         _library.define(self.signature.schema)
         _library.impl(self.name, self._run, "CompositeExplicitAutograd")
-        opaque = getattr(torch.ops.aiter_ops, self.name).default
-        error = RuntimeError(
+        self._names["below"] = torch._C._AutoDispatchBelowAutograd
+        self._names["error"] = RuntimeError(
             f"aiter_ops.{self.name} as torch.ops.aiter_ops.{self.name} is inference only: an input needs grad; "
             f"call aiter_ops.{self.name} (it takes the reference then) or run under torch.inference_mode()"
         )
-        below = torch._C._AutoDispatchBelowAutograd
-        _library.impl(self.name, codegen.autograd(self.signature, opaque, below, error), "Autograd")
+        _library.impl(self.name, self._names["autograd"], "Autograd")
         torch.library.register_fake(f"aiter_ops::{self.name}", fake, lib=_library)
-        return opaque
+        return getattr(torch.ops.aiter_ops, self.name).default
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         return self._slot(*args, **kwargs)
@@ -110,8 +111,7 @@ class Op:
     # --- slots --------------------------------------------------------------------------------------------------
 
     def _set_slot(self, fn: Callable[..., Any]) -> None:
-        self._slot = fn
-        self._set_entry_slot(fn)
+        self._slot = self._names["slot"] = fn
 
     def unresolve(self) -> None:
         """Forget the choice; the next call makes it anew."""
@@ -178,9 +178,13 @@ class Op:
             values, named = self.bind(args, kwargs)
             reason = implementation.unmet(platform())
             first = next((v for v in values if isinstance(v, torch.Tensor)), None)
-            if reason is None and any(r.gpu for r in implementation.requirements):
-                if first is not None and not first.is_cuda and not platform().triton_interpret:
-                    reason = f"the tensors are on {first.device}, not on a GPU"
+            if (
+                reason is None
+                and first is not None
+                and not (first.is_cuda or platform().triton_interpret)
+                and any(r.gpu for r in implementation.requirements)
+            ):
+                reason = f"the tensors are on {first.device}, not on a GPU"
             reason = reason or implementation.refuses(*values, **named)
             if reason:
                 raise Refused(f"{self.name}: {provider} refuses: {reason}")
@@ -188,23 +192,28 @@ class Op:
 
         return call
 
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """All arguments, defaults and `dtype=None` filled in."""
+    def bind(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], on: Platform | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """All arguments, defaults and `dtype=None` filled in, as on this machine or another one."""
         bound = inspect.signature(self._written).bind(*args, **kwargs)
         bound.apply_defaults()
         for p in self.signature.params:
             if p.is_fp8_default and bound.arguments[p.name] is None:
-                bound.arguments[p.name] = fp8_dtype()
+                bound.arguments[p.name] = on.fp8_dtype if on else fp8_dtype()
         return bound.args, bound.kwargs
 
     # --- proof --------------------------------------------------------------------------------------------------
 
-    def samples(self, device: str | torch.device = "cpu", seed: int = 0, size: str | None = None) -> Iterator[Sample]:
+    def samples(
+        self, device: str | torch.device = "cpu", seed: int = 0, size: str | None = None, values: bool = True
+    ) -> Iterator[Sample]:
         """Named argument sets on `device`; the same seed gives the same numbers. size: ``small``, ``model`` or all.
 
-        Large samples are drawn lazily, one at a time.
+        Large samples are drawn lazily, one at a time. values: False gives zeros of the same shapes, dtypes and
+        strides, for questions that values do not answer.
         """
-        for sample in self._samples(Make(device, seed)):
+        for sample in self._samples(Make(device, seed, values)):
             if size is None or sample.size == size:
                 yield sample
 

@@ -193,6 +193,11 @@ def _from_torch() -> Platform | None:
     )
 
 
+def driver_gpu() -> Platform | None:
+    """The first visible GPU that a driver on this machine shows, whatever torch is a build for."""
+    return _from_kfd() or _from_nvml()
+
+
 @cache
 def platform() -> Platform:
     """This machine, read once. A GPU counts only where torch is a build for it."""

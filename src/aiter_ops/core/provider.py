@@ -45,7 +45,7 @@ class Requirements:
         """The first requirement this platform does not meet, as a reason; None where all are met."""
         if self.vendors and platform.vendor not in self.vendors:
             has = "no GPU" if not platform.has_gpu else f"{platform.vendor} {platform.arch}"
-            return f"needs a GPU of {' or '.join(v.upper() for v in self.vendors)}; this machine has {has}"
+            return f"needs an {' or '.join(v.upper() for v in self.vendors)} GPU; this machine has {has}"
         if self.gpu and not platform.has_gpu and not platform.triton_interpret:
             return "needs a GPU; this machine has none"
         if self.archs and not any(fnmatch.fnmatchcase(platform.arch, a) for a in self.archs):

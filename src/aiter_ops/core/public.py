@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from . import runtime
 from .decide import Decision
 from .op import Op, get_op
@@ -19,8 +21,10 @@ def explain(op: str | Callable[..., Any] | Op, /, *args: Any, on: Platform | Non
     being on its GPU. Raises `Refused` where strict mode leaves no provider.
     """
     target = get_op(op)
-    note = ""
+    machine = on or platform()
     if not args and not kwargs:
         sample = next(target.samples())
-        args, kwargs, note = sample.args, sample.kwargs, f"first sample: {sample.name}"
-    return runtime.explain(target, args, kwargs, on or platform(), note)
+        note = f"first sample: {sample.name}"
+        return runtime.explain(target, sample.args, sample.kwargs, machine, machine.has_gpu, note)
+    on_gpu = any(isinstance(a, torch.Tensor) and a.is_cuda for a in (*args, *kwargs.values()))
+    return runtime.explain(target, args, kwargs, machine, on_gpu or on is not None)

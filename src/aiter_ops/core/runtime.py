@@ -8,8 +8,6 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from . import codegen, provider, tracing
 from .decide import Candidate, Decision, Refused, candidates, decide
 from .platforms import Platform, platform
@@ -135,18 +133,15 @@ def find(op: Op, machine: Platform, rules: Policy) -> list[Candidate]:
     return candidates(op.name, op.family, op.implementations_loaded(), names, machine, rules, bad, missing)
 
 
-def explain(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], machine: Platform, note: str = "") -> Decision:
-    """The decision for these arguments, as data; pure given the loaded implementations."""
+def explain(
+    op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], machine: Platform, gpu: bool, note: str = ""
+) -> Decision:
+    """The decision for these arguments, as data. gpu: the tensors count as being on the machine's GPU."""
     rules = policy()
-    gpu = machine.has_gpu if machine != platform() else _on_gpu(args, kwargs)
     found = find(op, machine, rules)
-    bound_args, bound_kwargs = op.bind(args, kwargs)
+    bound_args, bound_kwargs = op.bind(args, kwargs, machine)
     choice = decide(op.name, found, rules, op.family, gpu, bound_args, bound_kwargs, machine.triton_interpret)
     return Decision(choice.op, choice.provider, choice.fn, choice.reasons, note)
-
-
-def _on_gpu(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    return any(isinstance(a, torch.Tensor) and a.is_cuda for a in (*args, *kwargs.values()))
 
 
 def resolve(op: Op) -> Any:

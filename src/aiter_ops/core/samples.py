@@ -20,16 +20,21 @@ class Sample:
 
 
 class Make:
-    """Draws tensors on a device from one generator; the same seed gives the same numbers on every device."""
+    """Draws tensors on a device from one generator; the same seed gives the same numbers on every device.
 
-    def __init__(self, device: str | torch.device = "cpu", seed: int = 0) -> None:
-        self.device = torch.device(device)
+    values: False draws nothing and gives zeros.
+    """
+
+    def __init__(self, device: str | torch.device = "cpu", seed: int = 0, values: bool = True) -> None:
+        self.device, self.values = torch.device(device), values
         self.generator = torch.Generator().manual_seed(seed)
 
     def normal(
         self, *shape: int, dtype: torch.dtype = torch.bfloat16, scale: float = 1.0, mean: float = 0.0
     ) -> torch.Tensor:
         """Gaussian values, rounded to `dtype`."""
+        if not self.values:
+            return torch.zeros(shape, dtype=dtype, device=self.device)
         drawn = torch.randn(shape, generator=self.generator, dtype=torch.float32) * scale + mean
         return drawn.to(dtype).to(self.device)
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -120,7 +121,7 @@ def start_trace(target: str) -> Recorder:
             return
         rows = sorted(recorder.calls(), key=lambda c: (-c.count, c.op, c.provider))
         if target == "1":
-            print(summary(rows))
+            print(summary(rows), file=sys.stderr)
             return
         handle = os.open(f"{target}.{owner}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -32,12 +32,12 @@ def same(op: str, name: str, tensor: Tensor, like_name: str, like: Tensor) -> No
         raise bad_dtype(op, name, tensor.dtype, (like.dtype,))
 
 
-def vector(op: str, name: str, weight: Tensor | None, x: Tensor) -> None:
+def vector(op: str, name: str, weight: Tensor | None, x: Tensor, x_name: str = "x") -> None:
     """`weight` is [N] of a float dtype, for x [..., N]."""
     if weight is None:
         return
     if weight.dim() != 1 or weight.shape[0] != x.shape[-1]:
-        raise bad_shape(op, name, weight, f"[{x.shape[-1]}], the last dimension of x")
+        raise bad_shape(op, name, weight, f"[{x.shape[-1]}], the last dimension of {x_name}")
     if weight.dtype not in FLOATS:
         raise bad_dtype(op, name, weight.dtype, FLOATS)
 
@@ -54,14 +54,17 @@ def grouped(op: str, size: int, group_size: int, dtype: torch.dtype | None) -> N
     code_dtype(op, dtype, FP8)
 
 
-def one_scale(op: str, scale: Tensor) -> None:
-    if scale.numel() != 1 or scale.dtype != torch.float32:
-        raise bad_shape(op, "scale", scale, "one float32 element")
+def one_scale(op: str, name: str, scale: Tensor) -> None:
+    """`scale` is one float32 element of any shape."""
+    if scale.dtype != torch.float32:
+        raise bad_dtype(op, name, scale.dtype, (torch.float32,))
+    if scale.numel() != 1:
+        raise bad_shape(op, name, scale, "one element")
 
 
 def rms(x: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last dimension (RMSNorm, arXiv:1910.07467), fp32."""
-    x = x.float()
+    x = x.float().contiguous()  # torch sums in an order that depends on the strides
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
@@ -75,7 +78,7 @@ def weighted_rms(x: Tensor, weight: Tensor | None, eps: float, offset: float = 0
 
 def weighted_layer(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Layer normalisation (arXiv:1607.06450) over the last dimension, fp32."""
-    x = x.float()
+    x = x.float().contiguous()
     centred = x - x.mean(-1, keepdim=True)
     y = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
     y = y if weight is None else y * weight.float()

@@ -55,8 +55,8 @@ def dual_samples(make: Make) -> Iterator[Sample]:
 def _pair(op_name: str, q: Tensor, q_weight: Tensor, kv: Tensor, kv_weight: Tensor) -> None:
     f.rows(op_name, "q", q)
     f.rows(op_name, "kv", kv)
-    f.vector(op_name, "q_weight", q_weight, q)
-    f.vector(op_name, "kv_weight", kv_weight, kv)
+    f.vector(op_name, "q_weight", q_weight, q, "q")
+    f.vector(op_name, "kv_weight", kv_weight, kv, "kv")
     if kv.shape[:-1] != q.shape[:-1]:
         raise bad_shape(op_name, "kv", kv, f"{[*q.shape[:-1], 'N']}, the rows of q")
     if kv.dtype != q.dtype:

@@ -94,7 +94,7 @@ def static_samples(make: Make) -> Iterator[Sample]:
 def _static_check(x: Tensor, weight: Tensor | None, scale: Tensor, eps: float, dtype: torch.dtype | None) -> None:
     f.rows("rms_norm_static_quant", "x", x)
     f.vector("rms_norm_static_quant", "weight", weight, x)
-    f.one_scale("rms_norm_static_quant", scale)
+    f.one_scale("rms_norm_static_quant", "scale", scale)
     f.code_dtype("rms_norm_static_quant", dtype, f.FP8)
 
 
@@ -129,7 +129,7 @@ def _add_static_check(
     f.rows("add_rms_norm_static_quant", "x", x)
     f.same("add_rms_norm_static_quant", "residual", residual, "x", x)
     f.vector("add_rms_norm_static_quant", "weight", weight, x)
-    f.one_scale("add_rms_norm_static_quant", scale)
+    f.one_scale("add_rms_norm_static_quant", "scale", scale)
     f.code_dtype("add_rms_norm_static_quant", dtype, f.FP8)
 
 

@@ -46,7 +46,7 @@ def group_of(q: Tensor, scale: Tensor, group_size: int | None) -> int:
     columns = q.shape[-1] * (2 if q.dtype == torch.uint8 else 1)
     if group_size is not None:
         return group_size
-    return columns if scale.numel() == 1 else columns // scale.shape[-1]
+    return columns if scale.numel() == 1 else columns // max(scale.shape[-1], 1)
 
 
 def _check(q: Tensor, scale: Tensor, out_dtype: torch.dtype | None, block_rows: int, group_size: int | None) -> None:
@@ -59,8 +59,9 @@ def _check(q: Tensor, scale: Tensor, out_dtype: torch.dtype | None, block_rows: 
         raise bad_dtype("dequant", "scale", scale.dtype, (torch.float32, torch.uint8))
     if out_dtype is not None and out_dtype not in f.FLOATS:
         raise bad_dtype("dequant", "out_dtype", out_dtype, f.FLOATS)
-    if block_rows < 1 or (group_size is not None and group_size < 1):
-        raise bad_value("dequant", "block_rows, group_size", (block_rows, group_size), "integers >= 1")
+    for name, value in (("block_rows", block_rows), ("group_size", group_size)):
+        if value is not None and value < 1:
+            raise bad_value("dequant", name, value, "an integer >= 1")
     if scale.dim() and scale.numel() != 1:
         columns = q.shape[-1] * (2 if q.dtype == torch.uint8 else 1)
         group = group_of(q, scale, group_size)
@@ -82,7 +83,7 @@ def dequant(
     Raises TypeError or ValueError for dtypes and shapes that do not fit.
     """
     if q.dtype == torch.uint8:
-        table = torch.tensor([*E2M1, *[-v for v in E2M1]], device=q.device)
+        table = torch.tensor([*E2M1, *[-v for v in E2M1]], dtype=torch.float32, device=q.device)
         values = table[nibbles(q).long()]
     else:
         values = q.float()
@@ -92,6 +93,6 @@ def dequant(
     else:
         group = group_of(q, scale, group_size)
         factor = factor.repeat_interleave(group, dim=-1)[..., : values.shape[-1]]
-        if block_rows > 1:
+        if block_rows > 1 and values.dim() > 1:
             factor = factor.repeat_interleave(block_rows, dim=-2)[..., : values.shape[-2], :]
     return (values * factor).to(out_dtype or torch.float32)

@@ -69,7 +69,7 @@ def _token_check(x: Tensor, dtype: torch.dtype | None, scale_upper_bound: Tensor
     f.rows("per_token_quant", "x", x)
     f.code_dtype("per_token_quant", dtype)
     if scale_upper_bound is not None:
-        f.one_scale("per_token_quant", scale_upper_bound)
+        f.one_scale("per_token_quant", "scale_upper_bound", scale_upper_bound)
 
 
 @op(
@@ -120,7 +120,7 @@ def per_tensor_quant(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tenso
     x: [..., N], bf16, fp16 or fp32. dtype: FP8 (None: this machine's) or int8.
     Returns q in x's shape and scale [1] fp32; an empty tensor has the smallest scale, 2^-126.
     """
-    peak = torch.cat([x.float().abs().amax(-1).flatten(), torch.zeros(1, device=x.device)]).amax()
+    peak = torch.cat([x.float().abs().amax(-1).flatten(), torch.zeros(1, dtype=torch.float32, device=x.device)]).amax()
     scale = f.scale_of(peak, dtype)
     return f.encode(x.float(), scale, dtype), scale.reshape(1)
 
@@ -136,7 +136,7 @@ def static_samples(make: Make) -> Iterator[Sample]:
 
 def _static_check(x: Tensor, scale: Tensor, dtype: torch.dtype | None) -> None:
     f.rows("per_tensor_quant_static", "x", x)
-    f.one_scale("per_tensor_quant_static", scale)
+    f.one_scale("per_tensor_quant_static", "scale", scale)
     f.code_dtype("per_tensor_quant_static", dtype)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import frexp
 from typing import Literal
 
 import torch
@@ -39,25 +40,24 @@ def shared_exponent(amax: Tensor, rounding: str, mantissa: int, emax: int, top: 
     exponent = (bits >> 23) - emax
     if rounding == "up":
         # amax/s <= top = t·2^emax with 1 <= t < 2: one step up where amax's mantissa passes t's
-        past = (bits & 0x7FFFFF) > (torch.tensor(top).view(torch.int32).item() & 0x7FFFFF)
+        past = (bits & 0x7FFFFF) > int((2 * frexp(top)[0] - 1) * 2**23)
         exponent = exponent + past.to(torch.int32)
     return torch.where(amax.isfinite(), exponent.clamp(0, 254), 255)
 
 
 def exponent_value(e8m0: Tensor) -> Tensor:
-    """2^(code − 127) in fp32, exactly; 255 is NaN."""
-    value = torch.ldexp(torch.ones_like(e8m0, dtype=torch.float32), e8m0.to(torch.int32) - 127)
-    return torch.where(e8m0 == 255, torch.nan, value)
+    """2^(code − 127) in fp32, by its bits, so exactly on every device; 255 is NaN."""
+    code = e8m0.to(torch.int32)
+    bits = torch.where(code == 0, 1 << 22, code << 23)  # 2^-127 is subnormal
+    return torch.where(code == 255, torch.nan, bits.view(torch.float32))
 
 
 def _blocks(x: Tensor, rounding: str, mantissa: int, emax: int, top: float) -> tuple[Tensor, Tensor]:
     """fp32 x / scale in blocks [..., N/32, 32] and the biased exponents [..., N/32]."""
     blocks = x.float().unflatten(-1, (x.shape[-1] // BLOCK, BLOCK))
     exponent = shared_exponent(blocks.abs().amax(-1), rounding, mantissa, emax, top)
-    # in two steps, since 2^-(code − 127) alone can lie outside fp32
-    half = (127 - exponent).clamp(-126, 126)
-    scaled = torch.ldexp(torch.ldexp(blocks, half.unsqueeze(-1)), (127 - exponent - half).unsqueeze(-1))
-    return torch.where((exponent == 255).unsqueeze(-1), torch.nan, scaled), exponent
+    inverse = torch.where(exponent == 255, torch.nan, exponent_value(254 - exponent))
+    return blocks * inverse.unsqueeze(-1), exponent
 
 
 def _check(op_name: str, x: Tensor) -> None:

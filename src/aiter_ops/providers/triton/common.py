@@ -1,11 +1,84 @@
-"""Device functions the kernels share."""
+"""What the kernels of several families share: device functions for quantisation, and new tensors for scales.
+
+They follow `aiter_ops.ops.formulas` to the bit where a format is exact (NaN, Inf, floors, powers of two, saturation).
+A code may still differ by one at a rounding boundary: x / scale is x · (1 / scale) here, one rounding more.
+"""
+
+import math
 
 import triton
 import triton.language as tl
+from torch import Tensor, device, empty, empty_strided, float32
+
+SCALE_FLOOR = tl.constexpr(2.0**-126)
+"""Smallest scale, as in the references."""
+
+ROUND = tl.constexpr(12582912.0)
+"""1.5·2^23: fp32 plus this keeps no fraction bits, so the addition rounds to the nearest integer, ties to even."""
 
 
 @triton.jit
-def amax_keep_nan(x, axis: tl.constexpr):
-    """max|x| along an axis; NaN wins. The bits of non-negative floats order as integers, NaN above Inf."""
-    bits = tl.abs(x).to(tl.float32).to(tl.int32, bitcast=True)
-    return tl.max(bits, axis=axis).to(tl.float32, bitcast=True)
+def amax_keep_nan(x, axis: tl.constexpr, keep_dims: tl.constexpr = False):
+    """max|x| along an axis, fp32; NaN wins. The bits of non-negative floats order as integers, NaN above Inf."""
+    bits = tl.abs(x.to(tl.float32)).to(tl.int32, bitcast=True)
+    return tl.max(bits, axis=axis, keep_dims=keep_dims).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def power_of_two_above(x):
+    """The smallest power of two >= x for normal x > 0, by the bits; NaN and Inf stay."""
+    bits = x.to(tl.int32, bitcast=True)
+    up = (bits + 0x7FFFFF) & 0x7F800000
+    return tl.where(bits < 0x7F800000, up, bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def scale_of(amax, TOP: tl.constexpr, UE8M0: tl.constexpr):
+    """amax / TOP (the largest code), at least `SCALE_FLOOR`; UE8M0 rounds it up to a power of two. NaN, Inf stay."""
+    scale = tl.div_rn(amax, TOP)
+    scale = tl.where(scale < SCALE_FLOOR, SCALE_FLOOR, scale)
+    if UE8M0:
+        scale = power_of_two_above(scale)
+    return scale
+
+
+@triton.jit
+def encode(x, inverse, dtype: tl.constexpr, TOP: tl.constexpr, SATURATE: tl.constexpr):
+    """Codes of fp32 x · inverse, to nearest, ties to even; NaN is NaN in FP8 and 0 in int8. `inverse`: 1 / scale.
+
+    SATURATE: cut at ±TOP first; a scale taken from the values themselves needs no cut.
+    """
+    y = x * inverse
+    if SATURATE:
+        y = tl.minimum(tl.maximum(y, -TOP, tl.PropagateNan.ALL), TOP, tl.PropagateNan.ALL)
+    if dtype == tl.int8:
+        # the low byte of the rounded sum's bits is the integer in two's complement
+        return (tl.where(y == y, y, 0.0) + ROUND).to(tl.int32, bitcast=True).to(tl.int8)
+    else:
+        return y.to(dtype)
+
+
+@triton.jit
+def inverse_of(scale):
+    """1 / scale, rounded once: exact for powers of two."""
+    return tl.div_rn(1.0, scale)
+
+
+def new_scales(leading: tuple[int, ...], groups: int, layout: str, where: device) -> tuple[Tensor, int, int]:
+    """fp32 scales [*leading, groups], not filled, with the strides of `layout` (``row``, ``col``, ``col_tma4``; see
+    `formulas.lay_out`), and the stride between rows (all leading dimensions together) and between groups.
+    """
+    if layout == "row":
+        return empty((*leading, groups), dtype=float32, device=where), groups, 1
+    count = math.prod(leading)
+    if layout == "col":
+        pitch = count
+        laid = empty_strided((count, groups), (1, count), dtype=float32, device=where)
+    else:
+        pitch = (count + 3) // 4 * 4
+        laid = empty((groups, pitch), dtype=float32, device=where).as_strided((count, groups), (1, pitch))
+    if len(leading) > 1:
+        laid = laid.unflatten(0, leading)
+    elif not leading:
+        laid = laid.view(groups)
+    return laid, 1, pitch

@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from aiter_ops.core.platforms import Platform
 
 ONE_PASS = 16384
-"""Widest row a program holds in registers at once; wider rows are read in steps, twice."""
+"""Widest row a program holds in registers at once; wider rows are read in steps, several times."""
+
+LARGEST_GROUP = 32768
+"""Widest scale group: a group is held whole."""
+
+FEW = 256
+"""Up to so many rows a launch waits for memory more than it is short of bandwidth."""
 
 
 @dataclass(frozen=True)
 class RowTile:
-    """rows: rows a program does at once; block: columns it holds; num_warps: warps (or waves) of a program."""
+    """rows: rows a program does at once; groups × size: columns it holds; group: columns that share a scale (all of
+    them where no group does); early: weights are read before the sum; num_warps: warps (or waves) of a program.
+    """
 
     rows: int
-    block: int
+    group: int
+    groups: int
+    size: int
+    early: bool
     num_warps: int
+
+    @property
+    def constants(self) -> tuple[int, int, int, int, bool]:
+        return self.group, self.rows, self.groups, self.size, self.early
 
 
 def next_power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length() if n > 1 else 1
 
 
-def row_tile(machine: Platform, width: int) -> RowTile:
-    """Whole rows while they fit; several narrow rows per program; enough warps for 16-byte loads of all columns."""
-    block = min(next_power_of_two(width), ONE_PASS)
-    rows = max(1, 1024 // block)
-    lanes = machine.wave_size or 32
-    warps = max(1, min(16, rows * block // (lanes * 16)))
-    return RowTile(rows, block, warps)
+def row_tile(machine: Platform, width: int, rows: int, group: int = 0) -> RowTile:
+    """The tile for `rows` rows of `width` columns, with a scale for `group` neighbours (0: none such)."""
+    return _row_tile(machine.wave_size or 32, width, rows <= FEW, group)
+
+
+@functools.cache
+def _row_tile(lanes: int, width: int, few: bool, group: int) -> RowTile:
+    """Whole rows while they fit; several narrow rows a program; warps for at least one 16-byte load a lane."""
+    if group:
+        size = next_power_of_two(group)
+        groups = min(next_power_of_two(width // group), max(1, ONE_PASS // size))
+    else:
+        groups, size = 1, min(next_power_of_two(width), ONE_PASS)
+        group = size
+    columns = groups * size
+    rows = 1 if few else max(1, 1024 // columns)
+    warps = max(1, min(16, rows * columns // (lanes * (8 if few else 16))))
+    return RowTile(rows, group, groups, size, few, min(warps, 1024 // lanes))

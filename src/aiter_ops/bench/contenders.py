@@ -1,0 +1,123 @@
+"""Who is timed on an op: our providers, torch in its forms, and peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from aiter_ops.core import runtime
+from aiter_ops.core.op import Op
+from aiter_ops.core.platforms import platform
+
+from . import peers
+from .inputs import is_large
+from .timing import Call
+
+EAGER, COMPILED = "torch.eager", "torch.compile"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """name: a provider of ours, or library[.variant]. make: from one set of arguments, a call without any."""
+
+    name: str
+    kind: Literal["ours", "torch", "peer"]
+    make: Callable[[dict[str, Any]], Call]
+
+    @property
+    def ours(self) -> bool:
+        return self.kind == "ours"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which contenders take part. only: names, libraries or kinds; empty: all. compile: the shapes torch.compile gets.
+
+    problems: ``op name`` or ``op RxW name`` -> why it must not be called again (it failed in a child).
+    """
+
+    only: tuple[str, ...] = ()
+    compile: Literal["none", "large", "all"] = "large"
+
+    def wants(self, name: str, kind: str) -> bool:
+        return not self.only or bool({name, name.split(".")[0], kind} & set(self.only))
+
+
+def key(op: str, rows: int, width: int, name: str) -> str:
+    return f"{op} {rows}x{width} {name}"
+
+
+def kind_of(name: str) -> Literal["torch", "peer"]:
+    return "torch" if name.startswith("torch.") else "peer"
+
+
+def contenders(
+    op: Op, kwargs: dict[str, Any], rows: int, width: int, selection: Selection, problems: dict[str, str]
+) -> tuple[list[Contender], dict[str, str]]:
+    """The contenders that take these arguments, ours first, and for each other one why it is left out."""
+    found, left_out = _ours(op, kwargs)
+    found.append(Contender(EAGER, "torch", lambda kw: lambda: op.reference(**kw)))
+    if selection.compile == "all" or (selection.compile == "large" and is_large(rows)):
+        found.append(Contender(COMPILED, "torch", _compiled(op)))
+    factories, missing = peers.factories(op.name)
+    found += [Contender(name, kind_of(name), factory) for name, factory in factories.items()]
+    left_out.update(missing)
+    kept = []
+    for contender in found:
+        if not selection.wants(contender.name, contender.kind):
+            continue
+        problem = problems.get(f"{op.name} {contender.name}") or problems.get(key(op.name, rows, width, contender.name))
+        if problem:
+            left_out[contender.name] = problem
+        else:
+            kept.append(contender)
+    return kept, {n: r for n, r in left_out.items() if selection.wants(n, "peer" if n in missing else "ours")}
+
+
+def _ours(op: Op, kwargs: dict[str, Any]) -> tuple[list[Contender], dict[str, str]]:
+    """Our providers but torch, in the policy's order; what the policy or a refusal excludes is left out."""
+    found: list[Contender] = []
+    left_out: dict[str, str] = {}
+    for candidate in runtime.find(op, platform(), runtime.policy()):
+        if candidate.provider == "torch":
+            continue
+        reason = candidate.out or (candidate.predicate(**kwargs) if candidate.predicate else None)
+        if reason or candidate.implementation is None:
+            left_out[candidate.provider] = reason or "no implementation"
+        else:
+            found.append(Contender(candidate.provider, "ours", _bound(candidate.implementation.fn)))
+    return found, left_out
+
+
+def _bound(fn: Callable[..., Any]) -> Callable[[dict[str, Any]], Call]:
+    return lambda kwargs: lambda: fn(**kwargs)
+
+
+def _compiled(op: Op) -> Callable[[dict[str, Any]], Call]:
+    """torch.compile of the reference for exactly one shape."""
+    compiled: list[Callable[..., Any]] = []
+
+    def make(kwargs: dict[str, Any]) -> Call:
+        if not compiled:
+            torch._dynamo.reset()
+            compiled.append(torch.compile(op.reference, dynamic=False, fullgraph=True))
+        return lambda: compiled[0](**kwargs)
+
+    return make
+
+
+def configure_compiler() -> None:
+    """The compiler tunes here, alone on the GPU, and not in the children that fill its cache side by side."""
+    import torch._inductor.config as inductor
+
+    inductor.autotune_local_cache = False
+    inductor.compile_threads = 1
+
+
+def unknown_contenders(names: Iterable[str], providers: Iterable[str]) -> list[str]:
+    """Those of `names` that no contender, library or kind has."""
+    every = {n for table in peers.PEERS.values() for n in table} | {EAGER, COMPILED, *providers, "ours", "peer"}
+    return [n for n in names if n not in every | {e.split(".")[0] for e in every}]

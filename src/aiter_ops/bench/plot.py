@@ -1,0 +1,147 @@
+"""The results as one picture: a panel an op, a column a shape, a dot a contender, its height the share of the limit."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from .analysis import FLOOR, SHARE, Found, Result, limits, share
+
+OURS = "#d62728"
+COLOURS = {
+    "torch.eager": "#b0b0b0",
+    "torch.fused": "#7f7f7f",
+    "torch.compile": "#222222",
+    "vllm": "#1f77b4",
+    "vllm_main": "#1f77b4",
+    "sglang": "#17becf",
+    "liger": "#2ca02c",
+    "flag_gems": "#e6a700",
+    "aiter_triton": "#9467bd",
+}
+"""By name or library; variants of a library share its colour."""
+
+
+def library(contender: dict[str, Any]) -> str:
+    name = str(contender["name"])
+    return name if name in COLOURS else name.split(".")[0]
+
+
+def height(result: Result, contender: dict[str, Any], best: dict[str, dict[str, Any]]) -> float | None:
+    """Share of the limit: of the memory's rate for large shapes, of the latency floor (floor / time) for small ones."""
+    if result["large"]:
+        return share(result, contender, best)
+    return result["floor_us"] / contender["us"] if result.get("floor_us") else None
+
+
+def draw(found: Found, path: Path) -> None:
+    """Write the picture to `path` (PNG, SVG or PDF by its ending). Raises ImportError without matplotlib."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    best = limits(found)
+    ops = list(dict.fromkeys(r["op"] for r in found["results"]))
+    columns = min(4, max(1, len(ops)))
+    lines = math.ceil(len(ops) / columns)
+    shapes = max(sum(r["op"] == op for r in found["results"]) for op in ops)
+    figure, axes = plt.subplots(
+        lines,
+        columns,
+        figsize=(columns * max(2.8, 0.24 * shapes + 0.6), 2.05 * lines + 1.4),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    handles: dict[str, Any] = {}
+    for axis, op in zip(axes.flat, ops, strict=False):
+        _panel(axis, op, [r for r in found["results"] if r["op"] == op], best, handles)
+    for axis in list(axes.flat)[len(ops) :]:
+        axis.set_visible(False)
+    ranked = sorted(handles, key=lambda n: (n in COLOURS, list(COLOURS).index(n) if n in COLOURS else 0))
+    figure.suptitle(
+        f"bench on {found['machine']['device']}, {found['date']}: share of the limit\n"
+        "few rows: of one row's latency floor; many rows: of the memory's rate; dashed: the target; "
+        "in red: the least of ours",
+        fontsize=12,
+    )
+    figure.legend(
+        [handles[n] for n in ranked],
+        ranked,
+        loc="outside lower center",
+        ncols=min(10, len(ranked)),
+        frameon=False,
+        fontsize=11,
+        markerscale=1.4,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _panel(axis: Any, op: str, results: list[Result], best: dict[str, Any], handles: dict[str, Any]) -> None:
+    axis.axhline(1.0, color="#888888", linewidth=0.8)
+    own: dict[bool, list[float]] = {True: [], False: []}
+    for x, result in enumerate(results):
+        wanted = SHARE if result["large"] else 1 / FLOOR
+        axis.plot([x - 0.5, x + 0.5], [wanted] * 2, color="#888888", linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
+        heights = [(c, height(result, c, best)) for c in result["contenders"]]
+        for contender, y in sorted(heights, key=lambda pair: pair[0]["kind"] == "ours"):
+            if y is None:
+                continue
+            name = library(contender)
+            mine = contender["kind"] == "ours"
+            if mine:
+                own[result["large"]].append(y)
+            (dot,) = axis.plot(
+                x,
+                y,
+                "o" if mine else "_" if name == "torch.eager" else "o",
+                color=OURS if mine else COLOURS.get(name, "#8c564b"),
+                markersize=7 if mine else 9 if name == "torch.eager" else 4.5,
+                markeredgecolor="white" if mine else None,
+                markeredgewidth=0.8 if mine else 1.6 if name == "torch.eager" else 0.0,
+                alpha=1.0 if mine else 0.85,
+                zorder=3 if mine else 2,
+            )
+            handles.setdefault(name, dot)
+    axis.set_title(op, fontsize=9, fontweight="bold", loc="left")
+    least = [f"{min(values):.0%}" for values in (own[False], own[True]) if values]
+    if least:
+        axis.set_title(" | ".join(least), fontsize=8.5, color=OURS, loc="right")
+    axis.set_ylim(0, 1.12)
+    axis.set_xlim(-0.6, len(results) - 0.4)
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "100 %"], fontsize=8.5)
+    axis.set_xticks(range(len(results)), [_width(r) for r in results], fontsize=8)
+    axis.tick_params(length=2)
+    axis.spines[["top", "right"]].set_visible(False)
+    _row_groups(axis, results)
+
+
+def _width(result: Result) -> str:
+    width = result["width"]
+    return f"{width // 1024}k" if width % 1024 == 0 else str(width)
+
+
+def _row_groups(axis: Any, results: list[Result]) -> None:
+    """Row counts under the widths, and a line between groups of equal row count."""
+    groups: dict[int, list[int]] = {}
+    for x, result in enumerate(results):
+        groups.setdefault(result["rows"], []).append(x)
+    for rows, at in groups.items():
+        middle = (at[0] + at[-1]) / 2
+        label = f"{rows} row{'s' if rows > 1 else ''}"
+        axis.annotate(
+            label,
+            (middle, 0),
+            (0, -17),
+            ("data", "axes fraction"),
+            "offset points",
+            ha="center",
+            va="top",
+            fontsize=7.5,
+        )
+        if at[-1] + 1 < len(results):
+            axis.axvline(at[-1] + 0.5, color="#dddddd", linewidth=0.8, zorder=0)

@@ -1,0 +1,75 @@
+"""`aiter-ops ops`: the support matrix, from the table that is checked in."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .common import Json, UserError, console, find_ops, find_provider, print_json, shown
+
+Names = Annotated[list[str] | None, typer.Argument(help="Ops or families; without any: all.", metavar="[OP]...")]
+ProviderName = Annotated[str | None, typer.Option(help="Only this provider.")]
+Arch = Annotated[str | None, typer.Option("--as", metavar="ARCH", help="Only this architecture, e.g. gfx942.")]
+
+
+def command(
+    names: Names = None,
+    provider: ProviderName = None,
+    arch: Arch = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
+    json: Json = False,
+) -> None:
+    """The support matrix: which provider serves which op on which architecture, or why not.
+
+    Example: aiter-ops ops norm --provider triton
+    """
+    from aiter_ops.check import support, support_table
+
+    data = support.load()
+    chosen = [op.name for op in find_ops(names)]
+    find_provider(provider)
+    if arch is not None and arch not in support.ARCHS:
+        raise UserError(f"--as {arch!r}; accepted: {', '.join(support.ARCHS)}")
+    archs = (arch,) if arch else support.ARCHS
+    if markdown and json:
+        raise UserError("--markdown and --json: accepted: one of them")
+    if json:
+        ops = {name: data["ops"][name] for name in chosen if name in data["ops"]}
+        for name, entry in ops.items():
+            cells = {
+                who: {a: cell[a] for a in archs} for who, cell in entry["cells"].items() if provider in (None, who)
+            }
+            ops[name] = {**entry, "cells": cells}
+        print_json({"aiter": data["aiter"], "archs": list(archs), "ops": ops})
+        return
+    if markdown:
+        print(support_table.markdown(data, chosen, provider, archs))
+        return
+    from rich.table import Table
+
+    notes = support_table.Notes()
+    table = list(support_table.rows(data, notes, chosen, provider, archs))
+    shown(" ".join(["ops", *(names or [])]))
+    out = console()
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    view.add_column("op", no_wrap=True)
+    view.add_column("provider")
+    for a in archs:
+        view.add_column(a)
+    last = ""
+    for row in table:
+        cells = [f"[{_style(c)}]{c.removeprefix('no: ')}[/]" for c in row.cells]
+        view.add_row("" if row.op == last else row.op, row.provider, *cells)
+        last = row.op
+    out.print(view)
+    out.print()
+    for line in support_table.legend(table):
+        out.print(f"[dim]{line}[/dim]")
+    for n, note in enumerate(notes.texts, 1):
+        out.print(f"({n}) {note}", markup=False, style="dim")
+    out.print(f"[dim]AMD columns with AITER {data['aiter']}; served means accepted, proof is `aiter-ops verify`[/dim]")
+
+
+def _style(cell: str) -> str:
+    return "green" if cell == "yes" else "yellow" if "/" in cell else "dim"

@@ -1,0 +1,134 @@
+"""The forwards that call the ops, and how they are put on a module and taken off again."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import aiter_ops
+from aiter_ops.core.tracing import warn_once
+
+from .recognise import Meaning, eps_of
+
+SWAPPED = "_aiter_ops_swapped"
+"""Name under which a module keeps the names of its swapped methods."""
+
+
+def swap(module: nn.Module, name: str, function: Callable[..., Any]) -> None:
+    """Put `function` over the class's method `name` on this instance alone."""
+    module.__dict__[name] = types.MethodType(function, module)
+    module.__dict__[SWAPPED] = (*module.__dict__.get(SWAPPED, ()), name)
+
+
+def unswap(module: nn.Module) -> bool:
+    """Take every swapped method off; True where there was one."""
+    names = module.__dict__.pop(SWAPPED, ())
+    for name in names:
+        module.__dict__.pop(name, None)
+    return bool(names)
+
+
+def _other_dtype(module: nn.Module, x: Tensor) -> bool:
+    """A weight of another dtype than the input: the stock forward decides the result's dtype, so it serves."""
+    weight = module._parameters.get("weight")
+    if weight is None or weight.dtype is x.dtype:
+        return False
+    warn_once(
+        f"norm dtype {weight.dtype} {x.dtype}",
+        "a norm's weight is %s and its input %s: the model's own forward serves there, not the op",
+        weight.dtype,
+        x.dtype,
+    )
+    return True
+
+
+def norm_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
+    """x [..., N] -> the norm by the op, in x's dtype."""
+    stock, eps, kwargs = type(module).forward, eps_of(module), meaning.kwargs
+    if meaning.op == "layer_norm":
+
+        def layer_norm(self: nn.Module, x: Tensor) -> Any:
+            if _other_dtype(self, x):
+                return stock(self, x)
+            return aiter_ops.layer_norm(x, self.weight, self.bias, eps)
+
+        return layer_norm
+    offset, cast = kwargs.get("weight_offset", 0.0), kwargs.get("cast_before_weight", False)
+    weighted = "weight" in module._parameters
+
+    def rms_norm(self: nn.Module, x: Tensor) -> Any:
+        if _other_dtype(self, x):
+            return stock(self, x)
+        return aiter_ops.rms_norm(x, self.weight if weighted else None, eps, offset, cast)
+
+    return rms_norm
+
+
+def product(meaning: Meaning) -> Callable[[Tensor], Tensor]:
+    """The gated activation with its constants: [..., 2·N] -> [..., N]."""
+    op, kwargs = getattr(aiter_ops, meaning.op), meaning.kwargs
+    return (lambda x: op(x, **kwargs)) if kwargs else op
+
+
+def mlp_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
+    """x -> down_proj(act(gate)·up) with the product by the op on gate and up side by side."""
+    act = product(meaning)
+    if "gate_up_proj" in module._modules:
+        return lambda self, x: self.down_proj(act(self.gate_up_proj(x)))
+    return lambda self, x: self.down_proj(act(torch.cat((self.gate_proj(x), self.up_proj(x)), dim=-1)))
+
+
+def gate_method(meaning: Meaning) -> Callable[..., Any]:
+    """``_apply_gate`` of fused experts."""
+    act = product(meaning)
+    return lambda self, x: act(x)
+
+
+def quantise_method() -> Callable[..., Any]:
+    """`BlockFp8Linear.quantise` by the op."""
+    return lambda self, x: aiter_ops.group_quant(x, self.group, self.weight.dtype)
+
+
+def layer_forward(cls: type[nn.Module], add_norm: Callable[..., Any] | None) -> Callable[..., Any]:
+    """A pre-norm decoder layer whose residual addition and second norm are one call.
+
+    add_norm(layer, attention, residual) -> (y, h), or None to call the layer's own norm on the sum (as the trial of
+    `pre_norm_layer` does).
+    """
+    stock = cls.forward
+    parameters = [p for p in inspect.signature(stock).parameters.values()][2:]
+    named = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name in named}
+
+    def forward(self: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        norm = self.post_attention_layernorm
+        if add_norm is not None and (norm._forward_hooks or norm._forward_pre_hooks or norm.weight.dtype is not hidden_states.dtype):
+            return stock(self, hidden_states, *args, **kwargs)
+        given = {**defaults, **dict(zip(named, args, strict=False)), **kwargs}
+        attention, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **given)
+        if add_norm is None:
+            total = hidden_states + attention
+            normed = norm(total)
+        else:
+            normed, total = add_norm(self, attention, hidden_states)
+        return total + self.mlp(normed)
+
+    return forward
+
+
+def add_norm_call(norm: nn.Module, meaning: Meaning) -> Callable[..., Any]:
+    """add_norm for `layer_forward`, with the constants of a layer's second norm."""
+    eps, kwargs = eps_of(norm), meaning.kwargs
+    offset, cast = kwargs.get("weight_offset", 0.0), kwargs.get("cast_before_weight", False)
+
+    def add_norm(layer: nn.Module, attention: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        return aiter_ops.add_rms_norm(
+            attention, residual, layer.post_attention_layernorm.weight, eps, offset, cast
+        )
+
+    return add_norm

@@ -1,0 +1,27 @@
+"""Layer normalisation, alone and after a residual addition."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aiter_ops.providers.triton import PROVIDER
+
+from .single import normalise
+
+
+@PROVIDER.implements("layer_norm")
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    normalise(x, y, weight, eps, bias=bias, layer=True)
+    return y
+
+
+@PROVIDER.implements("add_layer_norm")
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    normalise(x, y, weight, eps, bias=bias, other=residual, use="add", h=h, layer=True)
+    return y, h

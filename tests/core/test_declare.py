@@ -1,0 +1,162 @@
+"""Declaring ops and implementations: signatures, schemas, registration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+import aiter_ops
+from aiter_ops.core.op import op
+from aiter_ops.core.provider import Provider, Requirements
+from aiter_ops.core.samples import Make
+from aiter_ops.core.schema import read_signature
+
+
+def no_samples(make: Make) -> Iterator[aiter_ops.Sample]:
+    yield aiter_ops.Sample("one", (make.normal(2, 4, dtype=torch.float32),))
+
+
+def test_another_signature_fails_at_import_and_shows_both() -> None:
+    provider = Provider("elsewhere")
+    wrong = {
+        "name": lambda y, weight, eps, weight_offset=0.0, cast_before_weight=False: y,
+        "order": lambda weight, x, eps, weight_offset=0.0, cast_before_weight=False: x,
+        "default": lambda x, weight, eps=1e-6, weight_offset=0.0, cast_before_weight=False: x,
+        "missing": lambda x, weight, eps, weight_offset=0.0: x,
+        "kind": lambda x, weight, eps, weight_offset=0.0, *, cast_before_weight=False: x,
+    }
+    for fn in wrong.values():
+        with pytest.raises(TypeError) as raised:
+            provider.implements("rms_norm")(fn)
+        text = str(raised.value)
+        assert "provider elsewhere implements rms_norm with another signature" in text
+        assert "op:             rms_norm(x, weight, eps, weight_offset=0.0, cast_before_weight=False)" in text
+        assert "implementation: <lambda>(" in text
+    assert "elsewhere" not in aiter_ops.get_op("rms_norm").implementations_loaded()
+
+
+def test_the_schema_says_types_optionals_defaults_and_mutation() -> None:
+    def sample(
+        x: Tensor,
+        out: Tensor,
+        w: Tensor | None,
+        n: int = 4,
+        *,
+        mode: Literal["a", "b"] = "a",
+        dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        raise AssertionError
+
+    assert read_signature(sample, mutates=("out",)).schema == (
+        'sample(Tensor x, Tensor(a0!) out, Tensor? w, SymInt n=4, *, str mode="a", ScalarType? dtype=None) -> (Tensor, Tensor)'
+    )
+
+
+def test_what_a_schema_cannot_say_is_an_error() -> None:
+    def bad_type(x: Tensor, y: dict[str, int]) -> Tensor: ...
+    def bad_result(x: Tensor) -> list[Tensor]: ...
+
+    with pytest.raises(TypeError, match="parameter y"):
+        read_signature(bad_type)
+    with pytest.raises(TypeError, match="returns"):
+        read_signature(bad_result)
+    with pytest.raises(TypeError, match="mutates"):
+        read_signature(_fine, mutates=("nothing",))
+
+
+def _fine(x: Tensor) -> Tensor: ...
+
+
+def test_opaque_op_needs_a_fake() -> None:
+    with pytest.raises(TypeError, match="needs a fake="):
+
+        @op("norm", samples=no_samples)
+        def never_declared(x: Tensor) -> Tensor:
+            return x
+
+
+def test_an_op_with_a_fake_and_a_mutated_argument() -> None:
+    """What later families are made of: not inline, writes into an argument, keyword-only parameters."""
+
+    def fake(x: Tensor, out: Tensor, *, factor: float = 2.0) -> None:
+        return None
+
+    @op("norm", samples=no_samples, results=(), fake=fake, mutates=("out",))
+    def scale_into_for_test(x: Tensor, out: Tensor, *, factor: float = 2.0) -> None:
+        """out = x · factor."""
+        out.copy_(x * factor)
+
+    try:
+        x, out = torch.ones(3), torch.zeros(3)
+        scale_into_for_test(x, out, factor=3.0)
+        assert out.tolist() == [3.0] * 3
+        target = aiter_ops.get_op("scale_into_for_test")
+        torch.library.opcheck(target.opaque, (x, out), {"factor": 2.0})
+        compiled = torch.compile(lambda a, b: scale_into_for_test(a, b), fullgraph=True, backend="aot_eager")
+        with torch.inference_mode():
+            compiled(x, out)
+        assert out.tolist() == [2.0] * 3
+    finally:
+        from aiter_ops.core import runtime
+
+        del runtime.ops["scale_into_for_test"]
+
+
+def test_declared_twice_and_implemented_twice() -> None:
+    with pytest.raises(ValueError, match="declared twice"):
+
+        @op("norm", samples=no_samples, inline=True)
+        def rms_norm(x: Tensor) -> Tensor:
+            return x
+
+    target = aiter_ops.get_op("gelu_and_mul")
+    provider = Provider("twice_for_test")
+    provider.implements(target)(lambda x: x)
+    try:
+        with pytest.raises(ValueError, match="implements gelu_and_mul twice"):
+            provider.implements(target)(lambda x: x)
+    finally:
+        del target.implementations_loaded()["twice_for_test"]
+        target.unresolve()
+
+
+@pytest.mark.parametrize("target", aiter_ops.list_ops(), ids=lambda o: o.name)
+def test_every_op_documents_itself(target: aiter_ops.Op) -> None:
+    """Docstrings name every parameter, the shapes and what comes back; samples are small, named and repeatable."""
+    assert target.entry.__doc__
+    assert "Returns" in target.doc or "As `" in target.doc
+    assert "[..." in target.doc or "x's shape" in target.doc
+    names = [s.name for s in target.samples()]
+    assert len(names) == len(set(names)), "sample names repeat"
+    one, two = next(target.samples(seed=3)), next(target.samples(seed=3))
+    assert torch.equal(one.args[0].view(torch.uint8), two.args[0].view(torch.uint8))
+    cost = target.cost(*one.args, **one.kwargs)
+    assert cost.bytes > 0
+    assert cost.flops >= 0
+
+
+def test_every_op_is_exported_by_name() -> None:
+    for target in aiter_ops.list_ops():
+        assert getattr(aiter_ops, target.name) is target.entry
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", target.name)
+
+
+def test_unknown_op_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'rms_norm'"):
+        aiter_ops.get_op("rmsnorm")
+
+
+def test_requirements_say_what_is_unmet() -> None:
+    cpu, mi300 = aiter_ops.platform_for("cpu"), aiter_ops.platform_for("gfx942", aiter="0.1.10.post3")
+    assert Requirements(gpu=True).unmet(cpu) == "needs a GPU; this machine has none"
+    assert Requirements(vendors=("amd",)).unmet(mi300) is None
+    assert "serves gfx95*; this machine is gfx942" in str(Requirements(archs=("gfx95*",)).unmet(mi300))
+    assert Requirements(aiter=("0.1.5", None)).unmet(mi300) is None
+    assert Requirements(aiter=("0.1.17", None)).unmet(mi300) == "needs AITER >= 0.1.17; 0.1.10.post3 is installed"
+    assert Requirements(aiter=("0.1.5", "0.1.10")).unmet(mi300) is not None
+    assert Requirements(aiter=("0.1.5", None)).unmet(aiter_ops.platform_for("gfx942")) == "AITER is not installed"
