@@ -126,11 +126,11 @@ def _pad(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("add_rms_norm_pad", requires=needs("0.1.7"), refuses=_pad, flag=RMSNORM)
+@PROVIDER.implements("add_rms_norm_pad", requires=needs("0.1.6.post2"), refuses=_pad, flag=RMSNORM)
 def add_rms_norm_pad(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, pad_to: int
 ) -> tuple[Tensor, Tensor]:
-    """AITER aiter/ops/triton/normalization/fused_add_rmsnorm_pad.py, 0.1.7-0.1.20 (one folder up before 0.1.10)."""
+    """AITER aiter/ops/triton/normalization/fused_add_rmsnorm_pad.py, 0.1.6.post2-0.1.20 (one folder up before 0.1.10)."""
     assert weight is not None
     name = "fused_add_rmsnorm_pad"
     fused = entry(name, f"aiter.ops.triton.normalization.{name}", f"aiter.ops.triton.{name}")

@@ -129,21 +129,21 @@ def _fused_static(
     return q, h
 
 
-@PROVIDER.implements("rms_norm_static_quant", requires=needs("0.1.7"), refuses=_static, flag=RMSNORM)
+@PROVIDER.implements("rms_norm_static_quant", requires=needs("0.1.6.post2"), refuses=_static, flag=RMSNORM)
 def rms_norm_static_quant(
     x: Tensor, weight: Tensor | None, scale: Tensor, eps: float, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """AITER aiter/ops/triton/quant/fused_fp8_quant.py, fused_rms_fp8_per_tensor_static_quant, 0.1.7-0.1.20."""
+    """AITER aiter/ops/triton/quant/fused_fp8_quant.py, fused_rms_fp8_per_tensor_static_quant, 0.1.6.post2-0.1.20."""
     assert weight is not None
     assert dtype is not None
     return _fused_static(x, None, weight, scale, eps, dtype)[0].view(x.shape)
 
 
-@PROVIDER.implements("add_rms_norm_static_quant", requires=needs("0.1.7"), refuses=_add_static, flag=RMSNORM)
+@PROVIDER.implements("add_rms_norm_static_quant", requires=needs("0.1.6.post2"), refuses=_add_static, flag=RMSNORM)
 def add_rms_norm_static_quant(
     x: Tensor, residual: Tensor, weight: Tensor | None, scale: Tensor, eps: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """AITER aiter/ops/triton/quant/fused_fp8_quant.py, fused_rms_fp8_per_tensor_static_quant, 0.1.7-0.1.20."""
+    """AITER aiter/ops/triton/quant/fused_fp8_quant.py, fused_rms_fp8_per_tensor_static_quant, 0.1.6.post2-0.1.20."""
     assert weight is not None
     assert dtype is not None
     q, h = _fused_static(x, residual, weight, scale, eps, dtype)
@@ -219,7 +219,7 @@ def _fused_group(
     return q, shaped_scale(scale, x.shape, layout), h
 
 
-@PROVIDER.implements("rms_norm_group_quant", requires=needs("0.1.7"), refuses=_group, flag=RMSNORM)
+@PROVIDER.implements("rms_norm_group_quant", requires=needs("0.1.6.post2"), refuses=_group, flag=RMSNORM)
 def rms_norm_group_quant(
     x: Tensor,
     weight: Tensor | None,
@@ -229,13 +229,13 @@ def rms_norm_group_quant(
     scale_layout: Literal["row", "col", "col_tma4"] = "row",
     ue8m0: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """AITER aiter/ops/triton/quant/fused_fp8_quant.py, fused_rms_fp8_group_quant, 0.1.7-0.1.20."""
+    """AITER aiter/ops/triton/quant/fused_fp8_quant.py, fused_rms_fp8_group_quant, 0.1.6.post2-0.1.20."""
     assert weight is not None
     q, scale, _ = _fused_group(x, None, weight, eps, group_size, dtype, scale_layout)
     return q.view(x.shape), scale
 
 
-@PROVIDER.implements("add_rms_norm_group_quant", requires=needs("0.1.7"), refuses=_add_group, flag=RMSNORM)
+@PROVIDER.implements("add_rms_norm_group_quant", requires=needs("0.1.6.post2"), refuses=_add_group, flag=RMSNORM)
 def add_rms_norm_group_quant(
     x: Tensor,
     residual: Tensor,
@@ -246,7 +246,7 @@ def add_rms_norm_group_quant(
     scale_layout: Literal["row", "col", "col_tma4"] = "row",
     ue8m0: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """AITER aiter/ops/triton/quant/fused_fp8_quant.py, fused_rms_fp8_group_quant, 0.1.7-0.1.20."""
+    """AITER aiter/ops/triton/quant/fused_fp8_quant.py, fused_rms_fp8_group_quant, 0.1.6.post2-0.1.20."""
     assert weight is not None
     q, scale, h = _fused_group(x, residual, weight, eps, group_size, dtype, scale_layout)
     assert h is not None
