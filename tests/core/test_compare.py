@@ -14,12 +14,12 @@ def _agree(name: str, got: torch.Tensor, want: torch.Tensor) -> bool:
 
 
 def test_a_group_of_zeros_may_have_a_scale_floored_higher() -> None:
-    want = torch.tensor([[ZERO, 1.0]])
-    assert _agree("scale", torch.tensor([[1e-10 / 448, 1.0]]), want)
-    assert not _agree("scale", torch.tensor([[2e-10, 1.0]]), want)
-    assert not _agree("scale", torch.tensor([[0.0, 1.0]]), want)
-    assert not _agree("scale", torch.tensor([[torch.nan, 1.0]]), want)
-    assert not _agree("scale", torch.tensor([[ZERO, 1.01]]), want)
+    want = torch.tensor([[ZERO], [1.0]])
+    assert _agree("scale", torch.tensor([[1e-10 / 448], [1.0]]), want)
+    assert not _agree("scale", torch.tensor([[2e-10], [1.0]]), want)
+    assert not _agree("scale", torch.tensor([[0.0], [1.0]]), want)
+    assert not _agree("scale", torch.tensor([[torch.nan], [1.0]]), want)
+    assert not _agree("scale", torch.tensor([[ZERO], [1.01]]), want)
 
 
 def test_a_group_of_small_values_may_not() -> None:
