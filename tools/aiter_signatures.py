@@ -73,7 +73,7 @@ FUNCTIONS = {
         "rmsnorm2d_fwd_with_dynamicquant",
         "rmsnorm2d_fwd_with_add_dynamicquant",
     ),
-    "aiter.ops.norm": ("layernorm2d_fwd", "layernorm2d_fwd_with_add"),
+    "aiter.ops.norm": ("layernorm2d_fwd",),
     "aiter.ops.activation": ("silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul"),
     "aiter.ops.quant": (
         "per_group_quant_hip",

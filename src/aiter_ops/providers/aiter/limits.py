@@ -25,6 +25,13 @@ def half(x: Tensor, also_fp32: bool = False, fp32_from: str | None = None) -> st
     return f"AITER takes bfloat16 and float16{later}; x is {_name(x.dtype)}"
 
 
+def exact_sum(x: Tensor) -> str | None:
+    """Fused addition before quantisation: the op quantises from the rounded sum, which fp32 leaves as it is."""
+    if x.dtype == torch.float32:
+        return None
+    return f"AITER normalises x + residual before it is rounded to {_name(x.dtype)}: other codes and scales"
+
+
 def present(weight: Tensor | None, name: str = "weight") -> str | None:
     return f"AITER's kernel needs a {name}" if weight is None else None
 

@@ -173,12 +173,8 @@ def _add_layer(platform: Platform) -> Predicate:
 def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """AITER aiter/ops/norm.py, layernorm2d_fwd_with_add, 0.1.5-0.1.20 (Composable Kernel)."""
-    assert weight is not None
-    assert bias is not None
-    flat = rows(x)
-    y, h = torch.empty_like(flat), torch.empty_like(flat)
-    entry("layernorm2d_fwd_with_add", LAYER)(
-        y, flat, rows(residual), h, weight.contiguous(), bias.contiguous(), epsilon=eps
-    )
-    return y.view(x.shape), h.view(x.shape)
+    """AITER aiter/ops/norm.py, layernorm2d_fwd, 0.1.5-0.1.20, after an addition by torch: layernorm2d_fwd_with_add
+    normalises the sum before it is rounded, and what the mean cancels leaves that difference visible.
+    """
+    h = x + residual
+    return layer_norm(h, weight, bias, eps), h.contiguous()

@@ -45,7 +45,7 @@ def _add_dynamic(machine: Platform) -> Predicate:
     fp32 = since(machine, FP32_FROM)
 
     def refuse(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype | None) -> str | None:
-        return _dynamic_limits(x, weight, dtype, fp32, machine)
+        return limits.exact_sum(x) or _dynamic_limits(x, weight, dtype, fp32, machine)
 
     return refuse
 
@@ -110,7 +110,7 @@ def _add_static(machine: Platform) -> Predicate:
     def refuse(
         x: Tensor, residual: Tensor, weight: Tensor | None, scale: Tensor, eps: float, dtype: torch.dtype | None
     ) -> str | None:
-        return _fused_limits(x, weight, dtype, machine)
+        return limits.exact_sum(x) or _fused_limits(x, weight, dtype, machine)
 
     return refuse
 
@@ -193,7 +193,7 @@ def _add_group(machine: Platform) -> Predicate:
         scale_layout: str,
         ue8m0: bool,
     ) -> str | None:
-        return _group_limits(x, weight, group_size, dtype, scale_layout, ue8m0, machine)
+        return limits.exact_sum(x) or _group_limits(x, weight, group_size, dtype, scale_layout, ue8m0, machine)
 
     return refuse
 
