@@ -2,8 +2,11 @@
 
 from aiter_ops.core.provider import Provider, Requirements
 
+from .known_bad import KNOWN_BAD
+
 PROVIDER = Provider(
     "aiter",
     Requirements(vendors=("amd",), gpu=True, aiter=("0.1.5", None)),
     package=__name__,
+    known_bad=KNOWN_BAD,
 )

@@ -2,7 +2,8 @@
 
 The plain activations have no sub-flag: vLLM switches them by its master toggle alone. Those that quantise stand
 under the flag of quantisation, as the linear layer that reads them does. The HIP module is compiled with
--ffast-math since 0.1.12: NaN and Inf in x need not come out as such.
+-ffast-math since 0.1.12: NaN and Inf in x need not come out as such. On gfx942 it cuts fp32 to bf16 unless built
+with another OPUS_FP32_to_BF16_DEFAULT.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .call import entry, needs, rows, shaped_scale, since
 
 LINEAR = "VLLM_ROCM_USE_AITER_LINEAR"
 ACTIVATION = "aiter.ops.activation"
-FP32_FROM = "0.1.10"
+FP32_FROM = "0.1.9.post1"
 WIDEST_GROUP = 8192
 """Columns of one group that a program of AITER's Triton kernel holds in registers."""
 
@@ -90,7 +91,7 @@ def _group(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("silu_and_mul_group_quant", requires=needs("0.1.7"), refuses=_group, flag=LINEAR)
+@PROVIDER.implements("silu_and_mul_group_quant", requires=needs("0.1.6.post2"), refuses=_group, flag=LINEAR)
 def silu_and_mul_group_quant(
     x: Tensor,
     group_size: int = 128,
@@ -98,7 +99,7 @@ def silu_and_mul_group_quant(
     scale_layout: Literal["row", "col", "col_tma4"] = "row",
     ue8m0: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """AITER aiter/ops/triton/activation.py, act_mul_and_fp8_group_quant, 0.1.7-0.1.20. Groups below 1e-10: its scale."""
+    """AITER aiter/ops/triton/activation.py, act_mul_and_fp8_group_quant, 0.1.6.post2-0.1.20. Groups below 1e-10: its scale."""
     return _silu_quant(x, group_size, dtype)
 
 
@@ -115,7 +116,7 @@ def _row(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("silu_and_mul_dynamic_quant", requires=needs("0.1.7"), refuses=_row, flag=LINEAR)
+@PROVIDER.implements("silu_and_mul_dynamic_quant", requires=needs("0.1.6.post2"), refuses=_row, flag=LINEAR)
 def silu_and_mul_dynamic_quant(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """AITER aiter/ops/triton/activation.py, act_mul_and_fp8_group_quant with the row as its group, 0.1.7-0.1.20."""
+    """AITER aiter/ops/triton/activation.py, act_mul_and_fp8_group_quant with the row as its group, 0.1.6.post2-0.1.20."""
     return _silu_quant(x, x.shape[-1] // 2, dtype)

@@ -59,11 +59,8 @@ def rows(x: Tensor) -> Tensor:
 
 def aligned_rows(x: Tensor) -> Tensor:
     """x as [rows, N], rows apart by any multiple of 16 bytes, for entries that take a row stride; else `rows`."""
-    size = x.element_size()
-    if x.dim() == 2 and x.stride(1) == 1 and x.stride(0) >= x.shape[1]:
-        if x.stride(0) * size % 16 == 0 and x.data_ptr() % 16 == 0:
-            return x
-    return rows(x)
+    row_major = x.dim() == 2 and x.stride(1) == 1 and x.stride(0) >= x.shape[1]
+    return x if row_major and x.stride(0) * x.element_size() % 16 == 0 == x.data_ptr() % 16 else rows(x)
 
 
 def shaped_scale(scale: Tensor, shape: torch.Size, layout: str) -> Tensor:

@@ -9,6 +9,9 @@ from aiter_ops.core.platforms import Platform
 
 HALF = (torch.bfloat16, torch.float16)
 
+TRITON_WIDEST = 65536
+"""Columns of a row that AITER's Triton norms hold in one program."""
+
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
@@ -20,6 +23,13 @@ def half(x: Tensor, also_fp32: bool = False, fp32_from: str | None = None) -> st
         return None
     later = f" (float32 since {fp32_from})" if fp32_from else ""
     return f"AITER takes bfloat16 and float16{later}; x is {_name(x.dtype)}"
+
+
+def exact_sum(x: Tensor) -> str | None:
+    """Fused addition before quantisation: the op quantises from the rounded sum, which fp32 leaves as it is."""
+    if x.dtype == torch.float32:
+        return None
+    return f"AITER normalises x + residual before it is rounded to {_name(x.dtype)}: other codes and scales"
 
 
 def present(weight: Tensor | None, name: str = "weight") -> str | None:

@@ -1,0 +1,85 @@
+"""Public evidence against AITER, by op, release and machine; a rule ``op=+aiter`` lifts a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aiter_ops.core.evidence import KnownBad
+
+AITER = "https://github.com/ROCm/aiter"
+HIP_WIDEST = 8192
+
+
+def _int8(*args: Any, **kwargs: Any) -> bool:
+    return torch.int8 in [v for v in (*args, *kwargs.values()) if isinstance(v, torch.dtype)]
+
+
+def _fp16(x: Tensor, *args: Any, **kwargs: Any) -> bool:
+    return x.dtype == torch.float16 and x.shape[-1] <= HIP_WIDEST
+
+
+def _bf16(x: Tensor, *args: Any, **kwargs: Any) -> bool:
+    return x.dtype == torch.bfloat16
+
+
+def _hip_rows(x: Tensor, *args: Any, **kwargs: Any) -> bool:
+    return x.shape[-1] <= HIP_WIDEST
+
+
+_INT8 = tuple(
+    KnownBad(
+        op,
+        "aiter",
+        "int8 codes are cut towards zero instead of rounded, and values past 127 wrap around",
+        f"{AITER}/pull/4637",
+        applies=_int8,
+    )
+    for op in (
+        "per_token_quant",
+        "per_tensor_quant",
+        "per_tensor_quant_static",
+        "rms_norm_dynamic_quant",
+        "add_rms_norm_dynamic_quant",
+    )
+)
+
+_RESIDUAL = tuple(
+    KnownBad(
+        op,
+        "aiter",
+        "the HIP kernel's returned sum of x and residual is inaccurate",
+        f"{AITER}/issues/1972",
+        aiter=("0.1.10.post1", "0.1.10.post3"),
+        applies=_hip_rows,
+    )
+    for op in ("add_rms_norm", "add_rms_norm_dynamic_quant")
+)
+
+_FP16 = tuple(
+    KnownBad(
+        op,
+        "aiter",
+        "the HIP kernel's sum of squares is wrong in fp16 runs of SGLang (v_fmac_f32 in inline assembly)",
+        f"{AITER}/pull/2241",
+        aiter=("0.1.10.post1", "0.1.12"),
+        applies=_fp16,
+    )
+    for op in ("rms_norm", "add_rms_norm", "rms_norm_dynamic_quant", "add_rms_norm_dynamic_quant")
+)
+
+_TRUNCATED = tuple(
+    KnownBad(
+        op,
+        "aiter",
+        "on gfx942 the sum of x and residual is cut to bf16 instead of rounded, a bias that grows with the layers",
+        f"{AITER}/issues/5151",
+        arch="gfx94*",
+        applies=_bf16,
+    )
+    for op in ("add_rms_norm", "add_rms_norm_dynamic_quant")
+)
+
+KNOWN_BAD: tuple[KnownBad, ...] = (*_INT8, *_RESIDUAL, *_FP16, *_TRUNCATED)

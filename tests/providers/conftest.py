@@ -1,0 +1,87 @@
+"""A stand-in for AITER: an importable package with the functions and signatures of one release."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiter_ops.core import platforms
+from aiter_ops.core.evidence import version_key
+from aiter_ops.core.platforms import Platform
+from aiter_ops.providers.aiter import call
+
+SIGNATURES = json.loads((Path(__file__).parents[1] / "data" / "aiter_signatures.json").read_text(encoding="utf-8"))
+KINDS = {"pos": inspect.Parameter.POSITIONAL_OR_KEYWORD, "kw": inspect.Parameter.KEYWORD_ONLY}
+
+
+def _default(text: str | None) -> Any:
+    if text is None:
+        return inspect.Parameter.empty
+    try:
+        return ast.literal_eval(text)
+    except ValueError:
+        return text  # a name of AITER's, such as dtypes.fp32
+
+
+def signatures(release: str) -> dict[str, inspect.Signature]:
+    """ "module:function" -> its signature in that release."""
+    found = {}
+    for name, rows in SIGNATURES["functions"].items():
+        held = [row for tag, row in rows if version_key(tag) <= version_key(release)]
+        if held and held[-1] is not None:
+            params = [inspect.Parameter(n, KINDS[kind], default=_default(text)) for n, text, kind in held[-1]]
+            found[name] = inspect.Signature(params)
+    return found
+
+
+def _bound(signature: inspect.Signature, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    def function(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        return kernel(**given.arguments)
+
+    return function
+
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install_aiter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """install(machine, kernels, **renamed): the stand-in of ``machine.aiter`` in sys.modules, and `machine` as platform.
+
+    kernels: an object with a method per function, called with the release's parameters by name. renamed: old parameter
+    name = new one, in every function.
+    """
+
+    def install(machine: Platform, kernels: Any, **renamed: str) -> None:
+        assert machine.aiter is not None
+        for name in [n for n in sys.modules if n.split(".")[0] == "aiter"]:
+            monkeypatch.delitem(sys.modules, name)
+        for key, signature in signatures(machine.aiter).items():
+            module, name = key.split(":")
+            if not hasattr(kernels, name):
+                continue
+            params = [p.replace(name=renamed.get(p.name, p.name)) for p in signature.parameters.values()]
+            parts = module.split(".")
+            for i in range(1, len(parts) + 1):
+                path = ".".join(parts[:i])
+                if path not in sys.modules:
+                    monkeypatch.setitem(sys.modules, path, types.ModuleType(path))
+                if i < len(parts):  # a package: something lies in it
+                    sys.modules[path].__path__ = []
+            setattr(sys.modules[module], name, _bound(inspect.Signature(params), getattr(kernels, name)))
+        monkeypatch.setattr(platforms, "platform", lambda: machine)
+        call.entry.cache_clear()
+
+    with monkeypatch.context() as monkeypatch:
+        yield install
+    call.entry.cache_clear()
