@@ -120,7 +120,7 @@ def swiglu_oai_and_mul(x: Tensor, alpha: float = 1.702, limit: float = 7.0) -> T
     (the gpt-oss model code). Returns [..., N] in x's dtype. Raises as `silu_and_mul`.
     """
     gate, up = x[..., ::2].float().clamp(max=limit), x[..., 1::2].float().clamp(-limit, limit)
-    return ((up + 1) * gate * torch.sigmoid(alpha * gate)).to(x.dtype)
+    return ((up + 1) * (gate * torch.sigmoid(alpha * gate))).to(x.dtype)
 
 
 def group_tail_samples(make: Make) -> Iterator[Sample]:
