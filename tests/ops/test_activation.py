@@ -16,7 +16,14 @@ from . import oracles as o
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 every_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)
-TAILS = ({}, {"scale_layout": "col"}, {"scale_layout": "col_tma4"}, {"ue8m0": True}, {"group_size": 32, "dtype": o.FNUZ})
+TAILS = (
+    {},
+    {"scale_layout": "col"},
+    {"scale_layout": "col_tma4"},
+    {"ue8m0": True},
+    {"group_size": 32, "dtype": o.FNUZ},
+)
+
 
 def underflow(up: np.ndarray) -> np.ndarray:
     """Where exp(-gate) passes the end of fp32, beyond a gate of -88.8, the quotient is 0 instead of 89 · 2^-128."""

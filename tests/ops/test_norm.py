@@ -14,7 +14,13 @@ from . import oracles as o
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 every_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)
-TAILS = ({}, {"scale_layout": "col"}, {"scale_layout": "col_tma4"}, {"ue8m0": True}, {"group_size": 32, "dtype": o.FNUZ})
+TAILS = (
+    {},
+    {"scale_layout": "col"},
+    {"scale_layout": "col_tma4"},
+    {"ue8m0": True},
+    {"group_size": 32, "dtype": o.FNUZ},
+)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0, mean: float = 0.0, seed: int = 0):

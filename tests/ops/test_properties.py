@@ -135,7 +135,9 @@ def assert_within(x: torch.Tensor, back: torch.Tensor, scale: torch.Tensor, dtyp
 
 @drawn
 @given(x=NORMAL, dtype=st.sampled_from((FN, FNUZ, torch.int8)), group=st.sampled_from((8, 16, 64)), ue8m0=st.booleans())
-def test_dequantised_values_are_within_half_a_code(x: torch.Tensor, dtype: torch.dtype, group: int, ue8m0: bool) -> None:
+def test_dequantised_values_are_within_half_a_code(
+    x: torch.Tensor, dtype: torch.dtype, group: int, ue8m0: bool
+) -> None:
     q, scale = ops.per_token_quant(x, dtype)
     assert_within(x, ops.dequant(q, scale), scale, dtype)
     q, scale = ops.per_tensor_quant(x, dtype)

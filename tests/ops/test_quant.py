@@ -218,7 +218,9 @@ def bf16_bits(x: np.ndarray) -> np.ndarray:
     return ((raw + 0x7FFF + ((raw >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-@pytest.mark.parametrize(("rows", "columns", "block_rows", "group"), [(6, 384, 1, 128), (200, 300, 128, 128), (5, 7, 2, 3)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "block_rows", "group"), [(6, 384, 1, 128), (200, 300, 128, 128), (5, 7, 2, 3)]
+)
 def test_dequant_with_blocks(rows: int, columns: int, block_rows: int, group: int) -> None:
     q = normal(rows, columns).to(o.FN)
     scale = normal(-(-rows // block_rows), -(-columns // group), seed=1).abs()
