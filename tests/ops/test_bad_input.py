@@ -144,6 +144,7 @@ def test_every_implementation_of_an_op_checks_alike(op: ops.Op) -> None:
     assert set(messages) == {messages[0]}
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 @pytest.mark.parametrize("op", calls.OPS, ids=lambda op: op.name)
 def test_nothing_crashes_on_odd_tensors(op: ops.Op) -> None:
     """Sparse, nested and huge-but-empty inputs: a Python exception or a result."""

@@ -192,6 +192,13 @@ def test_torchs_default_dtype_and_device_do_not_matter(op: ops.Op, default_dtype
                 assert torch.equal(calls.raw(g), calls.raw(w))
 
 
+def test_one_scale_for_packed_codes_under_another_default_dtype(default_dtype: Any) -> None:
+    packed, scale = torch.arange(256, dtype=torch.uint8), torch.tensor(0.3)
+    want = ops.dequant(packed, scale)
+    default_dtype(torch.bfloat16)
+    assert torch.equal(ops.dequant(packed, scale), want)
+
+
 @every_op
 def test_meta_tensors_give_the_same_shapes_dtypes_and_strides(op: ops.Op) -> None:
     for sample in op.samples(size="small"):
