@@ -63,4 +63,4 @@ def run(op: Op, arguments: dict[str, Any]) -> tuple[torch.Tensor, ...]:
 
 def raw(t: torch.Tensor) -> torch.Tensor:
     """The bytes of a tensor's values, row-major, to compare bit for bit, NaN included."""
-    return t.contiguous().reshape(-1).view(torch.uint8)
+    return torch.empty(t.numel(), dtype=t.dtype, device=t.device).copy_(t.reshape(-1)).view(torch.uint8)

@@ -50,7 +50,7 @@ def fp8_value(code: int, dtype: torch.dtype) -> float:
     the code of -0 is the only NaN.
     """
     sign, exponent, mantissa = code >> 7, (code >> 3) & 15, code & 7
-    if dtype == FN and code & 0x7F == 0x7F or dtype == FNUZ and code == 0x80:
+    if (dtype == FN and code & 0x7F == 0x7F) or (dtype == FNUZ and code == 0x80):
         return math.nan
     bias = 7 if dtype == FN else 8
     magnitude = mantissa / 8 * 2.0 ** (1 - bias) if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - bias)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-_EPS = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float64: 2.0**-52}
 _FP8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2)
 _ZERO_SCALE = {"scale": (2.0**-126, 1e-10), "e8m0": (0, 93)}
 """By result name, the scale the references give a group of zeros, and how far up others may floor it (2^(93 - 127) is
@@ -63,10 +62,18 @@ def _values(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance, name: s
     safe = torch.where(finite, w, torch.zeros_like(w)).abs()
     row = safe.amax(-1, keepdim=True) if safe.dim() else safe
     tiny = torch.finfo(want.dtype).smallest_normal * torch.finfo(want.dtype).eps
-    rounding = 0.0 if want.dtype == torch.float32 else tolerance.ulps * _EPS[want.dtype]
-    allowed = tolerance.fp32 * row + rounding * safe + tiny
+    allowed = tolerance.fp32 * row + _room(safe.to(want.dtype), g.abs() > safe, tolerance.ulps) + tiny
     error = torch.where(same, torch.zeros_like(w), (g - w).abs())
     return _worst(error, allowed, got, want, name)
+
+
+def _room(magnitude: torch.Tensor, outward: torch.Tensor, ulps: int) -> torch.Tensor | float:
+    """The distance to the number of a 16-bit float format that is `ulps` further from zero, or nearer to it."""
+    if magnitude.element_size() != 2:
+        return 0.0
+    bits = magnitude.view(torch.int16)
+    further = (bits + ulps).view(magnitude.dtype).double() - magnitude
+    return torch.where(outward, further, magnitude - (bits - ulps).clamp(min=0).view(magnitude.dtype).double())
 
 
 def _worst(error: torch.Tensor, allowed: torch.Tensor, got: torch.Tensor, want: torch.Tensor, name: str) -> Verdict:

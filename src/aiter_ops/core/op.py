@@ -210,10 +210,10 @@ class Op:
     ) -> Iterator[Sample]:
         """Named argument sets on `device`; the same seed gives the same numbers. size: ``small``, ``model`` or all.
 
-        Large samples are drawn lazily, one at a time. values: False gives zeros of the same shapes, dtypes and
-        strides, for questions that values do not answer.
+        Samples are drawn one at a time, and those left out not at all. values: False gives zeros of the same shapes,
+        dtypes and strides, for questions that values do not answer.
         """
-        for sample in self._samples(Make(device, seed, values)):
+        for sample in self._samples(Make(device, seed, values, largest=2**20 if size == "small" else None)):
             if size is None or sample.size == size:
                 yield sample
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,22 +21,29 @@ class Sample:
 
 
 class Make:
-    """Draws tensors on a device from one generator; the same seed gives the same numbers on every device.
+    """Draws tensors on a device; the same seed gives the same numbers on every device.
 
-    values: False draws nothing and gives zeros.
+    values: False draws nothing and gives zeros. largest: tensors of more elements are not drawn and come without
+    data, on the meta device, for a caller that leaves large samples out; the others are the same with or without it.
     """
 
-    def __init__(self, device: str | torch.device = "cpu", seed: int = 0, values: bool = True) -> None:
-        self.device, self.values = torch.device(device), values
-        self.generator = torch.Generator().manual_seed(seed)
+    def __init__(
+        self, device: str | torch.device = "cpu", seed: int = 0, values: bool = True, largest: int | None = None
+    ) -> None:
+        self.device, self.seed, self.values, self.largest = torch.device(device), seed, values, largest
+        self.drawn = 0
 
     def normal(
         self, *shape: int, dtype: torch.dtype = torch.bfloat16, scale: float = 1.0, mean: float = 0.0
     ) -> torch.Tensor:
         """Gaussian values, rounded to `dtype`."""
+        self.drawn += 1
+        if self.largest is not None and math.prod(shape) > self.largest:
+            return torch.empty(shape, dtype=dtype, device="meta")
         if not self.values:
             return torch.zeros(shape, dtype=dtype, device=self.device)
-        drawn = torch.randn(shape, generator=self.generator, dtype=torch.float32) * scale + mean
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.drawn)
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float32) * scale + mean
         return drawn.to(dtype).to(self.device)
 
     def weight(self, size: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

@@ -84,7 +84,7 @@ def gelu_and_mul(x: Tensor) -> Tensor:
 
     x: [..., 2·N], bf16, fp16 or fp32. Returns [..., N] in x's dtype. Raises as `silu_and_mul`.
     """
-    gate, up = x.float().chunk(2, dim=-1)
+    gate, up = f.gate_and_up(x)
     return (f.gelu(gate) * up).to(x.dtype)
 
 
@@ -101,7 +101,7 @@ def gelu_tanh_and_mul(x: Tensor) -> Tensor:
 
     x: [..., 2·N], bf16, fp16 or fp32. Returns [..., N] in x's dtype. Raises as `silu_and_mul`.
     """
-    gate, up = x.float().chunk(2, dim=-1)
+    gate, up = f.gate_and_up(x)
     return (f.gelu(gate, tanh=True) * up).to(x.dtype)
 
 
@@ -119,8 +119,9 @@ def swiglu_oai_and_mul(x: Tensor, alpha: float = 1.702, limit: float = 7.0) -> T
     x: [..., 2·N], even columns gate, odd columns up; the gate is cut at limit from above, up to [-limit, limit]
     (the gpt-oss model code). Returns [..., N] in x's dtype. Raises as `silu_and_mul`.
     """
-    gate, up = x[..., ::2].float().clamp(max=limit), x[..., 1::2].float().clamp(-limit, limit)
-    return ((up + 1) * gate * torch.sigmoid(alpha * gate)).to(x.dtype)
+    x32 = x.float().contiguous()
+    gate, up = x32[..., ::2].clamp(max=limit), x32[..., 1::2].clamp(-limit, limit)
+    return ((up + 1) * (gate * torch.sigmoid(alpha * gate))).to(x.dtype)
 
 
 def group_tail_samples(make: Make) -> Iterator[Sample]:

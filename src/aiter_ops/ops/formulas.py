@@ -162,9 +162,17 @@ def halves(op: str, x: Tensor) -> None:
         raise bad_shape(op, "x", x, "[..., 2·N]: gate and up halves in the last dimension")
 
 
+def gate_and_up(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The halves of [gate | up], fp32. Contiguous first: torch's vectorised exp and erf differ in the last bit from
+    those it uses on strided elements.
+    """
+    gate, up = x.float().contiguous().chunk(2, dim=-1)
+    return gate, up
+
+
 def silu_mul(x: Tensor, limit: float | None = None) -> Tensor:
     """silu(gate)·up of [gate | up], fp32; `limit` caps the gate from above and the up half on both sides first."""
-    gate, up = x.float().chunk(2, dim=-1)
+    gate, up = gate_and_up(x)
     if limit is not None:
         gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return F.silu(gate) * up

@@ -189,7 +189,8 @@ def gated_rms_norm_group_quant(
     x, z: [..., N], one dtype. weight, bias: [N] or None. y stays fp32 until quantised.
     Returns q [..., N] and scale [..., N/group_size] fp32.
     """
-    gate = F.silu(z.float()) if activation == "silu" else torch.sigmoid(z.float())
+    z32 = z.float().contiguous()
+    gate = F.silu(z32) if activation == "silu" else torch.sigmoid(z32)
     y = f.weighted_rms(x if norm_before_gate else x.float() * gate, weight, eps)
     y = y if bias is None else y + bias.float()
     return f.quantise_groups(y * gate if norm_before_gate else y, group_size, dtype, scale_layout, ue8m0)

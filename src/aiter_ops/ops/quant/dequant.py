@@ -37,8 +37,8 @@ def dequant_samples(make: Make) -> Iterator[Sample]:
     yield Sample("MXFP4", (packed, exponents))
     yield Sample("MXFP8", (q[:5, :128].contiguous(), exponents))
     yield Sample("zero rows", (q[:0], scale[:0]))
-    big = make.normal(2048, 7168, dtype=torch.float32)
-    yield Sample("DeepSeek-V3 2048x7168", f.quantise_groups(big, 128, torch.float8_e4m3fn, "row", False), size="model")
+    big = make.normal(2048, 7168, dtype=torch.float8_e4m3fn), make.normal(2048, 56, dtype=torch.float32).abs()
+    yield Sample("DeepSeek-V3 2048x7168", big, size="model")
 
 
 def group_of(q: Tensor, scale: Tensor, group_size: int | None) -> int:
