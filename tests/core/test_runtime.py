@@ -287,7 +287,7 @@ def test_settings_come_from_the_environment_at_first_use() -> None:
 
 
 def test_trace_summary_and_file(tmp_path: Path) -> None:
-    assert "aiter_ops:        1 x rms_norm on torch" in run(CALL, AITER_OPS_TRACE="1").stdout
+    assert "aiter_ops:        1 x rms_norm on torch" in run(CALL, AITER_OPS_TRACE="1").stderr
     target = tmp_path / "trace"
     run(CALL, AITER_OPS_TRACE=str(target))
     (written,) = tmp_path.iterdir()
