@@ -6,22 +6,34 @@ A code may still differ by one at a rounding boundary: x / scale is x · (1 / sc
 
 import math
 
+import torch
 import triton
 import triton.language as tl
-from torch import Tensor, device, empty, empty_strided, float32
+from torch import Tensor
+from triton.language.extra import libdevice
+
+from aiter_ops.core.platforms import platform
 
 SCALE_FLOOR = tl.constexpr(2.0**-126)
 """Smallest scale, as in the references."""
+
+INTERPRETED = tl.constexpr(platform().triton_interpret)
+"""Triton's interpreter has no device library."""
 
 ROUND = tl.constexpr(12582912.0)
 """1.5·2^23: fp32 plus this keeps no fraction bits, so the addition rounds to the nearest integer, ties to even."""
 
 
 @triton.jit
+def magnitude_bits(x):
+    """The bits of |x|, fp32, as int32: they order as the magnitudes do, NaN above Inf."""
+    return tl.abs(x.to(tl.float32)).to(tl.int32, bitcast=True)
+
+
+@triton.jit
 def amax_keep_nan(x, axis: tl.constexpr, keep_dims: tl.constexpr = False):
-    """max|x| along an axis, fp32; NaN wins. The bits of non-negative floats order as integers, NaN above Inf."""
-    bits = tl.abs(x.to(tl.float32)).to(tl.int32, bitcast=True)
-    return tl.max(bits, axis=axis, keep_dims=keep_dims).to(tl.float32, bitcast=True)
+    """max|x| along an axis, fp32; NaN wins."""
+    return tl.max(magnitude_bits(x), axis=axis, keep_dims=keep_dims).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -60,23 +72,37 @@ def encode(x, inverse, dtype: tl.constexpr, TOP: tl.constexpr, SATURATE: tl.cons
 
 @triton.jit
 def inverse_of(scale):
-    """1 / scale, rounded once: exact for powers of two."""
-    return tl.div_rn(1.0, scale)
+    """1 / scale to two units of 2^-23 or better, exactly for powers of two."""
+    return 1.0 / scale
 
 
-def new_scales(leading: tuple[int, ...], groups: int, layout: str, where: device) -> tuple[Tensor, int, int]:
+@triton.jit
+def times_sigmoid(factor, x):
+    """factor / (1 + exp(-x)), fp32, to a few units of 2^-23: silu where both are one, the sigmoid where factor is 1."""
+    if INTERPRETED:
+        return factor / (1.0 + tl.exp(-x))
+    else:
+        return libdevice.fast_dividef(factor, 1.0 + libdevice.fast_expf(-x))
+
+
+def new_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A new contiguous tensor of x's shape, not filled; faster than ``torch.empty``."""
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def new_scales(leading: tuple[int, ...], groups: int, layout: str, where: torch.device) -> tuple[Tensor, int, int]:
     """fp32 scales [*leading, groups], not filled, with the strides of `layout` (``row``, ``col``, ``col_tma4``; see
     `formulas.lay_out`), and the stride between rows (all leading dimensions together) and between groups.
     """
     if layout == "row":
-        return empty((*leading, groups), dtype=float32, device=where), groups, 1
+        return torch.empty((*leading, groups), dtype=torch.float32, device=where), groups, 1
     count = math.prod(leading)
     if layout == "col":
         pitch = count
-        laid = empty_strided((count, groups), (1, count), dtype=float32, device=where)
+        laid = torch.empty_strided((count, groups), (1, count), dtype=torch.float32, device=where)
     else:
         pitch = (count + 3) // 4 * 4
-        laid = empty((groups, pitch), dtype=float32, device=where).as_strided((count, groups), (1, pitch))
+        laid = torch.empty((groups, pitch), dtype=torch.float32, device=where).as_strided((count, groups), (1, pitch))
     if len(leading) > 1:
         laid = laid.unflatten(0, leading)
     elif not leading:

@@ -11,7 +11,7 @@ from torch import Tensor
 from aiter_ops.core.platforms import Platform
 from aiter_ops.ops.formulas import code_max
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import new_scales
+from aiter_ops.providers.triton.common import new_like, new_scales
 from aiter_ops.providers.triton.launch import fp8_predicate
 from aiter_ops.providers.triton.tiles.norm import LARGEST_GROUP
 
@@ -59,7 +59,7 @@ def rms_norm_group_quant(
     scale_layout: Literal["row", "col", "col_tma4"] = "row",
     ue8m0: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    q = torch.empty(x.shape, dtype=dtype, device=x.device)
+    q = new_like(x, dtype)
     scale, *strides = new_scales(x.shape[:-1], x.shape[-1] // group_size, scale_layout, x.device)
     normalise(
         x, q, weight, eps,
@@ -79,8 +79,8 @@ def add_rms_norm_group_quant(
     scale_layout: Literal["row", "col", "col_tma4"] = "row",
     ue8m0: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    q = torch.empty(x.shape, dtype=dtype, device=x.device)
-    h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    q = new_like(x, dtype)
+    h = new_like(x)
     scale, *strides = new_scales(x.shape[:-1], x.shape[-1] // group_size, scale_layout, x.device)
     normalise(
         x, q, weight, eps, other=residual, use="add", h=h,
@@ -103,7 +103,7 @@ def gated_rms_norm_group_quant(
     scale_layout: Literal["row", "col", "col_tma4"] = "row",
     ue8m0: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    q = torch.empty(x.shape, dtype=dtype, device=x.device)
+    q = new_like(x, dtype)
     scale, *strides = new_scales(x.shape[:-1], x.shape[-1] // group_size, scale_layout, x.device)
     normalise(
         x, q, weight, eps, bias=bias, other=z,

@@ -6,24 +6,25 @@ A tile is [ROWS, GROUPS, SIZE]: rows, scale groups of a row, columns of a group 
 LAYER       layer norm, else RMSNorm
 OTHER       what `o` is: ``none``; ``add`` a residual; ``gate_before``, ``gate_after`` a gate, applied so to the norm
 SIGMOID     the gate is sigmoid(z), else silu(z)
+HAS_OFFSET  `offset` is added to the weight
 CAST        round the normalised value to x's dtype before the weight
 QUANT       ``none``, ``static`` (s is read), ``row``, ``group`` (s is written)
 TOP, UE8M0  largest code, scales as powers of two
 N, PADDED   columns of x, columns of y
+VECTOR      columns of y that a lane takes together, at most; y_vectors · VECTOR is PADDED
 GROUP       columns of a scale group; SIZE is the power of two that holds it
 """
 
 import triton
 import triton.language as tl
 
-from aiter_ops.providers.triton.common import amax_keep_nan, encode, inverse_of, scale_of
+from aiter_ops.providers.triton.common import amax_keep_nan, encode, inverse_of, magnitude_bits, scale_of, times_sigmoid
 
 
 @triton.jit
 def _gate(z_ptr, at, mask, SIGMOID: tl.constexpr):
     z = tl.load(z_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    gate = 1.0 / (1.0 + tl.exp(-z))
-    return gate if SIGMOID else z * gate
+    return times_sigmoid(1.0, z) if SIGMOID else times_sigmoid(z, z)
 
 
 @triton.jit
@@ -39,12 +40,16 @@ def _read(x_ptr, o_ptr, x_at, o_at, mask, OTHER: tl.constexpr, SIGMOID: tl.const
 
 
 @triton.jit
-def _vectors(w_ptr, b_ptr, col, inside, offset, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr):
+def _vectors(
+    w_ptr, b_ptr, col, inside, offset, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_OFFSET: tl.constexpr
+):
     """weight + offset and bias at the columns, fp32; 1 and 0 where absent."""
     w = 1.0
     b = 0.0
     if HAS_WEIGHT:
-        w = tl.load(w_ptr + col, mask=inside, other=0.0).to(tl.float32) + offset
+        w = tl.load(w_ptr + col, mask=inside, other=0.0).to(tl.float32)
+        if HAS_OFFSET:
+            w = w + offset
     if HAS_BIAS:
         b = tl.load(b_ptr + col, mask=inside, other=0.0).to(tl.float32)
     return w, b
@@ -62,15 +67,27 @@ def _affine(n, w, b, dtype: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl
 
 
 @triton.jit
-def _total(x):
-    """Sum over the columns of a tile, [ROWS, 1, 1]."""
-    return tl.sum(tl.sum(x, axis=2, keep_dims=True), axis=1, keep_dims=True)
+def _flat(x):
+    """A tile as [ROWS, columns]: one reduction then adds up in each lane before lanes are asked to exchange."""
+    return tl.reshape(x, [x.shape[0], x.shape[1] * x.shape[2]])
 
 
 @triton.jit
-def _largest(x):
-    """Largest magnitude over the columns of a tile, [ROWS, 1, 1]; NaN wins."""
-    return amax_keep_nan(amax_keep_nan(x, 2, True), 1, True)
+def _total(x):
+    """Sum over the columns of a tile, [ROWS, 1, 1]."""
+    return tl.sum(_flat(x), axis=1)[:, None, None]
+
+
+@triton.jit
+def _add_and_largest(a_total, a_peak, b_total, b_peak):
+    return a_total + b_total, tl.maximum(a_peak, b_peak)
+
+
+@triton.jit
+def _total_and_largest(squares, magnitude_bits):
+    """Sum of one tile and largest of another over the columns in one reduction, both [ROWS, 1, 1]."""
+    total, peak = tl.reduce((_flat(squares), _flat(magnitude_bits)), 1, _add_and_largest)
+    return total[:, None, None], peak.to(tl.float32, bitcast=True)[:, None, None]
 
 
 @triton.jit
@@ -82,26 +99,18 @@ def _columns(first, GROUPS: tl.constexpr, SIZE: tl.constexpr, GROUP: tl.constexp
 
 
 @triton.jit
-def _store(y, y_ptr, s_ptr, row, group, col, there, scale_row, scale_group, scale, N, PADDED, GROUP, QUANT, TOP, UE8M0):
-    """Store a tile of the result, quantised as asked; `scale` is the row's where QUANT is ``row``.
-
-    there: the row exists and the column belongs to its group, [ROWS, GROUPS, SIZE].
-    """
+def _store(y, y_ptr, row, y_vectors, col, here, own, scale, N, PADDED, VECTOR, QUANT, TOP):
+    """Store a tile of the result, as codes of y / scale where QUANT; here: the row exists; own: as `_columns`."""
     dtype: tl.constexpr = y_ptr.dtype.element_ty
-    at = row * PADDED + col
+    # what is known of a row's alignment bounds how many neighbours a lane takes, in loads as in stores
+    at = row * y_vectors * VECTOR + col
     if QUANT == "none":
         if PADDED > N:
             y = tl.where(col < N, y, 0.0)
-        tl.store(y_ptr + at, y.to(dtype), mask=there & (col < PADDED))
-    elif QUANT == "static":
-        tl.store(y_ptr + at, encode(y, inverse_of(tl.load(s_ptr)), dtype, TOP, True), mask=there & (col < N))
-    elif QUANT == "row":
-        tl.store(y_ptr + at, encode(y, inverse_of(scale), dtype, TOP, False), mask=there & (col < N))
+        tl.store(y_ptr + at, y.to(dtype), mask=here & own & (col < PADDED))
     else:
-        scales = scale_of(amax_keep_nan(y, 2, True), TOP, UE8M0)
-        tl.store(y_ptr + at, encode(y, inverse_of(scales), dtype, TOP, False), mask=there & (col < N))
-        exists = tl.max(there.to(tl.int32), axis=2, keep_dims=True) > 0
-        tl.store(s_ptr + row * scale_row + group.to(tl.int64) * scale_group, scales, mask=exists & (group * GROUP < N))
+        codes = encode(y, inverse_of(scale), dtype, TOP, QUANT == "static")
+        tl.store(y_ptr + at, codes, mask=here & own & (col < N))
 
 
 @triton.jit
@@ -117,6 +126,7 @@ def whole_rows(
     rows,
     scale_row,
     scale_group,
+    y_vectors,
     x_stride,
     o_stride,
     eps,
@@ -127,42 +137,70 @@ def whole_rows(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
     SIZE: tl.constexpr,
+    VECTOR: tl.constexpr,
     EARLY: tl.constexpr,
     LAYER: tl.constexpr,
     OTHER: tl.constexpr,
     SIGMOID: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_OFFSET: tl.constexpr,
     CAST: tl.constexpr,
     QUANT: tl.constexpr,
     TOP: tl.constexpr,
     UE8M0: tl.constexpr,
 ):
-    """ROWS rows, each held whole. EARLY: weight and bias are read before the sum, not after it."""
+    """ROWS rows, each held whole. EARLY: weight and bias are read before the sum, not after it.
+
+    Where only factors follow the norm, the largest magnitudes are found next to the sum, before its root is known.
+    """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
+    FACTORS: tl.constexpr = (QUANT == "row" or QUANT == "group") and not HAS_BIAS
     row = program.to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None, None]
+    here = row < rows
     group, col, own = _columns(0, GROUPS, SIZE, GROUP)
     inside = own & (col < N)
-    mask = (row < rows) & inside
+    mask = here & inside
     if EARLY:
-        w, b = _vectors(w_ptr, b_ptr, col, inside, offset, HAS_WEIGHT, HAS_BIAS)
+        w, b = _vectors(w_ptr, b_ptr, col, inside, offset, HAS_WEIGHT, HAS_BIAS, HAS_OFFSET)
     x = _read(x_ptr, o_ptr, row * x_stride + col, row * o_stride + col, mask, OTHER, SIGMOID)
+    gate = 1.0
+    if OTHER == "gate_after":
+        gate = _gate(o_ptr, row * o_stride + col, mask, SIGMOID)
     if OTHER == "add":
         tl.store(h_ptr + row * N + col, x.to(dtype), mask=mask)
     if LAYER:
         x = tl.where(inside, x - _total(x) / N, 0.0)
-    rstd = tl.rsqrt(_total(x * x) / N + eps)
-    if not EARLY:
-        w, b = _vectors(w_ptr, b_ptr, col, inside, offset, HAS_WEIGHT, HAS_BIAS)
-    y = _affine(x * rstd, w, b, dtype, HAS_WEIGHT, HAS_BIAS, CAST)
-    if OTHER == "gate_after":
-        y = y * _gate(o_ptr, row * o_stride + col, mask, SIGMOID)
+    if FACTORS:
+        if not EARLY:
+            w, b = _vectors(w_ptr, b_ptr, col, inside, offset, HAS_WEIGHT, HAS_BIAS, HAS_OFFSET)
+        y = x * w * gate
+        if QUANT == "row":
+            total, peak = _total_and_largest(x * x, magnitude_bits(y))
+        else:
+            total = _total(x * x)
+            peak = amax_keep_nan(y, 2, True)
+        rstd = tl.rsqrt(total / N + eps)
+        y = y * rstd
+        peak = peak * rstd
+    else:
+        rstd = tl.rsqrt(_total(x * x) / N + eps)
+        if not EARLY:
+            w, b = _vectors(w_ptr, b_ptr, col, inside, offset, HAS_WEIGHT, HAS_BIAS, HAS_OFFSET)
+        y = _affine(x * rstd, w, b, dtype, HAS_WEIGHT, HAS_BIAS, CAST) * gate
+        if QUANT == "group":
+            peak = amax_keep_nan(y, 2, True)
     scale = 1.0
+    if QUANT == "static":
+        scale = tl.load(s_ptr)
     if QUANT == "row":
-        scale = scale_of(_largest(y), TOP, UE8M0)
-        tl.store(s_ptr + row, scale, mask=row < rows)
-    there = (row < rows) & own
-    _store(y, y_ptr, s_ptr, row, group, col, there, scale_row, scale_group, scale, N, PADDED, GROUP, QUANT, TOP, UE8M0)
+        scale = scale_of(peak, TOP, UE8M0)
+        tl.store(s_ptr + row, scale, mask=here)
+    if QUANT == "group":
+        scale = scale_of(peak, TOP, UE8M0)
+        at = row * scale_row + group.to(tl.int64) * scale_group
+        tl.store(s_ptr + at, scale, mask=here & (group * GROUP < N))
+    _store(y, y_ptr, row, y_vectors, col, here, own, scale, N, PADDED, VECTOR, QUANT, TOP)
 
 
 @triton.jit
@@ -177,6 +215,7 @@ def wide_row(
     s_ptr,
     scale_row,
     scale_group,
+    y_vectors,
     x_stride,
     o_stride,
     eps,
@@ -186,25 +225,27 @@ def wide_row(
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
     SIZE: tl.constexpr,
+    VECTOR: tl.constexpr,
     LAYER: tl.constexpr,
     OTHER: tl.constexpr,
     SIGMOID: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_OFFSET: tl.constexpr,
     CAST: tl.constexpr,
     QUANT: tl.constexpr,
     TOP: tl.constexpr,
     UE8M0: tl.constexpr,
 ):
-    """One row in steps of GROUPS groups: for the sums, for the largest value where one scales the row, for the result.
-
-    The input is read again in each pass; only the first comes from memory unless the row passes the cache.
+    """One row in steps of GROUPS groups, read once for the sum and the row's largest value and once for the result
+    (layer norm reads it three times); only the first pass comes from memory unless the row is larger than the cache.
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     row = program.to(tl.int64)
     steps: tl.constexpr = (N + GROUP - 1) // GROUP
     mean = 0.0
     total = tl.zeros([1, GROUPS, SIZE], tl.float32)
+    largest = tl.zeros([1, GROUPS, SIZE], tl.int32)
     for first in range(0, steps, GROUPS):
         group, col, own = _columns(first, GROUPS, SIZE, GROUP)
         inside = own & (col < N)
@@ -212,6 +253,9 @@ def wide_row(
         if OTHER == "add":
             tl.store(h_ptr + row * N + col, x.to(dtype), mask=inside)
         total += x if LAYER else x * x
+        if QUANT == "row":
+            w, b = _vectors(w_ptr, b_ptr, col, inside, offset, HAS_WEIGHT, HAS_BIAS, HAS_OFFSET)
+            largest = tl.maximum(largest, magnitude_bits(x * w))
     if LAYER:
         mean = _total(total) / N
         total = tl.zeros([1, GROUPS, SIZE], tl.float32)
@@ -221,27 +265,25 @@ def wide_row(
             x = _read(x_ptr, o_ptr, row * x_stride + col, row * o_stride + col, inside, OTHER, SIGMOID)
             x = tl.where(inside, x - mean, 0.0)
             total += x * x
-    rstd = tl.rsqrt(_total(total) / N + eps)
-    scale = tl.full([1, 1, 1], 1.0, tl.float32)
+    squares, peak = _total_and_largest(total, largest)
+    rstd = tl.rsqrt(squares / N + eps)
+    scale = 1.0
+    if QUANT == "static":
+        scale = tl.load(s_ptr)
     if QUANT == "row":
-        peak = tl.zeros([1, 1, 1], tl.float32)
-        for first in range(0, steps, GROUPS):
-            group, col, own = _columns(first, GROUPS, SIZE, GROUP)
-            inside = own & (col < N)
-            x = _read(x_ptr, o_ptr, row * x_stride + col, row * o_stride + col, inside, OTHER, SIGMOID)
-            w, b = _vectors(w_ptr, b_ptr, col, inside, offset, HAS_WEIGHT, HAS_BIAS)
-            y = _affine(x * rstd, w, b, dtype, HAS_WEIGHT, HAS_BIAS, CAST)
-            peak = tl.maximum(peak, _largest(y), tl.PropagateNan.ALL)
-        scale = scale_of(peak, TOP, UE8M0)
+        scale = scale_of(peak * rstd, TOP, UE8M0)
         tl.store(s_ptr + row + tl.zeros([1, 1, 1], tl.int32), scale)
     for first in range(0, (PADDED + GROUP - 1) // GROUP, GROUPS):
         group, col, own = _columns(first, GROUPS, SIZE, GROUP)
         inside = own & (col < N)
         x = _read(x_ptr, o_ptr, row * x_stride + col, row * o_stride + col, inside, OTHER, SIGMOID) - mean
-        w, b = _vectors(w_ptr, b_ptr, col, inside, offset, HAS_WEIGHT, HAS_BIAS)
-        y = _affine(x * rstd, w, b, dtype, HAS_WEIGHT, HAS_BIAS, CAST)
+        w, b = _vectors(w_ptr, b_ptr, col, inside, offset, HAS_WEIGHT, HAS_BIAS, HAS_OFFSET)
+        y = x * w * rstd if QUANT == "row" else _affine(x * rstd, w, b, dtype, HAS_WEIGHT, HAS_BIAS, CAST)
         if OTHER == "gate_after":
             y = y * _gate(o_ptr, row * o_stride + col, inside, SIGMOID)
-        _store(
-            y, y_ptr, s_ptr, row, group, col, own, scale_row, scale_group, scale, N, PADDED, GROUP, QUANT, TOP, UE8M0
-        )
+        scales = scale
+        if QUANT == "group":
+            scales = scale_of(amax_keep_nan(y, 2, True), TOP, UE8M0)
+            at = row * scale_row + group.to(tl.int64) * scale_group
+            tl.store(s_ptr + at, scales, mask=group * GROUP < N)
+        _store(y, y_ptr, row, y_vectors, col, True, own, scales, N, PADDED, VECTOR, QUANT, TOP)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.common import new_like
 
 from .single import normalise
 
 
 @PROVIDER.implements("layer_norm")
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = new_like(x)
     normalise(x, y, weight, eps, bias=bias, layer=True)
     return y
 
@@ -21,7 +21,7 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = new_like(x)
+    h = new_like(x)
     normalise(x, y, weight, eps, bias=bias, other=residual, use="add", h=h, layer=True)
     return y, h

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.common import new_like
 
 from .single import normalise
 
@@ -14,7 +15,7 @@ from .single import normalise
 def rms_norm(
     x: Tensor, weight: Tensor | None, eps: float, weight_offset: float = 0.0, cast_before_weight: bool = False
 ) -> Tensor:
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = new_like(x)
     normalise(x, y, weight, eps, offset=weight_offset, cast=cast_before_weight)
     return y
 
@@ -28,8 +29,8 @@ def add_rms_norm(
     weight_offset: float = 0.0,
     cast_before_weight: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = new_like(x)
+    h = new_like(x)
     normalise(x, y, weight, eps, other=residual, use="add", h=h, offset=weight_offset, cast=cast_before_weight)
     return y, h
 
@@ -40,6 +41,6 @@ def add_rms_norm_pad(
 ) -> tuple[Tensor, Tensor]:
     *leading, width = x.shape
     y = torch.empty((*leading, -(-width // pad_to) * pad_to), dtype=x.dtype, device=x.device)
-    h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    h = new_like(x)
     normalise(x, y, weight, eps, other=residual, use="add", h=h)
     return y, h

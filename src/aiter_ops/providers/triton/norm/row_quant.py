@@ -10,6 +10,7 @@ from torch import Tensor
 from aiter_ops.core.platforms import Platform
 from aiter_ops.ops.formulas import code_max
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.common import new_like
 from aiter_ops.providers.triton.launch import fp8_predicate
 
 from .single import normalise
@@ -35,7 +36,7 @@ def _add_static(platform: Platform) -> Callable[..., str | None]:
 def rms_norm_dynamic_quant(
     x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    q = torch.empty(x.shape, dtype=dtype, device=x.device)
+    q = new_like(x, dtype)
     scale = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
     normalise(x, q, weight, eps, quant="row", top=code_max(dtype), scale=scale)
     return q, scale
@@ -45,8 +46,8 @@ def rms_norm_dynamic_quant(
 def add_rms_norm_dynamic_quant(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    q = torch.empty(x.shape, dtype=dtype, device=x.device)
-    h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    q = new_like(x, dtype)
+    h = new_like(x)
     scale = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
     normalise(x, q, weight, eps, other=residual, use="add", h=h, quant="row", top=code_max(dtype), scale=scale)
     return q, scale, h
@@ -56,7 +57,7 @@ def add_rms_norm_dynamic_quant(
 def rms_norm_static_quant(
     x: Tensor, weight: Tensor | None, scale: Tensor, eps: float, dtype: torch.dtype | None = None
 ) -> Tensor:
-    q = torch.empty(x.shape, dtype=dtype, device=x.device)
+    q = new_like(x, dtype)
     normalise(x, q, weight, eps, quant="static", top=code_max(dtype), scale=scale)
     return q
 
@@ -65,7 +66,7 @@ def rms_norm_static_quant(
 def add_rms_norm_static_quant(
     x: Tensor, residual: Tensor, weight: Tensor | None, scale: Tensor, eps: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    q = torch.empty(x.shape, dtype=dtype, device=x.device)
-    h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    q = new_like(x, dtype)
+    h = new_like(x)
     normalise(x, q, weight, eps, other=residual, use="add", h=h, quant="static", top=code_max(dtype), scale=scale)
     return q, h

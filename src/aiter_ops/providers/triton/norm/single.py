@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from aiter_ops.providers.triton.launch import Launcher, as_rows, machine
-from aiter_ops.providers.triton.tiles.norm import row_tile
+from aiter_ops.providers.triton.tiles.norm import FEW, RowTile, row_tile
 
 from .kernels import whole_rows, wide_row
 
 
-@triton.jit(do_not_specialize=["rows", "scale_row", "scale_group"])
+@triton.jit(do_not_specialize=["rows", "scale_row", "scale_group", "y_vectors"])
 def norm_kernel(
     x_ptr,
     o_ptr,
@@ -24,6 +27,7 @@ def norm_kernel(
     rows,
     scale_row,
     scale_group,
+    y_vectors,
     x_stride,
     o_stride,
     eps,
@@ -34,12 +38,14 @@ def norm_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
     SIZE: tl.constexpr,
+    VECTOR: tl.constexpr,
     EARLY: tl.constexpr,
     LAYER: tl.constexpr,
     OTHER: tl.constexpr,
     SIGMOID: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_OFFSET: tl.constexpr,
     CAST: tl.constexpr,
     QUANT: tl.constexpr,
     TOP: tl.constexpr,
@@ -48,19 +54,19 @@ def norm_kernel(
     """x and o [rows, N] with their row strides; y [rows, PADDED] and h [rows, N] contiguous; w, b [N]; s: scales."""
     if GROUPS * GROUP < PADDED:
         wide_row(
-            tl.program_id(0), x_ptr, o_ptr, w_ptr, b_ptr, y_ptr, h_ptr, s_ptr, scale_row, scale_group, x_stride,
-            o_stride, eps, offset, N, PADDED, GROUP, GROUPS, SIZE, LAYER, OTHER, SIGMOID, HAS_WEIGHT, HAS_BIAS, CAST,
-            QUANT, TOP, UE8M0,
+            tl.program_id(0), x_ptr, o_ptr, w_ptr, b_ptr, y_ptr, h_ptr, s_ptr, scale_row, scale_group, y_vectors, x_stride,
+            o_stride, eps, offset, N, PADDED, GROUP, GROUPS, SIZE, VECTOR, LAYER, OTHER, SIGMOID, HAS_WEIGHT, HAS_BIAS,
+            HAS_OFFSET, CAST, QUANT, TOP, UE8M0,
         )  # fmt: skip
     else:
         whole_rows(
-            tl.program_id(0), x_ptr, o_ptr, w_ptr, b_ptr, y_ptr, h_ptr, s_ptr, rows, scale_row, scale_group, x_stride,
-            o_stride, eps, offset, N, PADDED, GROUP, ROWS, GROUPS, SIZE, EARLY, LAYER, OTHER, SIGMOID, HAS_WEIGHT,
-            HAS_BIAS, CAST, QUANT, TOP, UE8M0,
+            tl.program_id(0), x_ptr, o_ptr, w_ptr, b_ptr, y_ptr, h_ptr, s_ptr, rows, scale_row, scale_group, y_vectors, x_stride,
+            o_stride, eps, offset, N, PADDED, GROUP, ROWS, GROUPS, SIZE, VECTOR, EARLY, LAYER, OTHER, SIGMOID, HAS_WEIGHT,
+            HAS_BIAS, HAS_OFFSET, CAST, QUANT, TOP, UE8M0,
         )  # fmt: skip
 
 
-_launch = Launcher(norm_kernel, free=3)
+_launch = Launcher(norm_kernel, free=4)
 
 
 def normalise(
@@ -93,7 +99,8 @@ def normalise(
     if other is not None:
         second, _, _, second_stride = as_rows(other)
     padded = y.shape[-1]
-    tile = row_tile(machine(), padded, rows, group)
+    modes = (layer, use, sigmoid, weight is not None, bias is not None, offset != 0.0, cast, quant, top, ue8m0)
+    tile, constants = _plan(machine().wave_size, width, padded, rows <= FEW, group, modes)
     tensors = (
         flat,
         second,
@@ -103,7 +110,12 @@ def normalise(
         y if h is None else h,
         y if scale is None else scale,
     )
-    numbers = (rows, *scale_strides, stride, second_stride, eps, offset)
-    modes = (layer, use, sigmoid, weight is not None, bias is not None, cast, quant, top, ue8m0)
-    programs = -(-rows // tile.rows) if tile.groups * tile.group >= padded else rows
-    _launch(programs, tensors, numbers, (width, padded, *tile.constants, *modes), tile.num_warps)
+    numbers = (rows, *scale_strides, padded // tile.vector, stride, second_stride, eps, offset)
+    _launch(-(-rows // tile.rows), tensors, numbers, constants, tile.num_warps)
+
+
+@functools.cache
+def _plan(lanes: int, width: int, padded: int, few: bool, group: int, modes: tuple[Any, ...]) -> tuple[RowTile, Any]:
+    """The tile and the kernel's constants, made once for each form of call."""
+    tile = row_tile(lanes or 32, padded, few, group, modes[-3])
+    return tile, (width, padded, *tile.constants, *modes)

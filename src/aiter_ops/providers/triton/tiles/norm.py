@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
-
-from aiter_ops.core.platforms import Platform
 
 ONE_PASS = 16384
 """Widest row a program holds in registers at once; wider rows are read in steps, several times."""
@@ -20,33 +19,32 @@ FEW = 256
 @dataclass(frozen=True)
 class RowTile:
     """rows: rows a program does at once; groups × size: columns it holds; group: columns that share a scale (all of
-    them where no group does); early: weights are read before the sum; num_warps: warps (or waves) of a program.
+    them where no group does); vector: columns a lane takes together, at most; early: weights are read before the sum; num_warps: warps (or waves) of a program.
     """
 
     rows: int
     group: int
     groups: int
     size: int
+    vector: int
     early: bool
     num_warps: int
 
     @property
-    def constants(self) -> tuple[int, int, int, int, bool]:
-        return self.group, self.rows, self.groups, self.size, self.early
+    def constants(self) -> tuple[int, int, int, int, int, bool]:
+        return self.group, self.rows, self.groups, self.size, self.vector, self.early
 
 
 def next_power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length() if n > 1 else 1
 
 
-def row_tile(machine: Platform, width: int, rows: int, group: int = 0) -> RowTile:
-    """The tile for `rows` rows of `width` columns, with a scale for `group` neighbours (0: none such)."""
-    return _row_tile(machine.wave_size or 32, width, rows <= FEW, group)
-
-
 @functools.cache
-def _row_tile(lanes: int, width: int, few: bool, group: int) -> RowTile:
-    """Whole rows while they fit; several narrow rows a program; warps for at least one 16-byte load a lane."""
+def row_tile(lanes: int, width: int, few: bool, group: int = 0, quant: str = "none") -> RowTile:
+    """The tile for rows of `width` columns on a machine with `lanes` lanes a warp; few: at most `FEW` rows.
+
+    group: that many neighbours share a scale (0: none such). Whole rows while they fit, several narrow ones a program.
+    """
     if group:
         size = next_power_of_two(group)
         groups = min(next_power_of_two(width // group), max(1, ONE_PASS // size))
@@ -54,6 +52,7 @@ def _row_tile(lanes: int, width: int, few: bool, group: int) -> RowTile:
         groups, size = 1, min(next_power_of_two(width), ONE_PASS)
         group = size
     columns = groups * size
-    rows = 1 if few else max(1, 1024 // columns)
+    whole = groups * group >= width
+    rows = max(1, 1024 // columns) if whole and not few else 1
     warps = max(1, min(16, rows * columns // (lanes * (8 if few else 16))))
-    return RowTile(rows, group, groups, size, few, min(warps, 1024 // lanes))
+    return RowTile(rows, group, groups, size, math.gcd(width, 8), few, min(warps, 1024 // lanes))

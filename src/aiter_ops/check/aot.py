@@ -1,0 +1,201 @@
+"""Compiling Triton kernels for AMD GPUs that are not here, and reading what the compiler made of them.
+
+A compile-only Triton driver names the target; nothing is run. The numbers come from the kernel's metadata in the
+assembly (LLVM, "User Guide for AMDGPU Backend", code object metadata).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from aiter_ops.core.op import Op
+from aiter_ops.core.platforms import Platform
+from aiter_ops.core.provider import Implementation
+from aiter_ops.providers.triton.launch import Job, compiling_for
+
+ARCHS = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
+"""Targets every Triton implementation is compiled for."""
+
+WIDE_FROM = 2048
+"""Rows of at least so many columns give every lane of a program 16 bytes of a 2-byte type."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A compilation, and whether its memory instructions must be 16 bytes wide: aligned rows of 8·k columns."""
+
+    job: Job
+    wide: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one compilation came to. Spills are counts of registers; scratch and lds are bytes a lane and a program."""
+
+    kernel: str
+    arch: str
+    constants: tuple[Any, ...]
+    num_warps: int
+    vgprs: int
+    vgpr_spills: int
+    sgpr_spills: int
+    scratch: int
+    lds: int
+    wide_loads: bool
+    wide_stores: bool
+
+    @property
+    def spills(self) -> int:
+        return self.vgpr_spills + self.sgpr_spills
+
+
+def collect(op: Op, target: Platform) -> list[Wanted]:
+    """What the Triton implementation of `op` would launch for the op's samples on `target`, each form once.
+
+    Samples that the implementation refuses there are left out; without an implementation, or where the target
+    does not meet its requirements, the list is empty.
+    """
+    implementation = op.implementations.get("triton")
+    if implementation is None or implementation.source is None or implementation.unmet(target):
+        return []
+    found: dict[Any, Wanted] = {}
+    for sample in op.samples():
+        values = _resolved(op, sample.args, sample.kwargs, target)
+        tensors = [v for v in values.values() if isinstance(v, torch.Tensor)]
+        if not tensors[0].numel() or _refused(op, implementation, values, target):
+            continue
+        with compiling_for(target) as jobs:
+            implementation.source(**values)
+        wide = all(_wide(t) for t in tensors if t.dim() > 1)
+        for job in jobs:
+            form = replace(job, numbers=_specialised(job))
+            known = found.get(form)
+            found[form] = Wanted(form, wide or (known is not None and known.wide))
+    return list(found.values())
+
+
+def _resolved(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], target: Platform) -> dict[str, Any]:
+    """All arguments by name, defaults filled in, FP8 by default the target's."""
+    values = dict(zip(op.parameters, args, strict=False)) | kwargs
+    for p in op.signature.params:
+        values.setdefault(p.name, p.default)
+        if p.is_fp8_default and values[p.name] is None:
+            values[p.name] = target.fp8_dtype
+    return {p.name: values[p.name] for p in op.signature.params}
+
+
+def _refused(op: Op, implementation: Implementation, values: dict[str, Any], target: Platform) -> bool:
+    predicate = implementation.predicate(target) if implementation.predicate else None
+    if predicate is None:
+        return False
+    positional = [values[p.name] for p in op.signature.params if not p.keyword_only]
+    named = {p.name: values[p.name] for p in op.signature.params if p.keyword_only}
+    return predicate(*positional, **named) is not None
+
+
+def _wide(t: torch.Tensor) -> bool:
+    return t.is_contiguous() and t.shape[-1] % 8 == 0 and t.shape[-1] >= WIDE_FROM and t.data_ptr() % 16 == 0
+
+
+def _specialised(job: Job) -> tuple[float, ...]:
+    """The numbers, each replaced by one that Triton specialises alike."""
+    free = {p.num for p in job.kernel.params if p.do_not_specialize}
+    numbers: list[float] = []
+    for i, value in enumerate(job.numbers, start=len(job.tensors)):
+        if isinstance(value, int) and i not in free:
+            numbers.append(1 if value == 1 else 16 if value % 16 == 0 else 17)
+        else:
+            numbers.append(type(value)(3))
+    return tuple(numbers)
+
+
+def compile_job(job: Job, target: Platform) -> Report:
+    """Compile one job for `target` (an AMD platform) and read the assembly. Raises what the compiler raises."""
+    with _compiler_for(target):
+        compiled = job.kernel.warmup(
+            *(_Pointer(dtype, aligned) for dtype, aligned in job.tensors),
+            *job.numbers,
+            *job.constants,
+            grid=(1,),
+            num_warps=job.num_warps,
+            num_stages=job.num_stages,
+        )
+    text = compiled.asm["amdgcn"]
+
+    def number(name: str) -> int:
+        found = re.search(rf"^\s*\.{name}:\s*(\d+)", text, re.MULTILINE)
+        if found is None:
+            raise ValueError(f"{job.kernel.__name__} for {target.arch}: the assembly has no .{name}")
+        return int(found.group(1))
+
+    return Report(
+        kernel=job.kernel.__name__,
+        arch=target.arch,
+        constants=job.constants,
+        num_warps=job.num_warps,
+        vgprs=number("vgpr_count"),
+        vgpr_spills=number("vgpr_spill_count"),
+        sgpr_spills=number("sgpr_spill_count"),
+        scratch=number("private_segment_fixed_size"),
+        lds=compiled.metadata.shared,
+        wide_loads=re.search(r"(global|buffer|flat)_load_(dwordx4|b128)\b", text) is not None,
+        wide_stores=re.search(r"(global|buffer|flat)_store_(dwordx4|b128)\b", text) is not None,
+    )
+
+
+class _Pointer:
+    """What Triton asks of a tensor argument: dtype, alignment, and that it is below 2 GiB."""
+
+    def __init__(self, dtype: torch.dtype, aligned: bool) -> None:
+        self.dtype, self._address = dtype, 0 if aligned else 2
+
+    def data_ptr(self) -> int:
+        return self._address
+
+    def ptr_range(self) -> int:
+        return 0
+
+
+@contextlib.contextmanager
+def _compiler_for(target: Platform) -> Iterator[None]:
+    """Make Triton's active driver one that only names the target."""
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.driver import DriverBase
+    from triton.runtime import driver
+
+    class CompileOnly(DriverBase):  # type: ignore[misc]
+        @classmethod
+        def is_active(cls) -> bool:
+            return True
+
+        def map_python_to_cpp_type(self, ty: str) -> str:
+            raise NotImplementedError("nothing is launched")
+
+        def get_current_target(self) -> Any:
+            return GPUTarget("hip", target.arch, target.wave_size)
+
+        def get_active_torch_device(self) -> torch.device:
+            return torch.device("cpu")
+
+        def get_benchmarker(self) -> Any:
+            raise NotImplementedError("nothing is launched")
+
+        def get_current_device(self) -> str:
+            # Triton keeps compiled kernels by device, and takes the target as a property of it
+            return target.arch
+
+        def get_current_stream(self, device: Any) -> int:
+            return 0
+
+    before = driver._active
+    driver.set_active(CompileOnly())
+    try:
+        yield
+    finally:
+        driver._active = before
