@@ -13,12 +13,12 @@ from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.ops.formulas import code_max
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import amax_keep_nan, encode, inverse_of, new_scales, scale_of
+from aiter_ops.providers.triton.common import amax_keep_nan, encode, inverse_of, magnitude_bits, new_scales, scale_of
 from aiter_ops.providers.triton.gates import silu
 from aiter_ops.providers.triton.launch import Launcher, as_rows, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.quant import group_tile
 
-from .codes import divide, magnitude_bits
+from .codes import divide
 
 
 @triton.jit

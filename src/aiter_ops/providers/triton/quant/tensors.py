@@ -9,11 +9,11 @@ from torch import Tensor
 
 from aiter_ops.ops.formulas import code_max
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import encode, inverse_of, scale_of
+from aiter_ops.providers.triton.common import encode, inverse_of, magnitude_bits, scale_of
 from aiter_ops.providers.triton.launch import Launcher, as_rows, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.quant import MOST_PEAKS, ONE_PASS, piece_tile
 
-from .codes import divide, magnitude_bits
+from .codes import divide
 from .groups import quantise
 
 
