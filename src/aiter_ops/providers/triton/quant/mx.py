@@ -12,7 +12,7 @@ from torch import Tensor
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import encode, magnitude_bits
+from aiter_ops.providers.triton.common import encode, magnitude_bits, new_like
 from aiter_ops.providers.triton.launch import Launcher, as_rows, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.quant import block_tile
 
@@ -98,8 +98,10 @@ _mx = Launcher(mx_kernel)
 def _run(x: Tensor, rounding: str, fp4: bool) -> tuple[Tensor, Tensor]:
     flat, rows, width, stride = as_rows(x)
     blocks = width // 32
-    shape = (*x.shape[:-1], width // 2 if fp4 else width)
-    q = torch.empty(shape, dtype=torch.uint8 if fp4 else torch.float8_e4m3fn, device=x.device)
+    if fp4:
+        q = torch.empty((*x.shape[:-1], width // 2), dtype=torch.uint8, device=x.device)
+    else:
+        q = new_like(x, torch.float8_e4m3fn)
     e8m0 = torch.empty((*x.shape[:-1], blocks), dtype=torch.uint8, device=x.device)
     tile = block_tile(machine(), rows * blocks, x.element_size(), fp4)
     constants = (blocks, tile.span, rounding, fp4)
