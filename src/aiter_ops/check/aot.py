@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from aiter_ops.core.op import Op
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Implementation
+from aiter_ops.core.samples import Make
 from aiter_ops.providers.triton.launch import Job, compiling_for
 
 ARCHS = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
@@ -65,9 +67,9 @@ def collect(op: Op, target: Platform) -> list[Wanted]:
     if implementation is None or implementation.source is None or implementation.unmet(target):
         return []
     found: dict[Any, Wanted] = {}
-    for sample in op.samples():
+    for sample in op._samples(_Undrawn()):
         values = _resolved(op, sample.args, sample.kwargs, target)
-        tensors = [v for v in values.values() if isinstance(v, torch.Tensor)]
+        tensors = [v for v in values.values() if isinstance(v, Tensor)]
         if not tensors[0].numel() or _refused(op, implementation, values, target):
             continue
         with compiling_for(target) as jobs:
@@ -78,6 +80,13 @@ def collect(op: Op, target: Platform) -> list[Wanted]:
             known = found.get(form)
             found[form] = Wanted(form, wide or (known is not None and known.wide))
     return list(found.values())
+
+
+class _Undrawn(Make):
+    """Samples with the shapes and dtypes of the real ones and no values: nothing is run."""
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.bfloat16, scale: float = 1.0, mean: float = 0.0) -> Tensor:
+        return torch.empty(shape, dtype=dtype)
 
 
 def _resolved(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], target: Platform) -> dict[str, Any]:
@@ -99,7 +108,7 @@ def _refused(op: Op, implementation: Implementation, values: dict[str, Any], tar
     return predicate(*positional, **named) is not None
 
 
-def _wide(t: torch.Tensor) -> bool:
+def _wide(t: Tensor) -> bool:
     return t.is_contiguous() and t.shape[-1] % 8 == 0 and t.shape[-1] >= WIDE_FROM and t.data_ptr() % 16 == 0
 
 

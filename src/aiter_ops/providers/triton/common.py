@@ -40,8 +40,8 @@ def amax_keep_nan(x, axis: tl.constexpr, keep_dims: tl.constexpr = False):
 def power_of_two_above(x):
     """The smallest power of two >= x for normal x > 0, by the bits; NaN and Inf stay."""
     bits = x.to(tl.int32, bitcast=True)
-    up = (bits + 0x7FFFFF) & 0x7F800000
-    return tl.where(bits < 0x7F800000, up, bits).to(tl.float32, bitcast=True)
+    up = ((bits + 0x7FFFFF) & 0x7F800000).to(tl.float32, bitcast=True)
+    return tl.where(x < float("inf"), up, x)
 
 
 @triton.jit

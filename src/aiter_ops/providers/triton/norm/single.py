@@ -117,5 +117,5 @@ def normalise(
 @functools.cache
 def _plan(lanes: int, width: int, padded: int, few: bool, group: int, modes: tuple[Any, ...]) -> tuple[RowTile, Any]:
     """The tile and the kernel's constants, made once for each form of call."""
-    tile = row_tile(lanes or 32, padded, few, group, modes[-3])
+    tile = row_tile(lanes or 32, padded, few, group, modes[-3], modes[1] != "none", modes[0])
     return tile, (width, padded, *tile.constants, *modes)

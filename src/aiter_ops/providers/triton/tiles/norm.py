@@ -9,6 +9,9 @@ from dataclasses import dataclass
 ONE_PASS = 16384
 """Widest row a program holds in registers at once; wider rows are read in steps, several times."""
 
+STEP = 8192
+"""Columns of a step through a wider row."""
+
 LARGEST_GROUP = 32768
 """Widest scale group: a group is held whole."""
 
@@ -40,19 +43,37 @@ def next_power_of_two(n: int) -> int:
 
 
 @functools.cache
-def row_tile(lanes: int, width: int, few: bool, group: int = 0, quant: str = "none") -> RowTile:
+def row_tile(
+    lanes: int,
+    width: int,
+    few: bool,
+    group: int = 0,
+    quant: str = "none",
+    second: bool = False,
+    layer: bool = False,
+) -> RowTile:
     """The tile for rows of `width` columns on a machine with `lanes` lanes a warp; few: at most `FEW` rows.
 
-    group: that many neighbours share a scale (0: none such). Whole rows while they fit, several narrow ones a program.
+    group: that many neighbours share a scale (0: none such). quant: as in the kernels. second: a residual or a gate is
+    read too. layer: layer norm. Whole rows while they fit, several narrow ones a program.
+
+    Measured on an H200 at 4096, 7168 and 8192 columns. Few rows: 8 columns a lane, all loads at once. Many rows:
+    bandwidth wants few lanes with many loads each, most so where codes need more arithmetic a byte.
     """
-    if group:
-        size = next_power_of_two(group)
-        groups = min(next_power_of_two(width // group), max(1, ONE_PASS // size))
+    size = next_power_of_two(group or width)
+    groups = next_power_of_two(width // group) if group else 1
+    if groups * size > ONE_PASS:
+        groups, size = (max(1, STEP // size), size) if group else (1, STEP)
+    group, columns = group or size, groups * size
+    rows = max(1, 1024 // columns) if groups * group >= width and not few else 1
+    if few:
+        most, each = 32 if quant == "none" and not (layer or second) else 16, 8
+    elif quant in ("static", "group") or second:
+        most, each = 4, 32
     else:
-        groups, size = 1, min(next_power_of_two(width), ONE_PASS)
-        group = size
-    columns = groups * size
-    whole = groups * group >= width
-    rows = max(1, 1024 // columns) if whole and not few else 1
-    warps = max(1, min(16, rows * columns // (lanes * (8 if few else 16))))
-    return RowTile(rows, group, groups, size, math.gcd(width, 8), few, min(warps, 1024 // lanes))
+        most, each = 8, 32 if quant == "row" else 16
+    # more than 64 columns a lane do not fit its registers
+    warps = max(min(most, rows * columns // (lanes * each)), columns // (lanes * 64), 1)
+    vector = 16 if quant in ("static", "group") or (quant == "row" and not few) else 8
+    early = few or second or not layer
+    return RowTile(rows, group, groups, size, math.gcd(width, vector), early, min(warps, 1024 // lanes))
