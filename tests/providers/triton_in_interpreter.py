@@ -53,12 +53,15 @@ def samples(op: Op) -> Iterator[Sample]:
     damaged_ones = 0
     for sample in op._samples(Small()):
         tensors = [a for a in sample.args if isinstance(a, torch.Tensor)]
-        left_out = any(t.dtype == torch.bfloat16 for t in tensors) or torch.float8_e4m3fnuz in sample.kwargs.values()
+        unknown = (torch.bfloat16, torch.float8_e4m3fnuz)
+        left_out = any(t.dtype in unknown for t in tensors) or torch.float8_e4m3fnuz in sample.kwargs.values()
         if sample.size != "small" or left_out:
             continue
         yield sample
         x = sample.args[0]
+        # the interpreter does not read FP8's NaN
         fits = x.dim() == 2 and x.is_contiguous() and 300 < x.numel() < 4096 and x.shape[0] > 2
+        fits = fits and x.dtype in (torch.float32, torch.float16)
         if fits and (damaged_ones < 1 or sample.kwargs):
             damaged_ones += 1
             for value in (float("nan"), float("inf")):

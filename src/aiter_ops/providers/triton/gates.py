@@ -3,19 +3,12 @@
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def over_one_plus_exp(x, t):
-    """x / (1 + exp(-t)), for any t. The square of a reciprocal root, which is one instruction on every target where
-    a division is about ten.
-    """
-    root = tl.rsqrt(1.0 + tl.exp2(-1.4426950408889634 * t))
-    return x * root * root
+from aiter_ops.providers.triton.common import times_sigmoid
 
 
 @triton.jit
 def silu(x):
-    return over_one_plus_exp(x, x)
+    return times_sigmoid(x, x)
 
 
 @triton.jit
@@ -24,6 +17,7 @@ def gelu(x):
     Abramowitz and Stegun 7.1.26 with a polynomial of degree 6 fitted to a relative error of 2.8e-7 for |x| <= 9.
     """
     size = tl.abs(x)
+    # a root squared: one special instruction, where a division is about ten
     root = tl.rsqrt(1.0 + 0.2575 * size)
     t = root * root
     p = tl.fma(t, -0.0791911142, 0.261524764)
@@ -39,7 +33,7 @@ def gelu(x):
 @triton.jit
 def gelu_tanh(x):
     """(1 + tanh(u))/2 = 1/(1 + exp(-2u)): no cancellation and no overflow, for any u."""
-    return over_one_plus_exp(x, 1.5957691216057308 * (x + 0.044715 * x * x * x))
+    return times_sigmoid(x, 1.5957691216057308 * (x + 0.044715 * x * x * x))
 
 
 @triton.jit
@@ -58,7 +52,7 @@ def cut(x, limit):
 def swiglu_oai(gate, up, alpha, limit):
     """(up + 1) · gate · sigmoid(alpha · gate) of the cut halves."""
     gate = cut_above(gate, limit)
-    return over_one_plus_exp((cut(up, limit) + 1.0) * gate, alpha * gate)
+    return times_sigmoid((cut(up, limit) + 1.0) * gate, alpha * gate)
 
 
 @triton.jit

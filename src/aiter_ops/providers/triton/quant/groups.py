@@ -13,12 +13,20 @@ from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.ops.formulas import code_max
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import amax_keep_nan, encode, inverse_of, new_scales, scale_of
+from aiter_ops.providers.triton.common import (
+    amax_keep_nan,
+    encode,
+    inverse_of,
+    magnitude_bits,
+    new_like,
+    new_scales,
+    scale_of,
+)
 from aiter_ops.providers.triton.gates import silu
 from aiter_ops.providers.triton.launch import Launcher, as_rows, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.quant import group_tile
 
-from .codes import divide, magnitude_bits
+from .codes import divide
 
 
 @triton.jit
@@ -132,8 +140,10 @@ def quantise(
     flat, rows, width, stride = as_rows(x)
     if silu:
         width //= 2
+        q = torch.empty((*x.shape[:-1], width), dtype=dtype, device=x.device)
+    else:
+        q = new_like(x, dtype)
     groups = width // size
-    q = torch.empty((*x.shape[:-1], width), dtype=dtype, device=x.device)
     scale, scale_row, scale_group = new_scales(x.shape[:-1], groups, layout, x.device)
     tile = group_tile(machine(), rows * groups, size, x.element_size() * (1 + silu))
     tensors = (flat, flat if bound is None else bound, q, scale)

@@ -12,11 +12,9 @@ from torch import Tensor
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import encode
+from aiter_ops.providers.triton.common import encode, magnitude_bits, new_like
 from aiter_ops.providers.triton.launch import Launcher, as_rows, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.quant import block_tile
-
-from .codes import magnitude_bits
 
 
 @triton.jit
@@ -35,24 +33,27 @@ def shared_exponent(bits, ROUNDING: tl.constexpr, FP4: tl.constexpr):
     return tl.where(bits < 0x7F800000, tl.maximum(exponent, 0), 255)
 
 
-@triton.jit
-def e2m1(y, SATURATE: tl.constexpr, SHORT: tl.constexpr):
-    """E2M1 codes with sign of fp32 y, nearest, ties to even. SATURATE: |y| may reach 7. NaN gives any bits.
+ONES = tl.constexpr(8388608.0)
+"""2^23: added to fp32 it leaves no fraction bits, so the sum is rounded to nearest, ties to even."""
 
-    From 1 on a code is exponent and first mantissa bit, below it steps are 0.5. SHORT: y has at most 11 significant
-    bits, so y · 2^-126 is exact where it matters, and fp32's subnormals have the steps that codes below 1 need.
+ONES_PACKED = tl.constexpr(-0x05000000)
+"""What the exponent bits of eight such sums come to, each shifted by its nibble, as int32."""
+
+
+@triton.jit
+def packed_e2m1(y, SPAN: tl.constexpr, SATURATE: tl.constexpr):
+    """int32 [SPAN, 4] of E2M1 codes with sign from fp32 y [SPAN, 32], low nibble first; nearest, ties to even.
+
+    The code of a magnitude is the least of 2a, a + 2 and a/2 + 4 (steps 0.5, 1 and 2), rounded: each is, in one
+    rounding with the addition. SATURATE: |y| may reach 7. NaN gives any bits.
     """
-    bits = y.to(tl.int32, bitcast=True)
-    if SHORT:
-        size = (tl.abs(y) * 1.1754943508222875e-38).to(tl.int32, bitcast=True)
-        code = (size + 0x1FFFFF + ((size >> 22) & 1)) >> 22
-    else:
-        size = bits & 0x7FFFFFFF
-        small = (tl.abs(y) + 4194304.0).to(tl.int32, bitcast=True) & 3
-        code = tl.where(size < 0x3F800000, small, ((size + 0x1FFFFF + ((size >> 22) & 1)) >> 22) - 252)
+    a = tl.abs(y)
+    code = tl.minimum(tl.minimum(a * 2.0 + ONES, a + (2.0 + ONES)), a * 0.5 + (4.0 + ONES))
     if SATURATE:
-        code = tl.minimum(code, 7)
-    return code | ((bits >> 28) & 8)
+        code = tl.minimum(code, 7.0 + ONES)
+    sign = (y.to(tl.int32, bitcast=True) >> 28) & 8
+    nibbles = tl.reshape(code.to(tl.int32, bitcast=True) + sign, [SPAN, 4, 8])
+    return tl.sum(nibbles << (tl.arange(0, 8) * 4)[None, None, :], axis=2) - ONES_PACKED
 
 
 @triton.jit(do_not_specialize=["total"])
@@ -80,9 +81,8 @@ def mx_kernel(
     first = block.to(tl.int64)[:, None]
     if FP4:
         # with `even` and `up` a block's largest value rounds to 6 at most
-        codes = e2m1(x * inverse[:, None], ROUNDING == "floor", x_ptr.dtype.element_ty != tl.float32)
-        eight = tl.reshape(codes, [SPAN, 4, 8]) << (tl.arange(0, 8) * 4)[None, None, :]
-        words = tl.where((exponent == 255)[:, None], 0, tl.sum(eight, axis=2))
+        packed = packed_e2m1(x * inverse[:, None], SPAN, ROUNDING == "floor")
+        words = tl.where((exponent == 255)[:, None], 0, packed)
         at = q_ptr.to(tl.pointer_type(tl.int32)) + first * 4 + tl.arange(0, 4)[None, :]
         tl.store(at, words, mask=there[:, None])
     else:
@@ -98,10 +98,12 @@ _mx = Launcher(mx_kernel)
 def _run(x: Tensor, rounding: str, fp4: bool) -> tuple[Tensor, Tensor]:
     flat, rows, width, stride = as_rows(x)
     blocks = width // 32
-    shape = (*x.shape[:-1], width // 2 if fp4 else width)
-    q = torch.empty(shape, dtype=torch.uint8 if fp4 else torch.float8_e4m3fn, device=x.device)
+    if fp4:
+        q = torch.empty((*x.shape[:-1], width // 2), dtype=torch.uint8, device=x.device)
+    else:
+        q = new_like(x, torch.float8_e4m3fn)
     e8m0 = torch.empty((*x.shape[:-1], blocks), dtype=torch.uint8, device=x.device)
-    tile = block_tile(machine(), rows * blocks, x.element_size())
+    tile = block_tile(machine(), rows * blocks, x.element_size(), fp4)
     constants = (blocks, tile.span, rounding, fp4)
     _mx(-(-rows * blocks // tile.span), (flat, q, e8m0), (rows * blocks, stride), constants, tile.num_warps)
     return q, e8m0

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from aiter_ops.ops.formulas import code_max
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import encode, inverse_of, scale_of
+from aiter_ops.providers.triton.common import encode, inverse_of, magnitude_bits, new_like, scale_of
 from aiter_ops.providers.triton.launch import Launcher, as_rows, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.quant import MOST_PEAKS, ONE_PASS, piece_tile
 
-from .codes import divide, magnitude_bits
+from .codes import divide
 from .groups import quantise
 
 
@@ -93,7 +93,7 @@ def per_tensor_quant(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tenso
     programs = min(tiles, MOST_PEAKS)
     peaks = torch.empty(MOST_PEAKS, dtype=torch.int32, device=x.device)
     scale = torch.empty(1, dtype=torch.float32, device=x.device)
-    q = torch.empty(x.shape, dtype=dtype, device=x.device)
+    q = new_like(x, dtype)
     shape = (width, tile.block, tile.span)
     _peaks(programs, (flat, peaks), (total, programs, stride), shape, tile.num_warps)
     constants = (*shape, code_max(dtype), MOST_PEAKS)
@@ -107,7 +107,7 @@ def per_tensor_quant_static(x: Tensor, scale: Tensor, dtype: torch.dtype | None 
     flat, rows, width, stride = as_rows(x)
     tile = piece_tile(machine(), rows, width, x.element_size())
     total = rows * -(-width // tile.block)
-    q = torch.empty(x.shape, dtype=dtype, device=x.device)
+    q = new_like(x, dtype)
     constants = (width, tile.block, tile.span, code_max(dtype), 0)
     _codes(-(-total // tile.span), (flat, flat, scale, q), (total, 0, stride), constants, tile.num_warps)
     return q

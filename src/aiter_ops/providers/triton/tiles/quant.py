@@ -78,8 +78,11 @@ def piece_tile(machine: Platform, rows: int, width: int, element: int, reads: in
 
 
 @lru_cache(4096)
-def block_tile(machine: Platform, total: int, element: int) -> Tile:
-    """MX blocks of 32."""
+def block_tile(machine: Platform, total: int, element: int, fp4: bool) -> Tile:
+    """MX blocks of 32. Where many are made into FP4, which is more work, every lane of a lone warp has one whole."""
+    lanes = _lanes(machine)
+    if fp4 and not _few(machine, total, lanes):
+        return Tile(lanes, 32, 1)
     return _spread(machine, total, 32, element)
 
 
