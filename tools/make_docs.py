@@ -1,6 +1,6 @@
 """Write what is generated: docs/settings.md, the support matrix and docs/support.md, and the pictures of commands.
 
-    python tools/make_docs.py [settings] [support] [pictures]      without names: all of them
+python tools/make_docs.py [settings] [support] [pictures]      without names: all of them
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ PICTURES = {
 def settings_page() -> str:
     """docs/settings.md, from the tables the parser itself uses."""
     grammar = (policy.__doc__ or "").partition("\n\n")[2].strip()
-    rows = [f"| `{s.name}` | {s.takes} | {f'`{s.default}`' if s.default else 'unset'} | {s.meaning} |" for s in SETTINGS]
+    rows = [
+        f"| `{s.name}` | {s.takes} | {f'`{s.default}`' if s.default else 'unset'} | {s.meaning} |" for s in SETTINGS
+    ]
     flags = [f"| `{name}` | {meaning} |" for name, meaning in VLLM_FLAGS.items()]
     return "\n".join(
         [
