@@ -67,10 +67,15 @@ def test_a_reason_without_a_cause_is_an_error():
 @pytest.mark.parametrize(
     ("reason", "cause"),
     [
-        ("needs a GPU of AMD; this machine has no GPU", support.Cause.HARDWARE),
+        ("needs an AMD GPU; this machine has no GPU", support.Cause.HARDWARE),
         ("serves gfx9*; this machine is gfx1100", support.Cause.HARDWARE),
         ("gfx90a has no FP8 type; asked for float8_e4m3fn", support.Cause.TYPE),
         ("needs AITER >= 0.1.14; 0.1.12 is installed", support.Cause.RELEASE),
+        ("AITER makes float8_e4m3fn on gfx950, not float8_e4m3fnuz", support.Cause.TYPE),
+        ("AITER makes float8_e4m3fn on gfx950, not int8", support.Cause.NO_ENTRY),
+        ("AITER's silu_and_mul has a limit since 0.1.14", support.Cause.RELEASE),
+        ("AITER's kernel takes N <= 8192; it is 32768", support.Cause.FORMAT),
+        ("AITER writes rows in words of 4 bytes: N=1281 is no multiple of 4", support.Cause.FORMAT),
         ("known bad: wrong sums (https://example.org)", support.Cause.KNOWN_BAD),
     ],
 )

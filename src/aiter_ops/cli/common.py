@@ -52,7 +52,7 @@ def begin(picture: Path | None) -> None:
     if picture is None:
         _console = _Console(width=wide, highlight=False)
     else:
-        _console = Console(
+        _console = _Console(
             record=True, width=PIPE_WIDTH, highlight=False, force_terminal=True, color_system="truecolor"
         )
 
