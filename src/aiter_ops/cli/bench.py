@@ -256,4 +256,4 @@ def tell(line: str) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(bench)
+    typer.run(command)

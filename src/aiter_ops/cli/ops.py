@@ -74,4 +74,4 @@ def command(
 
 
 def _style(cell: str) -> str:
-    return "green" if cell == "yes" else "yellow" if "/" in cell else "dim"
+    return "green" if cell == "yes" else "dim" if cell.startswith("no: ") else "yellow"
