@@ -38,7 +38,7 @@ class Cause(Enum):
     TYPE = "type", "the target has no such type"
     FORMAT = "format", "a constraint of the format or of the kernel's sizes"
     LDS = "lds", "does not fit the target's LDS"
-    NO_ENTRY = "entry", "AITER has no entry for it"
+    NO_ENTRY = "entry", "AITER has no entry that computes it"
     RELEASE = "release", f"AITER {AITER} lacks it or has it in another form"
     MISSING = "missing", "the provider has no implementation of the op"
     KNOWN_BAD = "known-bad", "public evidence that it is wrong or crashes there"
