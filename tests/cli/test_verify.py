@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from aiter_ops import KnownBad
 from aiter_ops.check import support
 from aiter_ops.core.op import get_op
 from aiter_ops.core.platforms import platform
@@ -136,6 +137,19 @@ def test_refused_samples_are_counted_with_their_reasons(cli, plug):
     (row,) = rows(result)
     assert row["refused"] == 1
     assert row["refusals"] == ["limit 5x256: no limit here"]
+
+
+def test_known_bad_samples_are_refused_unless_a_rule_lifts_that(cli, plug):
+    made = plug("acme", {"silu_and_mul": drops_an_argument})
+    row = KnownBad("silu_and_mul", "acme", "drops limit", "https://example.org/1", applies=lambda x, limit: limit)
+    made.known_bad = (row,)
+    line = ("verify", "silu_and_mul", "--provider", "acme", "--device", "cpu", "--json")
+    held = cli(*line)
+    assert held.code == 0
+    assert rows(held)[0]["refusals"] == ["limit 5x256: known bad: drops limit (https://example.org/1)"]
+    lifted = cli(*line, "--use", "silu_and_mul=+acme")
+    assert lifted.code == 1
+    assert rows(lifted)[0]["refused"] == 0
 
 
 def no_limit(x, limit=None):
