@@ -21,7 +21,8 @@ from aiter_ops.bench import analysis, limits, peers, report, runner, timing, war
 from aiter_ops.bench.checking import check, poisoned
 from aiter_ops.bench.contenders import Contender, Selection, contenders, unknown_contenders
 from aiter_ops.bench.inputs import argument_sets, is_large, traffic
-from aiter_ops.cli.bench import bench, choose_ops, numbers
+from aiter_ops.cli.bench import choose_ops, numbers
+from aiter_ops.cli.bench import command as bench
 from aiter_ops.core.op import get_op, list_ops
 
 CPU = torch.device("cpu")

@@ -38,7 +38,7 @@ class Cause(Enum):
     TYPE = "type", "the target has no such type"
     FORMAT = "format", "a constraint of the format or of the kernel's sizes"
     LDS = "lds", "does not fit the target's LDS"
-    NO_ENTRY = "entry", "AITER has no entry for it"
+    NO_ENTRY = "entry", "AITER has no entry that computes it"
     RELEASE = "release", f"AITER {AITER} lacks it or has it in another form"
     MISSING = "missing", "the provider has no implementation of the op"
     KNOWN_BAD = "known-bad", "public evidence that it is wrong or crashes there"
@@ -49,14 +49,14 @@ class Cause(Enum):
 
 PATTERNS: tuple[tuple[str, Cause], ...] = (
     (r"^known bad:", Cause.KNOWN_BAD),
-    (r"^needs a GPU|^serves .*; this machine is|not on a GPU", Cause.HARDWARE),
+    (r"^needs an? (\w+ )*GPU|^serves .*; this machine is|not on a GPU", Cause.HARDWARE),
     (r"^aiter has no implementation", Cause.NO_ENTRY),
     (r"has no implementation", Cause.MISSING),
-    (r"^gfx\w+ has .*; asked for|^sm_\w+ has .*; asked for|no such type", Cause.TYPE),
+    (r"^(gfx|sm_)\w+ has .*; asked for|^AITER makes \w+ on \w+, not float8", Cause.TYPE),
     (r"\bLDS\b", Cause.LDS),
-    (r"^needs AITER|\bAITER\b.*(>=|since|before|release|0\.1\.\d+)", Cause.RELEASE),
-    (r"\bAITER\b.*(has no|takes no|takes only|always|no entry|without)", Cause.NO_ENTRY),
-    (r"multiple|divi(des|sible)|width|columns|group|contiguous|stride|aligned|layout|rows|wider", Cause.FORMAT),
+    (r"^needs AITER|\b(since|before|came with) (AITER )?0\.\d", Cause.RELEASE),
+    (r"multiple of|is no multiple|powers of two for|divi(des|sible)|<=|>=|wider than|aligned|stride", Cause.FORMAT),
+    (r"^AITER('s|\b)", Cause.NO_ENTRY),
 )
 """Reasons by regular expression, first match wins."""
 

@@ -34,25 +34,23 @@ class Row:
     cells: tuple[str, ...]
 
 
-def _partly(entry: dict[str, Any], refused: dict[str, list[str]], notes: Notes) -> str:
+def _partly(entry: dict[str, Any], refused: dict[str, list[str]], arch: str, notes: Notes) -> str:
+    """Served samples of all, with a note for each reason; what is refused is told by labels, not by sample names."""
     grouped: dict[tuple[str, str], list[str]] = {}
     for sample, (key, reason) in refused.items():
-        grouped.setdefault((key, reason), []).append(f"{entry['samples'][sample]} ({sample})")
-    texts = [f"{', '.join(which)}: {_MEANING[key]}; {reason}" for (key, reason), which in grouped.items()]
+        grouped.setdefault((key, reason.replace(arch, "the target")), []).append(entry["samples"][sample])
+    texts = [f"{', '.join(dict.fromkeys(which))}: {_MEANING[k]}; {reason}" for (k, reason), which in grouped.items()]
     total = len(entry["samples"])
-    numbers = ", ".join(str(notes.number(text)) for text in texts)
+    numbers = ", ".join(map(str, sorted(notes.number(text) for text in texts)))
     return f"{total - len(refused)}/{total} ({numbers})"
 
 
-def _cell(entry: dict[str, Any], cell: dict[str, list[str]], notes: Notes) -> str:
+def _cell(entry: dict[str, Any], cell: dict[str, list[str]], arch: str, notes: Notes) -> str:
     if not cell:
         return YES
-    if "*" in cell:
-        return f"no: {cell['*'][0]}"
-    keys = {key for key, _ in cell.values()}
-    if len(cell) == len(entry["samples"]) and len(keys) == 1:
-        return f"no: {keys.pop()}"
-    return _partly(entry, cell, notes)
+    if "*" in cell or len(cell) == len(entry["samples"]):
+        return "no: " + "/".join(dict.fromkeys(key for key, _ in cell.values()))
+    return _partly(entry, cell, arch, notes)
 
 
 def rows(
@@ -68,12 +66,13 @@ def rows(
         entry = data["ops"][name]
         for who, cells in entry["cells"].items():
             if (ops is None or name in ops) and provider in (None, who):
-                yield Row(entry["family"], name, who, tuple(_cell(entry, cells[a], notes) for a in archs))
+                yield Row(entry["family"], name, who, tuple(_cell(entry, cells[a], a, notes) for a in archs))
 
 
 def legend(table: Collection[Row]) -> list[str]:
     """The causes that stand in these rows, explained."""
-    used = {cell.removeprefix("no: ") for row in table for cell in row.cells if cell.startswith("no: ")}
+    cells = [cell for row in table for cell in row.cells if cell.startswith("no: ")]
+    used = {key for cell in cells for key in cell.removeprefix("no: ").split("/")}
     return [f"{cause.key}: {cause.meaning}" for cause in Cause if cause.key in used]
 
 

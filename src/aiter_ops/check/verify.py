@@ -127,40 +127,35 @@ def _reference(op: Op, sample: Sample) -> str | None:
     return None if verdict.ok else f"with contiguous inputs instead: {verdict.detail}"
 
 
-def _unavailable(op: Op, implementation: Implementation, device: torch.device) -> str | None:
-    """Why nothing of it can run here, before arguments are seen."""
-    machine = platform()
-    if implementation.provider != "torch":
-        rules = runtime.policy()
-        if out := rules.exclusion(op.name, op.family, implementation.provider, implementation.flag):
-            return out
-    if reason := implementation.unmet(machine):
-        return reason
-    if any(r.gpu for r in implementation.requirements) and device.type == "cpu" and not machine.triton_interpret:
-        return "the tensors are not on a GPU"
-    return None
+def _elsewhere(implementation: Implementation, device: torch.device) -> bool:
+    """Whether it takes GPU tensors only, and these are none."""
+    gpu_only = any(r.gpu for r in implementation.requirements)
+    return gpu_only and device.type == "cpu" and not platform().triton_interpret
 
 
 def verify_one(op: Op, provider: str, device: torch.device, size: str | None, seed: int) -> Row:
-    """One row. A sample that the checked-in support matrix promises and that is refused is a failure."""
+    """One row. What the policy excludes or known-bad evidence names is refused here as it is in a call.
+
+    A sample that the checked-in support matrix promises and that is refused is a failure.
+    """
     row = Row(op.name, op.family, provider, str(device), "not here")
     try:
-        implementation = op.implementations.get(provider)
+        found = runtime.find(op, platform(), runtime.policy())
     except Exception as error:
-        row.verdict, row.detail = "failed", f"its module fails to import: {type(error).__name__}: {error}"
+        row.verdict, row.detail = "failed", f"a module fails to import: {type(error).__name__}: {error}"
         return row
-    if implementation is None:
-        missing = {c.provider: c.out for c in runtime.find(op, platform(), runtime.policy())}
-        row.detail = missing.get(provider) or f"has no implementation of {op.name}"
+    candidate = next(c for c in found if c.provider == provider)
+    if candidate.implementation is None or candidate.out:
+        row.detail = candidate.out or ""
         return row
-    if reason := _unavailable(op, implementation, device):
-        row.detail = reason
+    if _elsewhere(candidate.implementation, device):
+        row.detail = "the tensors are not on a GPU"
         return row
     row.verdict = "reference" if provider == "torch" else "ok"
     worst = -1.0
     for sample in op.samples(device, seed, size):
         args, kwargs = op.bind(sample.args, sample.kwargs)
-        if reason := implementation.refuses(*args, **kwargs):
+        if candidate.predicate and (reason := candidate.predicate(*args, **kwargs)):
             row.refused += 1
             row.refusals.append(f"{sample.name}: {reason}")
             if _promised(op, provider, sample):
@@ -171,7 +166,7 @@ def verify_one(op: Op, provider: str, device: torch.device, size: str | None, se
             if provider == "torch":
                 verdict, wrong = None, _reference(op, sample)
             else:
-                verdict, wrong = _against(op, sample, implementation.fn)
+                verdict, wrong = _against(op, sample, candidate.implementation.fn)
         except Exception as error:
             return _fail(row, sample, f"{type(error).__name__}: {error}")
         if wrong:

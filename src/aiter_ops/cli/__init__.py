@@ -22,7 +22,7 @@ from .common import UserError, begin, finish
 COMMANDS = ("doctor", "ops", "explain", "verify", "bench", "run")
 """In the order of help; each is the function `command` of the module of that name, imported when it is asked for."""
 
-_ClickException: Any = typer.BadParameter.__mro__[2]  # typer brings its own copy of click since 0.26
+_ClickException: Any = typer.BadParameter.__mro__[2]  # newer typer brings its own copy of click
 
 
 class _Commands(typer.core.TyperGroup):

@@ -16,7 +16,7 @@ import typer
 FINE, FAILED, USAGE, PROBE_FAILED = 0, 1, 2, 3
 
 
-def bench(
+def command(
     ops: Annotated[str | None, typer.Option(help="Ops, separated by commas. Default: all.")] = None,
     family: Annotated[str | None, typer.Option(help="norm, activation or quant; several by commas.")] = None,
     rows: Annotated[str | None, typer.Option(help="Row counts. Default: 1,64,8192,16384; without a GPU 1,64.")] = None,
@@ -256,4 +256,4 @@ def tell(line: str) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(bench)
+    typer.run(command)

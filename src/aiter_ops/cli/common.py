@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else 
 Use = Annotated[str, typer.Option("--use", metavar="RULES", help="Rules as in AITER_OPS, e.g. norm=triton,-aiter.")]
 Strict = Annotated[bool, typer.Option("--strict", help="A requested provider that cannot serve is an error.")]
 
-NARROWEST, PIPE_WIDTH = 80, 120
+PIPE_WIDTH = 120
+"""Columns where stdout is no terminal."""
 
 
 class UserError(Exception):
@@ -31,6 +33,11 @@ class UserError(Exception):
     def __init__(self, message: str, code: int = 2) -> None:
         super().__init__(message)
         self.code = code
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # `main` ends the process in peace; rich would exit with 1
 
 
 _console: Console | None = None
@@ -43,16 +50,18 @@ def begin(picture: Path | None) -> None:
     _picture = picture
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
     if picture is None:
-        _console = Console(width=wide, highlight=False)
+        _console = _Console(width=wide, highlight=False)
     else:
-        _console = Console(
+        _console = _Console(
             record=True, width=PIPE_WIDTH, highlight=False, force_terminal=True, color_system="truecolor"
         )
 
 
 def finish() -> None:
     if _picture is not None and _console is not None:
-        _console.save_svg(str(_picture), title="aiter-ops")
+        # the font a viewer has, instead of one fetched from a server
+        svg = re.sub(r"@font-face \{[^}]*\}\s*", "", _console.export_svg(title="aiter-ops"))
+        _picture.write_text(svg, encoding="utf-8")
 
 
 def console() -> Console:
@@ -146,8 +155,6 @@ def find_provider(name: str | None) -> str | None:
 
 def other_platform(arch: str, aiter: str | None = None) -> Platform:
     """The platform of --as and --aiter."""
-    import re
-
     from aiter_ops.core.platforms import platform_for
 
     if aiter is not None and not re.match(r"\d+\.\d+", aiter):

@@ -54,14 +54,16 @@ def command(
     out = console()
     view = Table(box=None, pad_edge=False, header_style="bold")
     view.add_column("op", no_wrap=True)
-    view.add_column("provider")
+    view.add_column("provider", no_wrap=True)
     for a in archs:
-        view.add_column(a)
+        view.add_column(a, no_wrap=True)
     last = ""
     for row in table:
         cells = [f"[{_style(c)}]{c.removeprefix('no: ')}[/]" for c in row.cells]
         view.add_row("" if row.op == last else row.op, row.provider, *cells)
         last = row.op
+    wide = out.measure(view, options=out.options.update(max_width=1000)).maximum
+    out.width = max(out.width, wide)  # longer lines rather than cut ones
     out.print(view)
     out.print()
     for line in support_table.legend(table):
@@ -72,4 +74,4 @@ def command(
 
 
 def _style(cell: str) -> str:
-    return "green" if cell == "yes" else "yellow" if "/" in cell else "dim"
+    return "green" if cell == "yes" else "dim" if cell.startswith("no: ") else "yellow"

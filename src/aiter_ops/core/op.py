@@ -161,6 +161,7 @@ class Op:
     @property
     def implementations(self) -> dict[str, Implementation]:
         """Every implementation that can be imported here, by provider, in built-in order."""
+        runtime.policy()  # third-party providers are loaded with the settings
         for name in provider_names():
             if name != "torch":
                 load_family(get_provider(name), self.family)
@@ -168,10 +169,11 @@ class Op:
 
     def on(self, provider: str) -> Callable[..., Any]:
         """That provider's implementation, to be called explicitly; `Refused` where it cannot serve, never another."""
+        served = self.implementations
         get_provider(provider)
-        if provider not in self.implementations:
+        if provider not in served:
             raise Refused(f"{self.name}: provider {provider} has no implementation of it here")
-        implementation = self.implementations[provider]
+        implementation = served[provider]
 
         @functools.wraps(self._written)
         def call(*args: Any, **kwargs: Any) -> Any:
