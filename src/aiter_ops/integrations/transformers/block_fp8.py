@@ -14,10 +14,12 @@ from aiter_ops.core.platforms import fp8_dtype
 BLOCK = 128
 
 
-def dequantised(weight: Tensor, scale: Tensor, block: tuple[int, int] = (BLOCK, BLOCK)) -> Tensor:
-    """weight [N, K] FP8 times scale [ceil(N/block[0]), ceil(K/block[1])] of its block, fp32 [N, K]."""
-    factor = scale.float().repeat_interleave(block[0], 0)[: weight.shape[0]]
-    return weight.float() * factor.repeat_interleave(block[1], 1)[:, : weight.shape[1]]
+def dequantised(weight: Tensor, scale: Tensor) -> Tensor:
+    """weight [N, K] FP8 times scale [ceil(N/128), ceil(K/128)] of its 128×128 block, fp32 [N, K]."""
+    n, k = weight.shape
+    rows = scale.float().repeat_interleave(BLOCK, 0)[:n]
+    values = F.pad(weight.float(), (0, -k % BLOCK)).unflatten(1, (-1, BLOCK))
+    return (values * rows.unsqueeze(-1)).flatten(1)[:, :k]
 
 
 def in_format(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,10 @@ from .source import ModelError, read_json, weight_files
 _SCALE = "_scale_inv"
 
 
+class TransformersMissing(ModelError):
+    """transformers is not installed, or cannot be imported."""
+
+
 @dataclass
 class Loaded:
     """A model ready to run. stop: ids that end a text. context: positions the model has. notes: lines for the user."""
@@ -34,7 +38,7 @@ def require_transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ModelError(
+        raise TransformersMissing(
             f"transformers cannot be imported ({error}); install it with: pip install 'aiter-ops[transformers]'"
         ) from None
     return transformers
