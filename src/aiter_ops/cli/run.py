@@ -26,7 +26,9 @@ Model = Annotated[str | None, typer.Argument(help="A model directory or a hub id
 Prompt = Annotated[str, typer.Option(help="The text to continue, as it is (no chat template).")]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="How many tokens at most.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Compare with the stock model; without MODEL, both bundled.")]
-Where = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N; default: the GPU where there is one.")]
+Where = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda or cuda:N; default: the GPU where there is one.")
+]
 DType = Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)}; default: the checkpoint's.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 

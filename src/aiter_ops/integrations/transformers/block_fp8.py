@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,11 +15,23 @@ from aiter_ops.core.platforms import fp8_dtype
 BLOCK = 128
 
 
+@cache
+def _table(dtype: torch.dtype) -> Tensor:
+    return torch.arange(256, dtype=torch.uint8).view(dtype).float()
+
+
+def decoded(codes: Tensor) -> Tensor:
+    """FP8 codes as fp32. On the CPU by a table, which takes half the time of torch's conversion there."""
+    if codes.device.type != "cpu":
+        return codes.float()
+    return _table(codes.dtype)[codes.view(torch.uint8).int()]
+
+
 def dequantised(weight: Tensor, scale: Tensor) -> Tensor:
     """weight [N, K] FP8 times scale [ceil(N/128), ceil(K/128)] of its 128×128 block, fp32 [N, K]."""
     n, k = weight.shape
     rows = scale.float().repeat_interleave(BLOCK, 0)[:n]
-    values = F.pad(weight.float(), (0, -k % BLOCK)).unflatten(1, (-1, BLOCK))
+    values = F.pad(decoded(weight), (0, -k % BLOCK)).unflatten(1, (-1, BLOCK))
     return (values * rows.unsqueeze(-1)).flatten(1)[:, :k]
 
 
@@ -63,7 +76,7 @@ class BlockFp8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         codes, scale = self.quantise(x)
-        rows = (codes.float().unflatten(-1, (-1, self.group)) * scale.unsqueeze(-1)).flatten(-2)
+        rows = (decoded(codes).unflatten(-1, (-1, self.group)) * scale.unsqueeze(-1)).flatten(-2)
         y = F.linear(rows, dequantised(self.weight, self.weight_scale_inv)).to(x.dtype)
         return y if self.bias is None else y + self.bias
 

@@ -139,7 +139,9 @@ def _plan(model: nn.Module, report: Report) -> list[_Step]:
     norms: dict[int, Meaning] = {}
     tried: dict[Any, Meaning | str | None] = {}
 
-    def consider(path: str, module: nn.Module, found: Meaning | str | None, method: str, make: Callable[..., Any]) -> None:
+    def consider(
+        path: str, module: nn.Module, found: Meaning | str | None, method: str, make: Callable[..., Any]
+    ) -> None:
         cls = type(module).__name__
         if isinstance(found, Meaning) and method in module.__dict__:
             found = f"its {method} was replaced on the instance by something else"
@@ -163,9 +165,7 @@ def _plan(model: nn.Module, report: Report) -> list[_Step]:
         if meaning is not None and meaning.op == "rms_norm" and _is_pre_norm(module, tried):
             call = add_norm_call(module.post_attention_layernorm, meaning)
             forward = layer_forward(type(module), call)
-            steps.append(
-                _Step(Replaced(path, type(module).__name__, "add_rms_norm"), module, (("forward", forward),))
-            )
+            steps.append(_Step(Replaced(path, type(module).__name__, "add_rms_norm"), module, (("forward", forward),)))
     return steps
 
 

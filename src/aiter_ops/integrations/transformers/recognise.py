@@ -62,7 +62,7 @@ def eps_of(module: nn.Module) -> float | None:
 
 def norm(module: nn.Module) -> Meaning | str | None:
     """A norm over the last dimension: at most weight [N] and bias [N], no children, a float eps."""
-    own = {n: p for n, p in module.named_parameters(recurse=False)}
+    own = dict(module.named_parameters(recurse=False))
     if module._modules or module._buffers or set(own) - {"weight", "bias"} or eps_of(module) is None:
         return None
     if any(p.dim() != 1 for p in own.values()):

@@ -101,13 +101,15 @@ def layer_forward(cls: type[nn.Module], add_norm: Callable[..., Any] | None) -> 
     `pre_norm_layer` does).
     """
     stock = cls.forward
-    parameters = [p for p in inspect.signature(stock).parameters.values()][2:]
+    parameters = list(inspect.signature(stock).parameters.values())[2:]
     named = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name in named}
 
     def forward(self: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         norm = self.post_attention_layernorm
-        if add_norm is not None and (norm._forward_hooks or norm._forward_pre_hooks or norm.weight.dtype is not hidden_states.dtype):
+        if add_norm is not None and (
+            norm._forward_hooks or norm._forward_pre_hooks or norm.weight.dtype is not hidden_states.dtype
+        ):
             return stock(self, hidden_states, *args, **kwargs)
         given = {**defaults, **dict(zip(named, args, strict=False)), **kwargs}
         attention, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **given)
@@ -127,8 +129,6 @@ def add_norm_call(norm: nn.Module, meaning: Meaning) -> Callable[..., Any]:
     offset, cast = kwargs.get("weight_offset", 0.0), kwargs.get("cast_before_weight", False)
 
     def add_norm(layer: nn.Module, attention: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        return aiter_ops.add_rms_norm(
-            attention, residual, layer.post_attention_layernorm.weight, eps, offset, cast
-        )
+        return aiter_ops.add_rms_norm(attention, residual, layer.post_attention_layernorm.weight, eps, offset, cast)
 
     return add_norm
