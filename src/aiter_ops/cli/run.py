@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from aiter_ops.integrations.transformers.compare import Check
     from aiter_ops.integrations.transformers.load import Loaded
 
-PROMPT = "In the beginning God created"
+PROMPT = "Now these are the names of"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Model = Annotated[str | None, typer.Argument(help="A model directory or a hub id; default: the bundled model.")]
@@ -112,13 +112,12 @@ def _one(
     directory: Path, prompt: str, steps: int, compare: bool, place: Device, dtype: torch.dtype | None, quiet: bool
 ) -> dict[str, Any]:
     """Run (and compare) one model; what was found, as plain data."""
-    from transformers.utils import logging
-
     import aiter_ops
     from aiter_ops.integrations.transformers import kernelize
     from aiter_ops.integrations.transformers.compare import compare as compare_with_stock
-    from aiter_ops.integrations.transformers.load import load
+    from aiter_ops.integrations.transformers.load import load, require_transformers
 
+    logging = require_transformers().utils.logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     loaded = load(directory, dtype, place)

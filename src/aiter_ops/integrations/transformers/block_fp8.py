@@ -82,11 +82,11 @@ class BlockFp8Linear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BlockFp8Linear:
         """Moves go to every tensor; a change of dtype does not touch the codes and scales."""
-        fixed = {n: self._parameters[n] for n in ("weight", "weight_scale_inv")}
+        fixed = {n: self._parameters[n].data for n in ("weight", "weight_scale_inv")}  # type: ignore[union-attr]
         super()._apply(fn, recurse)
         for name, before in fixed.items():
             after = self._parameters[name]
-            if before is not None and after is not None and after.dtype != before.dtype:
+            if after is not None and after.dtype != before.dtype:
                 self._parameters[name] = nn.Parameter(before.to(after.device), requires_grad=False)
         return self
 

@@ -36,7 +36,8 @@ def twin_of(module: nn.Module, parameters: dict[str, Tensor], children: dict[str
     twin: nn.Module = object.__new__(type(module))
     twin.__dict__.update(module.__dict__)
     twin.__dict__.pop("forward", None)
-    twin.__dict__["_parameters"] = {n: nn.Parameter(p, requires_grad=False) for n, p in parameters.items()}
+    own = {n: nn.Parameter(p, requires_grad=False) for n, p in parameters.items()}
+    twin.__dict__["_parameters"] = dict.fromkeys(module._parameters) | own
     twin.__dict__["_modules"] = children
     return twin
 
