@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -105,7 +106,9 @@ def _device(given: str | None) -> tuple[Device, str]:
 
 
 def _device_name(place: Device) -> str:
-    return torch.cuda.get_device_name(place) if place.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    if place.type == "cuda":
+        return torch.cuda.get_device_name(place)
+    return f"the CPU, threads: {torch.get_num_threads()}"
 
 
 def _one(
@@ -176,6 +179,7 @@ def _generate(loaded: Loaded, prompt: str, steps: int, quiet: bool) -> dict[str,
         last = time.perf_counter()
         first = last if stream.count == 0 else first
         stream.add(token)
+    stream.end()
     count = stream.count
     rate = (count - 1) / (last - first) if count > 1 else 0.0
     if not quiet:
@@ -186,7 +190,7 @@ def _generate(loaded: Loaded, prompt: str, steps: int, quiet: bool) -> dict[str,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "notes": loaded.notes,
         "prompt": prompt,
-        "text": stream.text[stream.prompt :],
+        "text": stream.answer,
         "tokens": count,
         "seconds_to_first_token": first - start,
         "tokens_per_second": rate,
@@ -194,33 +198,45 @@ def _generate(loaded: Loaded, prompt: str, steps: int, quiet: bool) -> dict[str,
 
 
 class _Stream:
-    """Prints text token by token, broken at spaces to the console's width; half a character waits for its rest."""
+    """Prints text word by word as tokens come, broken at spaces to the console's width."""
 
     def __init__(self, tokenizer: Any, ids: list[int], quiet: bool) -> None:
         self.tokenizer, self.ids, self.quiet = tokenizer, list(ids), quiet
-        self.text, self.count, self.column = "", 0, 0
+        self.count, self.column, self.shown = 0, 0, 0
+        self.prompt = len(self._text())
         if not quiet:
             console().print()
-        self._show()
-        self.prompt = len(self.text)
+            self._show(self._text())
+
+    def _text(self) -> str:
+        text: str = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        return text
+
+    @property
+    def answer(self) -> str:
+        return self._text()[self.prompt :]
 
     def add(self, token: int) -> None:
         self.ids.append(token)
         self.count += 1
-        self._show()
+        if not self.quiet:
+            text = self._text()
+            self._show(text[: max(text.rfind(" "), text.rfind("\n"), self.shown)])  # the last word may grow
 
-    def _show(self) -> None:
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        if text.endswith("\ufffd"):
-            return
-        piece, self.text = text[len(self.text) :], text
-        if self.quiet:
-            return
-        if self.column + len(piece) > console().width and piece.startswith(" ") and "\n" not in piece:
-            console().print()
-            piece, self.column = piece[1:], 0
-        console().print(piece, end="", markup=False, soft_wrap=True, style="bold" if self.count else "")
-        self.column = len(piece.rpartition("\n")[2]) + (0 if "\n" in piece else self.column)
+    def end(self) -> None:
+        """Print the last word."""
+        if not self.quiet:
+            self._show(self._text())
+
+    def _show(self, text: str) -> None:
+        style = "" if self.count else "dim"
+        for word in re.findall(r"\n|[^\S\n]?[^\s]+|[^\S\n]", text[self.shown :]):
+            if self.column + len(word) > console().width and word.startswith(" "):
+                console().print()
+                word, self.column = word[1:], 0
+            console().print(word, end="", markup=False, soft_wrap=True, style=style)
+            self.column = 0 if word == "\n" else self.column + len(word)
+        self.shown = max(self.shown, len(text))
 
 
 def _rows(calls: Recorder, place: Device) -> list[dict[str, Any]]:
