@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .core.compare import Tolerance, Verdict
 from .core.decide import Decision, Refused
 from .core.evidence import KnownBad
@@ -48,4 +50,16 @@ from .ops.quant import (
     per_token_quant,
 )
 
+if TYPE_CHECKING:
+    from .integrations.transformers import kernelize, restore
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The verbs for whole models, imported when first asked for."""
+    if name in ("kernelize", "restore"):
+        from .integrations import transformers
+
+        return getattr(transformers, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,6 +15,13 @@ from .source import ModelError, read_json, weight_files
 
 _SCALE = "_scale_inv"
 
+NOT_TAKEN = ("auto_map", "quantization_config", "attn_implementation", "experts_implementation", "use_kernels")
+"""Keys of config.json that would name code or kernels to be fetched, or a quantiser of transformers' own."""
+
+
+class TransformersMissing(ModelError):
+    """transformers is not installed, or cannot be imported."""
+
 
 @dataclass
 class Loaded:
@@ -34,7 +41,7 @@ def require_transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ModelError(
+        raise TransformersMissing(
             f"transformers cannot be imported ({error}); install it with: pip install 'aiter-ops[transformers]'"
         ) from None
     return transformers
@@ -104,26 +111,29 @@ def _architecture(transformers: Any, directory: Path, raw: dict[str, Any], notes
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
-    raw = dict(raw)
     for path in (directory / "config.json", directory / "tokenizer_config.json"):
         if path.is_file() and "auto_map" in read_json(path):
             notes.append(
                 f"{path.name} names code of its own (auto_map): ignored, only classes of transformers are used"
             )
-    raw.pop("auto_map", None)
-    raw.pop("quantization_config", None)
-    kind = raw.pop("model_type", None)
-    if kind not in KNOWN:
+    kind = raw.get("model_type")
+    if not isinstance(kind, str) or kind not in KNOWN:
         close = difflib.get_close_matches(str(kind), KNOWN, 1)
         raise ModelError(
             f"{directory}: model_type {kind!r} is no causal language model of transformers {transformers.__version__}"
             f"{f' (near: {close[0]})' if close else ''}; accepted: one of its {len(KNOWN)}, such as llama, deepseek_v3"
         )
     try:
-        config = CONFIG_MAPPING[kind].from_dict(raw)
+        config = CONFIG_MAPPING[kind].from_dict(_without_code(raw))
         return config, getattr(transformers, KNOWN[kind])
     except Exception as error:  # configurations check their values in their own ways
         raise ModelError(f"{directory}: config.json: {_line(error)}") from None
+
+
+def _without_code(raw: dict[str, Any]) -> dict[str, Any]:
+    """The configuration, and those nested in it, without `NOT_TAKEN`."""
+    kept = {k: v for k, v in raw.items() if k.removeprefix("_").removesuffix("_internal") not in NOT_TAKEN}
+    return {k: _without_code(v) if isinstance(v, dict) else v for k, v in kept.items()}
 
 
 def _line(error: Exception) -> str:

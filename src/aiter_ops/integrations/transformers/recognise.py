@@ -36,7 +36,8 @@ def twin_of(module: nn.Module, parameters: dict[str, Tensor], children: dict[str
     twin: nn.Module = object.__new__(type(module))
     twin.__dict__.update(module.__dict__)
     twin.__dict__.pop("forward", None)
-    twin.__dict__["_parameters"] = {n: nn.Parameter(p, requires_grad=False) for n, p in parameters.items()}
+    own = {n: nn.Parameter(p, requires_grad=False) for n, p in parameters.items()}
+    twin.__dict__["_parameters"] = dict.fromkeys(module._parameters) | own
     twin.__dict__["_modules"] = children
     return twin
 
@@ -62,7 +63,7 @@ def eps_of(module: nn.Module) -> float | None:
 
 def norm(module: nn.Module) -> Meaning | str | None:
     """A norm over the last dimension: at most weight [N] and bias [N], no children, a float eps."""
-    own = {n: p for n, p in module.named_parameters(recurse=False)}
+    own = dict(module.named_parameters(recurse=False))
     if module._modules or module._buffers or set(own) - {"weight", "bias"} or eps_of(module) is None:
         return None
     if any(p.dim() != 1 for p in own.values()):

@@ -101,7 +101,7 @@ def layer_forward(cls: type[nn.Module], add_norm: Callable[..., Any] | None) -> 
     `pre_norm_layer` does).
     """
     stock = cls.forward
-    parameters = [p for p in inspect.signature(stock).parameters.values()][2:]
+    parameters = list(inspect.signature(stock).parameters.values())[2:]
     named = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name in named}
 
