@@ -103,7 +103,8 @@ def encode(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 def scale_of(amax: Tensor, dtype: torch.dtype, ue8m0: bool = False) -> Tensor:
     """amax / largest code, floored at `SCALE_FLOOR`; `ue8m0` rounds it up to a power of two. NaN and Inf stay."""
-    scale = (amax / code_max(dtype)).clamp(min=SCALE_FLOOR)
+    # a tensor divides; torch on a GPU turns division by a number into a product with its rounded reciprocal
+    scale = (amax / amax.new_full((), code_max(dtype))).clamp(min=SCALE_FLOOR)
     return power_of_two_above(scale) if ue8m0 else scale
 
 

@@ -90,19 +90,21 @@ def new_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-def new_scales(leading: tuple[int, ...], groups: int, layout: str, where: torch.device) -> tuple[Tensor, int, int]:
-    """fp32 scales [*leading, groups], not filled, with the strides of `layout` (``row``, ``col``, ``col_tma4``; see
-    `formulas.lay_out`), and the stride between rows (all leading dimensions together) and between groups.
+def new_scales(x: Tensor, groups: int, layout: str) -> tuple[Tensor, int, int]:
+    """fp32 scales [..., groups] for x [..., N], not filled, with the strides of `layout` (``row``, ``col``,
+    ``col_tma4``; see `formulas.lay_out`), and the stride between rows (all leading dimensions together) and between
+    groups.
     """
+    leading = x.shape[:-1]
     if layout == "row":
-        return torch.empty((*leading, groups), dtype=torch.float32, device=where), groups, 1
+        return x.new_empty((*leading, groups), dtype=torch.float32), groups, 1
     count = math.prod(leading)
     if layout == "col":
         pitch = count
-        laid = torch.empty_strided((count, groups), (1, count), dtype=torch.float32, device=where)
+        laid = x.new_empty((groups, count), dtype=torch.float32).t()
     else:
         pitch = (count + 3) // 4 * 4
-        laid = torch.empty((groups, pitch), dtype=torch.float32, device=where).as_strided((count, groups), (1, pitch))
+        laid = x.new_empty((groups, pitch), dtype=torch.float32).as_strided((count, groups), (1, pitch))
     if len(leading) > 1:
         laid = laid.unflatten(0, leading)
     elif not leading:

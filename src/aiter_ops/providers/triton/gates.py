@@ -52,7 +52,7 @@ def cut(x, limit):
 def swiglu_oai(gate, up, alpha, limit):
     """(up + 1) · gate · sigmoid(alpha · gate) of the cut halves."""
     gate = cut_above(gate, limit)
-    return times_sigmoid((cut(up, limit) + 1.0) * gate, alpha * gate)
+    return (cut(up, limit) + 1.0) * times_sigmoid(gate, alpha * gate)
 
 
 @triton.jit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -76,7 +75,7 @@ _halves, _interleaved = Launcher(gated_kernel), Launcher(interleaved_kernel)
 def _run(start: Launcher, x: Tensor, act: str, alpha: float, limit: float | None) -> Tensor:
     flat, rows, width, stride = as_rows(x)
     n = width // 2
-    y = torch.empty((*x.shape[:-1], n), dtype=x.dtype, device=x.device)
+    y = x.new_empty((*x.shape[:-1], n), dtype=x.dtype)
     tile = gated_tile(machine(), rows, n, x.element_size())
     total = rows * -(-n // tile.block)
     constants = (n, tile.block, tile.span, act, limit is not None)

@@ -128,7 +128,7 @@ def dual_rms_norm_dynamic_quant(
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     codes = new_like(q, dtype)
-    scale = torch.empty((*q.shape[:-1], 1), dtype=torch.float32, device=q.device)
+    scale = q.new_empty((*q.shape[:-1], 1), dtype=torch.float32)
     kv_out = _both(q, q_weight, codes, kv, kv_weight, q_eps, kv_eps, "row", code_max(dtype), scale=scale)
     return codes, scale, kv_out
 
@@ -156,7 +156,7 @@ def dual_rms_norm_group_quant(
     ue8m0: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     codes = new_like(q, dtype)
-    scale, *strides = new_scales(q.shape[:-1], q.shape[-1] // group_size, scale_layout, q.device)
+    scale, *strides = new_scales(q, q.shape[-1] // group_size, scale_layout)
     kv_out = _both(
         q, q_weight, codes, kv, kv_weight, q_eps, kv_eps, "group", code_max(dtype), ue8m0, scale, strides, group_size
     )

@@ -60,7 +60,7 @@ def rms_norm_group_quant(
     ue8m0: bool = False,
 ) -> tuple[Tensor, Tensor]:
     q = new_like(x, dtype)
-    scale, *strides = new_scales(x.shape[:-1], x.shape[-1] // group_size, scale_layout, x.device)
+    scale, *strides = new_scales(x, x.shape[-1] // group_size, scale_layout)
     normalise(
         x, q, weight, eps,
         quant="group", top=code_max(dtype), ue8m0=ue8m0, scale=scale, scale_strides=strides, group=group_size,
@@ -81,7 +81,7 @@ def add_rms_norm_group_quant(
 ) -> tuple[Tensor, Tensor, Tensor]:
     q = new_like(x, dtype)
     h = new_like(x)
-    scale, *strides = new_scales(x.shape[:-1], x.shape[-1] // group_size, scale_layout, x.device)
+    scale, *strides = new_scales(x, x.shape[-1] // group_size, scale_layout)
     normalise(
         x, q, weight, eps, other=residual, use="add", h=h,
         quant="group", top=code_max(dtype), ue8m0=ue8m0, scale=scale, scale_strides=strides, group=group_size,
@@ -104,7 +104,7 @@ def gated_rms_norm_group_quant(
     ue8m0: bool = False,
 ) -> tuple[Tensor, Tensor]:
     q = new_like(x, dtype)
-    scale, *strides = new_scales(x.shape[:-1], x.shape[-1] // group_size, scale_layout, x.device)
+    scale, *strides = new_scales(x, x.shape[-1] // group_size, scale_layout)
     normalise(
         x, q, weight, eps, bias=bias, other=z,
         use="gate_after" if norm_before_gate else "gate_before", sigmoid=activation == "sigmoid",

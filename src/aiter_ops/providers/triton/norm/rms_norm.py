@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from aiter_ops.providers.triton import PROVIDER
@@ -40,7 +39,7 @@ def add_rms_norm_pad(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, pad_to: int
 ) -> tuple[Tensor, Tensor]:
     *leading, width = x.shape
-    y = torch.empty((*leading, -(-width // pad_to) * pad_to), dtype=x.dtype, device=x.device)
+    y = x.new_empty((*leading, -(-width // pad_to) * pad_to), dtype=x.dtype)
     h = new_like(x)
     normalise(x, y, weight, eps, other=residual, use="add", h=h)
     return y, h

@@ -37,7 +37,7 @@ def rms_norm_dynamic_quant(
     x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
     q = new_like(x, dtype)
-    scale = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
+    scale = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
     normalise(x, q, weight, eps, quant="row", top=code_max(dtype), scale=scale)
     return q, scale
 
@@ -48,7 +48,7 @@ def add_rms_norm_dynamic_quant(
 ) -> tuple[Tensor, Tensor, Tensor]:
     q = new_like(x, dtype)
     h = new_like(x)
-    scale = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
+    scale = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
     normalise(x, q, weight, eps, other=residual, use="add", h=h, quant="row", top=code_max(dtype), scale=scale)
     return q, scale, h
 

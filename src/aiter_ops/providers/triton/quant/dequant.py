@@ -107,7 +107,7 @@ def dequant(
     packed = q.dtype == torch.uint8
     flat, rows, width, stride = as_rows(q)
     n = width * 2 if packed else width
-    y = torch.empty((*q.shape[:-1], n), dtype=out_dtype or torch.float32, device=q.device)
+    y = q.new_empty((*q.shape[:-1], n), dtype=out_dtype or torch.float32)
     if scale.numel() == 1:
         group, strides, plane, scale_plane, block_rows = n, (0, 0), 1, 1, 1
     else:

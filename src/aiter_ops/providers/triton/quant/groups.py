@@ -140,11 +140,11 @@ def quantise(
     flat, rows, width, stride = as_rows(x)
     if silu:
         width //= 2
-        q = torch.empty((*x.shape[:-1], width), dtype=dtype, device=x.device)
+        q = x.new_empty((*x.shape[:-1], width), dtype=dtype)
     else:
         q = new_like(x, dtype)
     groups = width // size
-    scale, scale_row, scale_group = new_scales(x.shape[:-1], groups, layout, x.device)
+    scale, scale_row, scale_group = new_scales(x, groups, layout)
     tile = group_tile(machine(), rows * groups, size, x.element_size() * (1 + silu))
     tensors = (flat, flat if bound is None else bound, q, scale)
     numbers = (rows * groups, scale_row, scale_group, stride)

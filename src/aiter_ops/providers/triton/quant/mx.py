@@ -98,11 +98,8 @@ _mx = Launcher(mx_kernel)
 def _run(x: Tensor, rounding: str, fp4: bool) -> tuple[Tensor, Tensor]:
     flat, rows, width, stride = as_rows(x)
     blocks = width // 32
-    if fp4:
-        q = torch.empty((*x.shape[:-1], width // 2), dtype=torch.uint8, device=x.device)
-    else:
-        q = new_like(x, torch.float8_e4m3fn)
-    e8m0 = torch.empty((*x.shape[:-1], blocks), dtype=torch.uint8, device=x.device)
+    q = x.new_empty((*x.shape[:-1], width // 2), dtype=torch.uint8) if fp4 else new_like(x, torch.float8_e4m3fn)
+    e8m0 = x.new_empty((*x.shape[:-1], blocks), dtype=torch.uint8)
     tile = block_tile(machine(), rows * blocks, x.element_size(), fp4)
     constants = (blocks, tile.span, rounding, fp4)
     _mx(-(-rows * blocks // tile.span), (flat, q, e8m0), (rows * blocks, stride), constants, tile.num_warps)
