@@ -99,6 +99,7 @@ def parse_only(args: list[str]) -> None:
 @pytest.mark.parametrize("page", sorted({b.page for b in blocks("console")}), ids=label)
 def test_console_lines_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
     here = platform()
     for block in [b for b in blocks("console") if b.page == page and not b.mark.startswith("not run")]:
         for line in commands(block):

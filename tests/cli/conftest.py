@@ -23,7 +23,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     """Run a command line in this process, under a fresh reading of the environment."""
 
     def run(*args: str, **environment: str) -> Result:
-        for name, value in environment.items():
+        for name, value in {"COLUMNS": "120", **environment}.items():
             monkeypatch.setenv(name, value)
         runtime.state.settings = None
         capsys.readouterr()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from aiter_ops.core.platforms import platform
+from aiter_ops.core.platforms import platform, platform_for
 
 
 def test_text_gives_every_provider_with_its_reason(cli):
@@ -29,6 +29,14 @@ def test_the_default_fp8_format_is_the_one_of_the_machine_asked_about(cli):
     for op in ("rms_norm_dynamic_quant", "group_quant", "per_token_quant"):
         result = cli("explain", op, "--as", "gfx942", "--aiter", "0.1.20", "--json")
         assert "float8_e4m3fn" not in json.dumps(json.loads(result.out)["reasons"]).replace("float8_e4m3fnuz", "")
+
+
+def test_on_a_gpu_machine_the_samples_count_as_being_on_the_gpu(cli, monkeypatch):
+    machine = platform_for("sm_90", triton="3.7.1")
+    monkeypatch.setattr("aiter_ops.core.platforms.platform", lambda: machine)
+    data = json.loads(cli("explain", "rms_norm", "--json").out)
+    assert "not on a GPU" not in json.dumps(data["reasons"])
+    assert data["platform"]["arch"] == "sm_90"
 
 
 def test_a_sample_can_be_named(cli):

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from aiter_ops.core import runtime
 from aiter_ops.core.op import Op
-from aiter_ops.core.platforms import platform
+from aiter_ops.core.public import explain
 
 from . import peers
 from .checking import Check, check, poisoned
@@ -101,7 +100,7 @@ def _on_gpu(run: Run, op: Op, rows: int, width: int, moved: int) -> Result:
     timings = run_rounds({**graphs, **yardsticks}, run.flush, run.seconds)
     shape = {"read": moved, "written": 0, "flops": op.cost(**sets[0]).flops}
     records = [_record(n, kinds[n], timings[n], shape, checks[n]) for n in graphs]
-    served = runtime.explain(op, (), sets[0], platform()).provider
+    served = explain(op, **sets[0]).provider
     for record in records:
         if record["name"] == served:
             values = tuple(sets[0].values())

@@ -45,7 +45,7 @@ def command(
         rules = runtime.policy()
         wanted, _ = rules.preference(target.name, target.family)
         try:
-            decision = decide_for(target, *chosen.args, on=machine if arch else None, **chosen.kwargs)
+            decision = decide_for(target, *chosen.args, on=machine, **chosen.kwargs)
         except Refused as error:
             answer = {"op": target.name, "provider": None, "refused": str(error)}
             if not json:
