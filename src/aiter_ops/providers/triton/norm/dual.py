@@ -24,42 +24,43 @@ from .kernels import whole_rows, wide_row
 @triton.jit
 def _weighted_rms(
     program, x_ptr, w_ptr, y_ptr, s_ptr, rows, scale_row, scale_group, y_vectors, stride, eps, N: tl.constexpr,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr, VECTOR: tl.constexpr, EARLY: tl.constexpr,
-    QUANT: tl.constexpr, TOP: tl.constexpr, UE8M0: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr, VECTOR: tl.constexpr,
+    EARLY: tl.constexpr, QUANT: tl.constexpr, TOP: tl.constexpr, UE8M0: tl.constexpr,
 ):  # fmt: skip
     """RMSNorm with a weight and nothing else, whole rows or one wide row."""
     if GROUPS * GROUP < N:
         wide_row(
-            program, x_ptr, x_ptr, w_ptr, w_ptr, y_ptr, y_ptr, s_ptr, scale_row, scale_group, y_vectors, stride, stride, eps, 0.0,
-            N, N, GROUP, GROUPS, SIZE, VECTOR, False, "none", False, True, False, False, False, QUANT, TOP, UE8M0,
+            program, x_ptr, x_ptr, w_ptr, w_ptr, y_ptr, y_ptr, s_ptr, scale_row, scale_group, y_vectors, stride, stride,
+            eps, 0.0, N, N, GROUP, GROUPS, SIZE, VECTOR, False, "none", False, True, False, False, False, QUANT, TOP,
+            UE8M0,
         )  # fmt: skip
     else:
         whole_rows(
-            program, x_ptr, x_ptr, w_ptr, w_ptr, y_ptr, y_ptr, s_ptr, rows, scale_row, scale_group, y_vectors, stride, stride,
-            eps, 0.0, N, N, GROUP, ROWS, GROUPS, SIZE, VECTOR, EARLY, False, "none", False, True, False, False, False, QUANT, TOP,
-            UE8M0,
+            program, x_ptr, x_ptr, w_ptr, w_ptr, y_ptr, y_ptr, s_ptr, rows, scale_row, scale_group, y_vectors, stride,
+            stride, eps, 0.0, N, N, GROUP, ROWS, GROUPS, SIZE, VECTOR, EARLY, False, "none", False, True, False, False,
+            False, QUANT, TOP, UE8M0,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows", "q_programs", "scale_row", "scale_group", "q_vectors", "kv_vectors"])
 def dual_norm_kernel(
-    q_ptr, q_w_ptr, q_y_ptr, s_ptr, kv_ptr, kv_w_ptr, kv_y_ptr, rows, q_programs, scale_row, scale_group, q_vectors, kv_vectors, q_stride,
-    kv_stride, q_eps, kv_eps, Q: tl.constexpr, Q_GROUP: tl.constexpr, Q_ROWS: tl.constexpr, Q_GROUPS: tl.constexpr,
-    Q_SIZE: tl.constexpr, Q_VECTOR: tl.constexpr, Q_EARLY: tl.constexpr, KV: tl.constexpr, KV_GROUP: tl.constexpr, KV_ROWS: tl.constexpr,
-    KV_GROUPS: tl.constexpr, KV_SIZE: tl.constexpr, KV_VECTOR: tl.constexpr, KV_EARLY: tl.constexpr, QUANT: tl.constexpr, TOP: tl.constexpr,
-    UE8M0: tl.constexpr,
+    q_ptr, q_w_ptr, q_y_ptr, s_ptr, kv_ptr, kv_w_ptr, kv_y_ptr, rows, q_programs, scale_row, scale_group, q_vectors,
+    kv_vectors, q_stride, kv_stride, q_eps, kv_eps, Q: tl.constexpr, Q_GROUP: tl.constexpr, Q_ROWS: tl.constexpr,
+    Q_GROUPS: tl.constexpr, Q_SIZE: tl.constexpr, Q_VECTOR: tl.constexpr, Q_EARLY: tl.constexpr, KV: tl.constexpr,
+    KV_GROUP: tl.constexpr, KV_ROWS: tl.constexpr, KV_GROUPS: tl.constexpr, KV_SIZE: tl.constexpr,
+    KV_VECTOR: tl.constexpr, KV_EARLY: tl.constexpr, QUANT: tl.constexpr, TOP: tl.constexpr, UE8M0: tl.constexpr,
 ):  # fmt: skip
     """q [rows, Q] and kv [rows, KV] with their row strides; q's result is quantised as QUANT says, kv's never."""
     program = tl.program_id(0)
     if program < q_programs:
         _weighted_rms(
-            program, q_ptr, q_w_ptr, q_y_ptr, s_ptr, rows, scale_row, scale_group, q_vectors, q_stride, q_eps, Q, Q_GROUP,
-            Q_ROWS, Q_GROUPS, Q_SIZE, Q_VECTOR, Q_EARLY, QUANT, TOP, UE8M0,
+            program, q_ptr, q_w_ptr, q_y_ptr, s_ptr, rows, scale_row, scale_group, q_vectors, q_stride, q_eps, Q,
+            Q_GROUP, Q_ROWS, Q_GROUPS, Q_SIZE, Q_VECTOR, Q_EARLY, QUANT, TOP, UE8M0,
         )  # fmt: skip
     else:
         _weighted_rms(
-            program - q_programs, kv_ptr, kv_w_ptr, kv_y_ptr, s_ptr, rows, 0, 0, kv_vectors, kv_stride, kv_eps, KV, KV_GROUP,
-            KV_ROWS, KV_GROUPS, KV_SIZE, KV_VECTOR, KV_EARLY, "none", TOP, False,
+            program - q_programs, kv_ptr, kv_w_ptr, kv_y_ptr, s_ptr, rows, 0, 0, kv_vectors, kv_stride, kv_eps, KV,
+            KV_GROUP, KV_ROWS, KV_GROUPS, KV_SIZE, KV_VECTOR, KV_EARLY, "none", TOP, False,
         )  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def _both(
         kv_out,
     )
     vectors = q_width // q_tile.vector, kv_width // kv_tile.vector
-    numbers = (rows, q_programs, *scale_strides, *vectors, q_stride, kv_stride, q_eps, kv_eps)
+    numbers = (rows, q_programs, *scale_strides, *vectors, q_stride, kv_stride, float(q_eps), float(kv_eps))
     constants = (q_width, *q_tile.constants, kv_width, *kv_tile.constants, quant, top, ue8m0)
     warps = max(q_tile.num_warps, kv_tile.num_warps)
     _launch(q_programs - (-rows // kv_tile.rows), tensors, numbers, constants, warps)

@@ -54,15 +54,15 @@ def norm_kernel(
     """x and o [rows, N] with their row strides; y [rows, PADDED] and h [rows, N] contiguous; w, b [N]; s: scales."""
     if GROUPS * GROUP < PADDED:
         wide_row(
-            tl.program_id(0), x_ptr, o_ptr, w_ptr, b_ptr, y_ptr, h_ptr, s_ptr, scale_row, scale_group, y_vectors, x_stride,
-            o_stride, eps, offset, N, PADDED, GROUP, GROUPS, SIZE, VECTOR, LAYER, OTHER, SIGMOID, HAS_WEIGHT, HAS_BIAS,
-            HAS_OFFSET, CAST, QUANT, TOP, UE8M0,
+            tl.program_id(0), x_ptr, o_ptr, w_ptr, b_ptr, y_ptr, h_ptr, s_ptr, scale_row, scale_group, y_vectors,
+            x_stride, o_stride, eps, offset, N, PADDED, GROUP, GROUPS, SIZE, VECTOR, LAYER, OTHER, SIGMOID, HAS_WEIGHT,
+            HAS_BIAS, HAS_OFFSET, CAST, QUANT, TOP, UE8M0,
         )  # fmt: skip
     else:
         whole_rows(
-            tl.program_id(0), x_ptr, o_ptr, w_ptr, b_ptr, y_ptr, h_ptr, s_ptr, rows, scale_row, scale_group, y_vectors, x_stride,
-            o_stride, eps, offset, N, PADDED, GROUP, ROWS, GROUPS, SIZE, VECTOR, EARLY, LAYER, OTHER, SIGMOID, HAS_WEIGHT,
-            HAS_BIAS, HAS_OFFSET, CAST, QUANT, TOP, UE8M0,
+            tl.program_id(0), x_ptr, o_ptr, w_ptr, b_ptr, y_ptr, h_ptr, s_ptr, rows, scale_row, scale_group, y_vectors,
+            x_stride, o_stride, eps, offset, N, PADDED, GROUP, ROWS, GROUPS, SIZE, VECTOR, EARLY, LAYER, OTHER, SIGMOID,
+            HAS_WEIGHT, HAS_BIAS, HAS_OFFSET, CAST, QUANT, TOP, UE8M0,
         )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def normalise(
         y if h is None else h,
         y if scale is None else scale,
     )
-    numbers = (rows, *scale_strides, padded // tile.vector, stride, second_stride, eps, offset)
+    numbers = (rows, *scale_strides, padded // tile.vector, stride, second_stride, float(eps), float(offset))
     _launch(-(-rows // tile.rows), tensors, numbers, constants, tile.num_warps)
 
 
