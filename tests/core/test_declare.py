@@ -160,3 +160,16 @@ def test_requirements_say_what_is_unmet() -> None:
     assert Requirements(aiter=("0.1.17", None)).unmet(mi300) == "needs AITER >= 0.1.17; 0.1.10.post3 is installed"
     assert Requirements(aiter=("0.1.5", "0.1.10")).unmet(mi300) is not None
     assert Requirements(aiter=("0.1.5", None)).unmet(aiter_ops.platform_for("gfx942")) == "AITER is not installed"
+
+
+@pytest.mark.parametrize("target", aiter_ops.list_ops(), ids=lambda o: o.name)
+@pytest.mark.parametrize("arch", ["gfx942", "gfx950", "gfx1201", "sm_90"])
+def test_predicates_take_the_ops_own_parameters_by_name(target: aiter_ops.Op, arch: str) -> None:
+    there = aiter_ops.platform_for(arch, aiter="0.1.16")
+    sample = next(target.samples(values=False))
+    args, kwargs = target.bind(sample.args, sample.kwargs, there)
+    named = {**dict(zip(target.parameters, args, strict=False)), **kwargs}
+    for implementation in target.implementations.values():
+        predicate = implementation.predicate(there) if implementation.predicate else None
+        if predicate:
+            assert predicate(**named) == predicate(*args, **kwargs)

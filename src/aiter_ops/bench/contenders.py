@@ -81,10 +81,11 @@ def _ours(op: Op, kwargs: dict[str, Any]) -> tuple[list[Contender], dict[str, st
     """Our providers but torch, in the policy's order; what the policy or a refusal excludes is left out."""
     found: list[Contender] = []
     left_out: dict[str, str] = {}
+    values, named = op.bind((), kwargs)
     for candidate in runtime.find(op, platform(), runtime.policy()):
         if candidate.provider == "torch":
             continue
-        reason = candidate.out or (candidate.predicate(**kwargs) if candidate.predicate else None)
+        reason = candidate.out or (candidate.predicate(*values, **named) if candidate.predicate else None)
         if reason or candidate.implementation is None:
             left_out[candidate.provider] = reason or "no implementation"
         else:

@@ -97,7 +97,10 @@ _dequant = Launcher(dequant_kernel, free=5)
 
 
 def _refusal(target: Platform) -> Predicate:
-    return lambda q, *rest: None if q.dtype == torch.uint8 else fp8_predicate(target, q.dtype)
+    def predicate(q, scale, out_dtype, block_rows, group_size):  # type: ignore[no-untyped-def]
+        return None if q.dtype == torch.uint8 else fp8_predicate(target, q.dtype)
+
+    return predicate
 
 
 @PROVIDER.implements("dequant", refuses=_refusal)

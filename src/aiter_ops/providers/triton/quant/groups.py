@@ -172,7 +172,7 @@ def group_quant(
     return quantise(x, group_size, dtype, scale_layout, ue8m0)
 
 
-@PROVIDER.implements("per_token_quant", refuses=lambda t: lambda x, dtype, bound: fp8_predicate(t, dtype))
+@PROVIDER.implements("per_token_quant", refuses=lambda t: lambda x, dtype, scale_upper_bound: fp8_predicate(t, dtype))
 def per_token_quant(
     x: Tensor, dtype: torch.dtype | None = None, scale_upper_bound: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
