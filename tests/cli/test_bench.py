@@ -334,7 +334,9 @@ def test_the_report_has_a_table_an_op_and_all_misses() -> None:
     text = report.markdown(found)
     assert text.count("\n## ") == 5
     assert "| 8192×4096 | **32.86** triton |" in text
-    assert all(f"- {line}\n" in text for line in analysis.misses(found))
+    assert f"Missed, {len(analysis.misses(found))} in all" in text
+    assert all(f"- {line}\n" in text for line in analysis.misses_by_op(found))
+    assert any(line.startswith("silu_and_mul: share of the limit on 6 of 6") for line in analysis.misses_by_op(found))
     for line in text.splitlines():
         if line.startswith("| 1×4096"):
             assert line.count("|") == 17

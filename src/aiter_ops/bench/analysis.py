@@ -47,12 +47,15 @@ def limits(found: Found) -> dict[str, dict[str, Any]]:
     }
     for result in found["results"]:
         for c in result["contenders"] if result["large"] else ():
-            # a result that is not produced was not written, so the bytes of the op do not hold for it
-            whole = not c.get("check", {}).get("missing")
-            if result["mix"] in best and whole and c["gbps"] > best[result["mix"]]["gbps"]:
+            if result["mix"] in best and whole(c) and c["gbps"] > best[result["mix"]]["gbps"]:
                 by = f"{c['name']} at {result['op']} {result['rows']}×{result['width']}"
                 best[result["mix"]] = {"gbps": c["gbps"], "by": by}
     return best
+
+
+def whole(contender: dict[str, Any]) -> bool:
+    """Whether it gives all results: one that is not given was not written, so the op's bytes do not hold for it."""
+    return not contender.get("check", {}).get("missing")
 
 
 def share(result: Result, contender: dict[str, Any], best: dict[str, dict[str, Any]]) -> float | None:
@@ -79,8 +82,8 @@ def ours(result: Result) -> dict[str, Any] | None:
 
 
 def rivals(result: Result) -> list[dict[str, Any]]:
-    """Everybody else but the eager reference, fastest first."""
-    others = [c for c in result["contenders"] if c["kind"] != "ours" and c["name"] != "torch.eager"]
+    """Everybody else who does the whole op, but for the eager reference; fastest first."""
+    others = [c for c in result["contenders"] if c["kind"] != "ours" and c["name"] != "torch.eager" and whole(c)]
     return sorted(others, key=lambda c: float(c["us"]))
 
 
@@ -118,12 +121,36 @@ def _targets(result: Result, best: dict[str, dict[str, Any]]) -> Iterator[Target
         yield target("times AITER's Triton", theirs["us"] / mine["us"], OVER_AITER_TRITON[3])
 
 
-def misses(found: Found) -> list[str]:
-    """What was not reached, in words: targets missed, and shapes where nothing of ours was timed."""
-    silent = [
+def untimed(found: Found) -> list[str]:
+    """Shapes where nothing of ours was timed, and why."""
+    return [
         f"{r['op']} {r['rows']}×{r['width']}: no implementation of ours was timed"
         + "".join(f"; {n}: {why}" for n, why in {**r["wrong"], **r["left_out"]}.items() if n in ("triton", "aiter"))
         for r in found["results"]
         if ours(r) is None
     ]
-    return silent + [str(t) for t in targets(found) if not t.met]
+
+
+def misses(found: Found) -> list[str]:
+    """What was not reached, in words: shapes where nothing of ours was timed, and targets missed."""
+    return untimed(found) + [str(t) for t in targets(found) if not t.met]
+
+
+def misses_by_op(found: Found) -> list[str]:
+    """The same, one line for an op and a target: on how many of its shapes, and the worst of them."""
+    grouped: dict[tuple[str, str], list[Target]] = {}
+    for t in targets(found):
+        grouped.setdefault((t.op, t.name), []).append(t)
+    lines = untimed(found)
+    for (op, name), every in grouped.items():
+        missed = [t for t in every if not t.met]
+        if not missed:
+            continue
+        at_least = name in _AT_LEAST
+        worst = (min if at_least else max)(missed, key=lambda t: t.value)
+        against = f" ({worst.against})" if worst.against else ""
+        lines.append(
+            f"{op}: {name} on {len(missed)} of {len(every)} shapes, worst {worst.value:.3g} at {worst.rows}×{worst.width}"
+            f"{against}, wanted {'≥' if at_least else '≤'} {worst.wanted:g}"
+        )
+    return lines

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .analysis import FLOOR, SHARE, Found, Result, limits, share
+from .analysis import FLOOR, SHARE, Found, Result, limits, share, whole
 
 OURS = "#d62728"
 COLOURS = {
@@ -91,7 +91,7 @@ def _panel(axis: Any, op: str, results: list[Result], best: dict[str, Any], hand
     for x, result in enumerate(results):
         wanted = SHARE if result["large"] else 1 / FLOOR
         axis.plot([x - 0.5, x + 0.5], [wanted] * 2, color="#888888", linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
-        heights = [(c, height(result, c, best)) for c in result["contenders"]]
+        heights = [(c, height(result, c, best)) for c in result["contenders"] if whole(c)]
         for contender, y in sorted(heights, key=lambda pair: pair[0]["kind"] == "ours"):
             if y is None:
                 continue

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from .analysis import Found, Result, invalid, limits, misses, named, ours, rivals, share, targets
+from .analysis import Found, Result, invalid, limits, misses, misses_by_op, named, ours, rivals, share, targets
 from .contenders import EAGER
 
 
@@ -66,9 +66,11 @@ def _targets(found: Found) -> str:
         return ""
     met, all_ = Counter(t.name for t in every if t.met), Counter(t.name for t in every)
     rows = [[name, str(met[name]), str(count)] for name, count in all_.items()]
-    missed = misses(found)
+    missed = misses_by_op(found)
     lines = ["## Targets", table(["target", "met", "of"], rows)]
-    lines.append("Every target is met." if not missed else f"Missed ({len(missed)}):\n\n" + _bullets(missed))
+    lines.append(
+        "Every target is met." if not missed else f"Missed, {len(misses(found))} in all:\n\n" + _bullets(missed)
+    )
     return "\n\n".join(lines)
 
 

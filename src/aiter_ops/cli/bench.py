@@ -215,7 +215,7 @@ def show(found: dict[str, Any]) -> None:
         wide.print(f"This run is invalid: {problem}.", style="bold red")
     missed = analysis.misses(found)
     wide.print(f"targets: {sum(t.met for t in analysis.targets(found))} met, {len(missed)} missed")
-    for line in missed:
+    for line in analysis.misses_by_op(found):
         wide.print(f"  missed: {line}", highlight=False)
 
 
