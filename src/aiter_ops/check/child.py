@@ -17,7 +17,7 @@ import torch
 from aiter_ops.core import runtime
 from aiter_ops.core.op import Op, get_op
 
-from .verify import Row, verify_one
+from .trial import Row, verify_one
 
 _MARK = "\x1eaiter-ops row "
 """Starts the lines that are rows; whatever else a library prints is passed over."""

@@ -22,7 +22,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from aiter_ops.check.verify import Row
+    from aiter_ops.check.trial import Row
 
 
 class Size(str, Enum):
