@@ -354,3 +354,14 @@ def test_plugins_that_claim_a_name_are_refused(monkeypatch: pytest.MonkeyPatch) 
     assert providers.load_plugins(()) == []
     with pytest.raises(ValueError, match="which no installed distribution provides"):
         providers.load_plugins(("nowhere",))
+
+
+def test_a_provider_whose_package_is_missing_is_not_called_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a laptop without Triton, asked about a GPU: the kernels exist, they just cannot be loaded to be asked."""
+    triton = providers.get_provider("triton")
+    monkeypatch.setattr(triton, "imports", "a_package_that_is_not_there")
+    monkeypatch.setattr(providers, "_loaded", set())
+    target = aiter_ops.get_op("dequant")
+    monkeypatch.delitem(target.implementations_loaded(), "triton", raising=False)
+    reasons = {p: r for p, _, r in aiter_ops.explain(target, on=aiter_ops.platform_for("gfx942")).reasons}
+    assert "cannot be judged here: its kernels need the Python package a_package_that_is_not_there" in reasons["triton"]

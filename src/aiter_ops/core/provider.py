@@ -151,18 +151,24 @@ def provider_names() -> tuple[str, ...]:
     return (*[n for n in BUILT_IN if n != "torch"], *extra, "torch")
 
 
-def load_family(provider: Provider, family: str) -> None:
-    """Import a provider's module of one family, once. A family it does not have is fine; a broken module raises."""
+def load_family(provider: Provider, family: str) -> str | None:
+    """Import a provider's module of one family, once. A family it does not have is fine; a broken module raises.
+
+    Returns why its implementations cannot be known on this machine, or None.
+    """
     with _lock:
         key = (provider.name, family)
         if key in _loaded or not provider.package:
-            return
+            return None
         path = f"{provider.package}.{family}"
         if provider.imports and importlib.util.find_spec(provider.imports) is None:
-            return
+            return (
+                f"cannot be judged here: its kernels need the Python package {provider.imports}, which is not installed"
+            )
         if importlib.util.find_spec(path) is not None:
             importlib.import_module(path)
         _loaded.add(key)
+        return None
 
 
 def load_plugins(wanted: tuple[str, ...] | None) -> list[str]:

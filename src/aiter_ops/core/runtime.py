@@ -125,10 +125,8 @@ def find(op: Op, machine: Platform, rules: Policy) -> list[Candidate]:
         source = provider.get_provider(name)
         bad += list(source.known_bad)
         if name not in op.implementations_loaded():
-            reason = source.requirements.unmet(machine)
-            if reason is None:
-                provider.load_family(source, op.family)
-            else:
+            reason = source.requirements.unmet(machine) or provider.load_family(source, op.family)
+            if reason:
                 missing[name] = reason
     return candidates(op.name, op.family, op.implementations_loaded(), names, machine, rules, bad, missing)
 
