@@ -7,22 +7,28 @@ assembly (LLVM, "User Guide for AMDGPU Backend", code object metadata).
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aiter_ops.core.op import Op
-from aiter_ops.core.platforms import Platform
+from aiter_ops.core.op import Op, list_ops
+from aiter_ops.core.platforms import Platform, platform_for
 from aiter_ops.core.provider import Implementation
 from aiter_ops.core.samples import Make
 from aiter_ops.providers.triton.launch import Job, compiling_for
 
 ARCHS = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
 """Targets every Triton implementation is compiled for."""
+
+WHOLE = "gfx942"
+"""The target for which `compile_all` compiles every form; the others: the forms of the model widths."""
 
 WIDE_FROM = 2048
 """Rows of at least so many columns give every lane of a program 16 bytes of a 2-byte type."""
@@ -80,6 +86,41 @@ def collect(op: Op, target: Platform) -> list[Wanted]:
             known = found.get(form)
             found[form] = Wanted(form, wide or (known is not None and known.wide))
     return list(found.values())
+
+
+def compile_all(archs: Sequence[str] = ARCHS, processes: int = 2) -> dict[str, list[tuple[str, bool, Report]]]:
+    """Compile what every op's Triton implementation launches, each compilation once, in `processes` processes.
+
+    Returns for every target the first op that needs each compilation, whether its memory instructions must be
+    wide, and the report.
+    """
+    with tempfile.TemporaryDirectory(prefix="aiter_ops-aot-") as folder:
+        tasks = [(arch, part, processes, folder) for arch in archs for part in range(processes)]
+        made: dict[str, list[tuple[str, bool, Report]]] = {arch: [] for arch in archs}
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for task, reports in zip(tasks, pool.map(_compile_share, tasks), strict=True):
+                made[task[0]] += reports
+    return made
+
+
+def _compile_share(task: tuple[str, int, int, str]) -> list[tuple[str, bool, Report]]:
+    """One process's share of a target's compilations."""
+    import triton
+
+    arch, part, processes, folder = task
+    triton.knobs.cache.dir = folder
+    jobs = list(_wanted_for(arch).items())[part::processes]
+    return [(name, wide, compile_job(job, platform_for(arch))) for job, (name, wide) in jobs]
+
+
+def _wanted_for(arch: str) -> dict[Job, tuple[str, bool]]:
+    """Each compilation once: the first op that needs it, and whether its memory instructions must be wide."""
+    found: dict[Job, tuple[str, bool]] = {}
+    for op in list_ops():
+        for wanted in collect(op, platform_for(arch)):
+            first, wide = found.get(wanted.job, (op.name, False))
+            found[wanted.job] = first, wide or wanted.wide
+    return found if arch == WHOLE else {job: value for job, value in found.items() if value[1]}
 
 
 class _Undrawn(Make):
