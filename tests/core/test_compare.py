@@ -31,3 +31,19 @@ def test_e8m0_likewise() -> None:
     assert _agree("e8m0", torch.tensor([[92, 120]], dtype=torch.uint8), want)
     assert not _agree("e8m0", torch.tensor([[94, 120]], dtype=torch.uint8), want)
     assert not _agree("e8m0", torch.tensor([[0, 121]], dtype=torch.uint8), want)
+
+
+def _choice(got_ids: list[list[int]], weights: list[list[float]], swaps: float) -> bool:
+    want = torch.tensor([[3, 1]] * 4, dtype=torch.int32), torch.full((4, 2), 0.5)
+    got = torch.tensor(got_ids, dtype=torch.int32), torch.tensor(weights)
+    return compare((got[1], got[0]), (want[1], want[0]), ("weights", "ids"), Tolerance(swaps=swaps)).ok
+
+
+def test_a_row_may_choose_otherwise_only_where_the_op_allows_it() -> None:
+    same, one = [[3, 1]] * 4, [[3, 1]] * 3 + [[3, 2]]
+    right, other = [[0.5, 0.5]] * 4, [[0.5, 0.5]] * 3 + [[0.6, 0.4]]
+    assert _choice(same, right, 0.0)
+    assert not _choice(same, other, 0.25), "weights of a row with the same choice must agree"
+    assert not _choice(one, right, 0.0)
+    assert _choice(one, other, 0.25)
+    assert not _choice([[3, 1]] * 2 + [[3, 2]] * 2, right, 0.25)

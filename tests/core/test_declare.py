@@ -57,6 +57,12 @@ def test_the_schema_says_types_optionals_defaults_and_mutation() -> None:
     )
 
 
+def test_a_list_of_integers_has_the_length_of_its_default() -> None:
+    def sample(x: Tensor, block: list[int] = [128, 64]) -> Tensor: ...  # noqa: B006
+
+    assert read_signature(sample).schema == "sample(Tensor x, SymInt[2] block=[128, 64]) -> Tensor"
+
+
 def test_what_a_schema_cannot_say_is_an_error() -> None:
     def bad_type(x: Tensor, y: dict[str, int]) -> Tensor: ...
     def bad_result(x: Tensor) -> list[Tensor]: ...

@@ -175,6 +175,7 @@ def compile_job(job: Job, target: Platform) -> Report:
             grid=(1,),
             num_warps=job.num_warps,
             num_stages=job.num_stages,
+            **dict(job.options),
         )
     text = compiled.asm["amdgcn"]
 

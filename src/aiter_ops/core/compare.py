@@ -19,12 +19,15 @@ class Tolerance:
     Both sides compute in fp32 in another order of summation; what that leaves, relative to the largest value of
     the row, is `fp32` (16 units of 2^-23 unless the op says more). Rounding that to the result's dtype can land on
     either neighbour, `ulps` times where the op rounds more than once. A quantised code may then be off by one
-    where the value sits at a rounding boundary: at most the share `flips` of all codes.
+    where the value sits at a rounding boundary: at most the share `flips` of all codes. A choice among scores (a
+    result called ``ids``) may differ where two scores are a rounding apart: in at most the share `swaps` of all rows,
+    and there the results that go with it (``weights``) are not compared.
     """
 
     ulps: int = 1
     fp32: float = 16 * 2.0**-23
     flips: float = 2e-3
+    swaps: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,29 @@ def _codes(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance, name: st
     return Verdict(ok, float(worst), 1.0, f"{name}: {off} of {total} codes off by one, worst {worst} codes")
 
 
+def _swapped(
+    got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...], names: tuple[str, ...]
+) -> torch.Tensor | None:
+    """[..., 1]: the rows whose ``ids`` differ, where a result has that name and the shapes agree."""
+    if "ids" not in names:
+        return None
+    g, w = got[names.index("ids")], want[names.index("ids")]
+    return (g.to(w.device) != w).any(-1, keepdim=True) if g.shape == w.shape else None
+
+
+def _choices(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance, name: str) -> Verdict:
+    rows = (got != want).any(-1)
+    wrong, most = int(rows.sum()), int(tolerance.swaps * rows.numel())
+    where = f", first {rows.nonzero()[0].tolist()}" if wrong else ""
+    return Verdict(wrong <= most, float(wrong), float(most), f"{name}: {wrong} of {rows.numel()} rows differ{where}")
+
+
 def compare(
     got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...], names: tuple[str, ...], tolerance: Tolerance
 ) -> Verdict:
     """The worst verdict over all results; shape, dtype, strides and device must be the same."""
     worst: Verdict | None = None
+    swapped = _swapped(got, want, names)
     for g, w, name in zip(got, want, names, strict=True):
         for what in ("shape", "dtype"):
             if getattr(g, what) != getattr(w, what):
@@ -118,7 +139,11 @@ def compare(
         if name in _ZERO_SCALE:
             zero, most = _ZERO_SCALE[name]
             g = torch.where((w == zero) & (g >= w) & (g <= most), w, g)
-        if name == "packed" or w.dtype in (*_FP8, torch.int8):
+        if swapped is not None and name == "weights":
+            g = torch.where(swapped, w, g)
+        if name == "ids":
+            verdict = _choices(g, w, tolerance, name)
+        elif name == "packed" or w.dtype in (*_FP8, torch.int8):
             verdict = _codes(g, w, tolerance, name, name == "packed")
         elif not w.dtype.is_floating_point:
             wrong = int((g != w).sum())

@@ -51,13 +51,15 @@ class Op:
         fake: Callable[..., Any] | None,
         check: Callable[..., None] | None,
         flops: Callable[..., int] | None,
+        moved: Callable[..., int] | None,
         strided: tuple[str, ...],
         mutates: tuple[str, ...],
     ) -> None:
         self.name, self.family, self.doc = fn.__name__, family, inspect.getdoc(fn) or ""
         self.signature = read_signature(fn, mutates)
         self.results, self.tolerance, self.inline = results, tolerance, inline
-        self._written, self._samples, self._check, self._flops = fn, samples, check, flops
+        self._written, self._samples, self._check = fn, samples, check
+        self._flops, self._moved = flops, moved
         self._defaults = {f"default_{p.name}": fp8_dtype for p in self.signature.params if p.is_fp8_default}
         if len(results) != self.signature.results:
             raise TypeError(f"{self.name}: results={results} for {self.signature.results} returned tensors")
@@ -227,16 +229,23 @@ class Op:
         return compare(self.as_tuple(got), self.as_tuple(want), self.results, self.tolerance)
 
     def cost(self, *args: Any, **kwargs: Any) -> Cost:
-        """Bytes and operations of one call, from shapes alone."""
+        """Bytes and operations of one call: from shapes alone, but for ops that read what other arguments point at."""
+        values, named = self.bind(args, kwargs)
+        flops = self._flops(*values, **named) if self._flops else 0
+        return Cost(self._moved(*values, **named) if self._moved else self._all_bytes(values, named), flops)
+
+    def _all_bytes(self, values: tuple[Any, ...], named: dict[str, Any]) -> int:
+        """Every tensor among the arguments read once, every result written once."""
         from torch._subclasses.fake_tensor import FakeTensorMode
 
-        values, named = self.bind(args, kwargs)
+        def faked(value: Any) -> Any:
+            return mode.from_tensor(value) if isinstance(value, torch.Tensor) else value
+
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            faked = [mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for v in values]
-            out = self.as_tuple(self.opaque(*faked, **named))
-        moved = [v for v in values if isinstance(v, torch.Tensor)] + [*out]
-        total = sum(t.numel() * t.element_size() for t in moved)
-        return Cost(total, self._flops(*values, **named) if self._flops else 0)
+            arguments = {name: faked(value) for name, value in named.items()}
+            out = self.as_tuple(self.opaque(*map(faked, values), **arguments))
+        given = [v for v in (*values, *named.values()) if isinstance(v, torch.Tensor)]
+        return sum(t.numel() * t.element_size() for t in (*given, *out))
 
     def __repr__(self) -> str:
         return f"Op({self.name})"
@@ -252,6 +261,7 @@ def op(
     fake: Callable[..., Any] | None = None,
     check: Callable[..., None] | None = None,
     flops: Callable[..., int] | None = None,
+    moved: Callable[..., int] | None = None,
     strided: tuple[str, ...] = (),
     mutates: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -260,6 +270,7 @@ def op(
     samples: yields `Sample`s. results: a name per returned tensor; ``q`` and ``packed`` are codes, ``scale`` fp32.
     inline: the reference is shape-static and free of loops and synchronisation, so the compiler may trace it, and it
     is its own fake; other ops give `fake`. check: same parameters, raises for bad arguments. flops: same parameters.
+    moved: same parameters, the bytes that must move where that is not every tensor once (experts no token chose).
     strided: results whose strides the signature decides (all others are contiguous). mutates: tensors written to.
     A parameter ``dtype: torch.dtype | None`` means this machine's FP8 format where it is None.
     """
@@ -267,7 +278,7 @@ def op(
     def declare(fn: Callable[..., Any]) -> Callable[..., Any]:
         if fn.__name__ in runtime.ops:
             raise ValueError(f"op {fn.__name__} is declared twice")
-        made = Op(fn, family, samples, results, tolerance, inline, fake, check, flops, strided, mutates)
+        made = Op(fn, family, samples, results, tolerance, inline, fake, check, flops, moved, strided, mutates)
         runtime.ops[made.name] = made
         return made.entry
 

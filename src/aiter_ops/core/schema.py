@@ -85,7 +85,7 @@ class Signature:
 
 
 def _literal(value: Any) -> str:
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, (bool, list)):
         return str(value)
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
@@ -99,7 +99,10 @@ def _param(function: str, p: inspect.Parameter, hint: Any) -> Param:
     choices: tuple[str, ...] = ()
     if typing.get_origin(hint) is Literal:
         choices, hint = typing.get_args(hint), str
-    if p.kind not in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY) or hint not in _SCALARS:
+    positional_or_named = p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    if positional_or_named and hint == list[int] and isinstance(p.default, list):
+        return Param(p.name, p.kind, p.default, f"SymInt[{len(p.default)}]", optional)
+    if not positional_or_named or hint not in _SCALARS:
         raise TypeError(f"{function}: parameter {p.name}: {hint} has no form in a torch schema")
     return Param(p.name, p.kind, p.default, _SCALARS[hint], optional, choices)
 

@@ -24,6 +24,10 @@ _MOST_STARTED = 4096
 _BIG = 2**31
 
 
+Options = tuple[tuple[str, Any], ...]
+"""Options of the compiler beside warps and stages, by name (AMD: ``waves_per_eu``, ``matrix_instr_nonkdim``)."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One compilation: a kernel with the values its signature and constants follow from."""
@@ -34,6 +38,7 @@ class Job:
     constants: tuple[Any, ...]
     num_warps: int
     num_stages: int
+    options: Options = ()
 
 
 Start = Callable[[int, int, tuple[Any, ...]], None]
@@ -103,36 +108,41 @@ class Launcher:
         constants: tuple[Any, ...],
         num_warps: int = 4,
         num_stages: int = 1,
+        options: Options = (),
     ) -> None:
         """Start `grid` programs. Tensors that a constant switches off may be any other tensor of the call."""
         device = tensors[0].get_device()
         if device < 0 or _Compiling.target is not None:
-            self._apart(grid, tensors, numbers, constants, num_warps, num_stages)
+            self._apart(grid, tensors, numbers, constants, num_warps, num_stages, options)
             return
         if device != torch._C._cuda_getDevice():
             with torch.cuda.device(device):
-                self(grid, tensors, numbers, constants, num_warps, num_stages)
+                self(grid, tensors, numbers, constants, num_warps, num_stages, options)
             return
         pointers = [t.data_ptr() for t in tensors]
         # all that Triton specialises on: constants, dtypes, the numbers that are not free (by value), alignment, size
-        key = (device, num_warps, num_stages, constants, numbers[self.free :], *[t.dtype for t in tensors])
+        key = (device, num_warps, num_stages, options, constants, numbers[self.free :], *[t.dtype for t in tensors])
         start = self._started.get(key)
         if start is not None and not functools.reduce(operator.or_, pointers) & _ALIGNED and _small(tensors):
             start(grid, torch._C._cuda_getCurrentRawStream(device), (*pointers, *numbers, *constants))
             return
-        made = self.kernel[(grid,)](*tensors, *numbers, *constants, num_warps=num_warps, num_stages=num_stages)
+        made = self.kernel[(grid,)](
+            *tensors, *numbers, *constants, num_warps=num_warps, num_stages=num_stages, **dict(options)
+        )
         if start is None and not functools.reduce(operator.or_, pointers) & _ALIGNED and _small(tensors):
             if len(self._started) >= _MOST_STARTED:
                 self._started.clear()
             self._started[key] = _starter(made)
 
-    def _apart(self, grid: int, tensors: Any, numbers: Any, constants: Any, num_warps: int, num_stages: int) -> None:
+    def _apart(
+        self, grid: int, tensors: Any, numbers: Any, constants: Any, num_warps: int, num_stages: int, options: Options
+    ) -> None:
         """Collection for ahead-of-time compilation, and Triton's interpreter on CPU tensors."""
         if _Compiling.target is None:
             self.kernel[(grid,)](*tensors, *numbers, *constants, num_warps=num_warps, num_stages=num_stages)
             return
         forms = tuple((t.dtype, t.data_ptr() % 16 == 0) for t in tensors)
-        _Compiling.jobs.append(Job(self.kernel, forms, numbers, constants, num_warps, num_stages))
+        _Compiling.jobs.append(Job(self.kernel, forms, numbers, constants, num_warps, num_stages, options))
 
 
 def fp8_predicate(target: Platform, dtype: torch.dtype | None) -> str | None:
