@@ -1,3 +1,5 @@
-"""Kernels of matrix products; importing the room registers its implementations."""
+"""Matrix products: kernels with plain loads for any GPU, and one that uses Hopper's copy engine."""
 
-from . import batched as batched
+from . import batched, plain
+
+__all__ = ["batched", "plain"]
