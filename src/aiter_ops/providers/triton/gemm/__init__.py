@@ -1,5 +1,5 @@
 """Matrix products: kernels with plain loads for any GPU, and one that uses Hopper's copy engine."""
 
-from . import batched, plain
+from . import batched, mx, plain
 
-__all__ = ["batched", "plain"]
+__all__ = ["batched", "mx", "plain"]
