@@ -85,8 +85,8 @@ def products() -> Iterator[tuple[str, list[str]]]:
 
 
 def blocks() -> Iterator[tuple[str, list[str]]]:
-    rows, n, k = 20, 144, 128
-    for (how, tile), block in itertools.product(TILES.items(), ((128, 64), (48, 32))):
+    rows, n, k = 18, 80, 128
+    for (how, tile), block in itertools.product(TILES.items(), ((64, 64), (48, 32))):
         if tile.described and block[0] % (tile.columns // tile.halves):
             continue
         if block[1] % tile.depth or k % block[1]:
