@@ -87,7 +87,7 @@ def main() -> None:
         for op in stated("triton"):
             for sample in op.samples(size="small"):
                 values = (*sample.args, *sample.kwargs.values())
-                known = not UNKNOWN & {v.dtype if isinstance(v, torch.Tensor) else v for v in values}
+                known = not UNKNOWN & {getattr(v, "dtype", v) for v in values if not isinstance(v, list)}
                 if known and fits(op, sample):
                     ran[op.name] = 1
                     wrong += varying(op, op.on("triton"), sample, 9)
