@@ -2,7 +2,7 @@
 
     python batch_invariant.py
 
-runs every such Triton implementation of the families whose results have rows in Triton's interpreter, on fp32 values, and prints one
+runs every such Triton implementation of the families below, products left out, in Triton's interpreter, on fp32 values, and prints one
 JSON line: {"run": {op: count}, "wrong": [text, ...]}. The tests on a GPU import `varying` and give it all dtypes.
 """
 
@@ -85,9 +85,11 @@ def main() -> None:
     wrong: list[str] = []
     with aiter_ops.use(batch_invariant=True):
         for op in stated("triton"):
+            if op.family == "gemm":
+                continue  # NumPy's matrix product rounds a row by its place in the matrix
             for sample in op.samples(size="small"):
                 values = (*sample.args, *sample.kwargs.values())
-                known = not UNKNOWN & {getattr(v, "dtype", v) for v in values if not isinstance(v, list)}
+                known = not UNKNOWN & {v.dtype if isinstance(v, torch.Tensor) else v for v in values}
                 if known and fits(op, sample):
                     ran[op.name] = 1
                     wrong += varying(op, op.on("triton"), sample, 9)
