@@ -24,11 +24,13 @@ from aiter_ops.core.provider import Implementation
 from aiter_ops.core.samples import Make
 from aiter_ops.providers.triton.launch import Job, compiling_for
 
+from .matrix import Formats, dots_in, matrix_instructions
+
 ARCHS = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
 """Targets every Triton implementation is compiled for."""
 
 WHOLE = "gfx942"
-"""The target for which `compile_all` compiles every form; the others: the forms of the model widths."""
+"""The target for which `compile_all` compiles every form; the others: the forms of samples with a model's sizes."""
 
 WIDE_FROM = 2048
 """Rows of at least so many columns give every lane of a program 16 bytes of a 2-byte type."""
@@ -36,15 +38,22 @@ WIDE_FROM = 2048
 
 @dataclass(frozen=True)
 class Wanted:
-    """A compilation, and whether its memory instructions must be 16 bytes wide: aligned rows of 8·k columns."""
+    """A compilation; whether its memory instructions must be 16 bytes wide (aligned rows of 8·k columns), and whether
+    a sample with a model's sizes needs it.
+    """
 
     job: Job
     wide: bool
+    model: bool
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one compilation came to. Spills are counts of registers; scratch and lds are bytes a lane and a program."""
+    """What one compilation came to. Spills are counts of registers; scratch and lds are bytes a lane and a program.
+
+    dots: the formats of the factors of each matrix product in the source, as Triton names them. matrix: the matrix
+    instructions in the assembly.
+    """
 
     kernel: str
     arch: str
@@ -57,6 +66,8 @@ class Report:
     lds: int
     wide_loads: bool
     wide_stores: bool
+    dots: tuple[Formats, ...]
+    matrix: tuple[str, ...]
 
     @property
     def spills(self) -> int:
@@ -80,11 +91,11 @@ def collect(op: Op, target: Platform) -> list[Wanted]:
             continue
         with compiling_for(target) as jobs:
             implementation.source(**values)
-        wide = all(_wide(t) for t in tensors if t.dim() > 1)
+        wide, model = all(_wide(t) for t in tensors if t.dim() > 1), sample.size == "model"
         for job in jobs:
             form = replace(job, numbers=_specialised(job))
-            known = found.get(form)
-            found[form] = Wanted(form, wide or (known is not None and known.wide))
+            known = found.get(form, Wanted(form, False, False))
+            found[form] = Wanted(form, wide or known.wide, model or known.model)
     return list(found.values())
 
 
@@ -118,9 +129,10 @@ def _wanted_for(arch: str) -> dict[Job, tuple[str, bool]]:
     found: dict[Job, tuple[str, bool]] = {}
     for op in list_ops():
         for wanted in collect(op, platform_for(arch)):
-            first, wide = found.get(wanted.job, (op.name, False))
-            found[wanted.job] = first, wide or wanted.wide
-    return found if arch == WHOLE else {job: value for job, value in found.items() if value[1]}
+            if wanted.model or arch == WHOLE:
+                first, wide = found.get(wanted.job, (op.name, False))
+                found[wanted.job] = first, wide or wanted.wide
+    return found
 
 
 class _Undrawn(Make):
@@ -157,7 +169,7 @@ def _specialised(job: Job) -> tuple[float, ...]:
     """The numbers, each replaced by one that Triton specialises alike."""
     free = {p.num for p in job.kernel.params if p.do_not_specialize}
     numbers: list[float] = []
-    for i, value in enumerate(job.numbers, start=len(job.tensors)):
+    for i, value in enumerate(job.numbers, start=len(job.described) + len(job.tensors)):
         if isinstance(value, int) and i not in free:
             numbers.append(1 if value == 1 else 16 if value % 16 == 0 else 17)
         else:
@@ -167,16 +179,7 @@ def _specialised(job: Job) -> tuple[float, ...]:
 
 def compile_job(job: Job, target: Platform) -> Report:
     """Compile one job for `target` (an AMD platform) and read the assembly. Raises what the compiler raises."""
-    with _compiler_for(target):
-        compiled = job.kernel.warmup(
-            *(_Pointer(dtype, aligned) for dtype, aligned in job.tensors),
-            *job.numbers,
-            *job.constants,
-            grid=(1,),
-            num_warps=job.num_warps,
-            num_stages=job.num_stages,
-            **dict(job.options),
-        )
+    compiled = compiled_for(job, target)
     text = compiled.asm["amdgcn"]
 
     def number(name: str) -> int:
@@ -197,13 +200,35 @@ def compile_job(job: Job, target: Platform) -> Report:
         lds=compiled.metadata.shared,
         wide_loads=re.search(r"(global|buffer|flat)_load_(dwordx4|b128)\b", text) is not None,
         wide_stores=re.search(r"(global|buffer|flat)_store_(dwordx4|b128)\b", text) is not None,
+        dots=dots_in(compiled.asm["ttir"]),
+        matrix=matrix_instructions(text),
     )
+
+
+def compiled_for(job: Job, target: Platform) -> Any:
+    """What Triton made of one job for `target`. Raises what the compiler raises."""
+    described = ()
+    if job.described:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        described = tuple(TensorDescriptor(_Pointer(d), [256, 256], [256, 1], [*tile]) for d, tile in job.described)
+    with _compiler_for(target):
+        return job.kernel.warmup(
+            *described,
+            *(_Pointer(dtype, aligned) for dtype, aligned in job.tensors),
+            *job.numbers,
+            *job.constants,
+            grid=(1,),
+            num_warps=job.num_warps,
+            num_stages=job.num_stages,
+            **dict(job.options),
+        )
 
 
 class _Pointer:
     """What Triton asks of a tensor argument: dtype, alignment, and that it is below 2 GiB."""
 
-    def __init__(self, dtype: torch.dtype, aligned: bool) -> None:
+    def __init__(self, dtype: torch.dtype, aligned: bool = True) -> None:
         self.dtype, self._address = dtype, 0 if aligned else 2
 
     def data_ptr(self) -> int:
@@ -229,6 +254,8 @@ def _compiler_for(target: Platform) -> Iterator[None]:
             raise NotImplementedError("nothing is launched")
 
         def get_current_target(self) -> Any:
+            if target.vendor == "nvidia":
+                return GPUTarget("cuda", int(target.arch.removeprefix("sm_")), target.wave_size)
             return GPUTarget("hip", target.arch, target.wave_size)
 
         def get_active_torch_device(self) -> torch.device:

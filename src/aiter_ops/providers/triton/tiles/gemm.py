@@ -16,6 +16,8 @@ LEAST_STEPS = 4
 """A part of a split sum has at least so many steps."""
 
 MOST_PARTS = 32
+_LEAST = {1: 32, 2: 32, 4: 16}
+"""Columns of a step where rows do not start at multiples of 16 bytes, by bytes of an element."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,12 @@ T = ProductTile
 
 @dataclass(frozen=True)
 class Choices:
-    """few: for at most so many rows. many: from the largest; the first that gives every compute unit a tile is taken."""
+    """few: for at most so many rows, the first that can be used. many: for more, from the largest; the first that gives
+    every compute unit a tile.
+    """
 
     few: tuple[tuple[int, T], ...]
     many: tuple[T, ...]
-
-
-def _amd(*tiles: T, **options: int) -> tuple[T, ...]:
-    return tuple(replace(t, options=tuple(options.items())) for t in tiles)
 
 
 def _choices(*tiles: T, most: tuple[int, ...] = (16, 64)) -> Choices:
@@ -60,13 +60,25 @@ def _choices(*tiles: T, most: tuple[int, ...] = (16, 64)) -> Choices:
     return Choices(tuple(zip(most, tiles[:count], strict=True)), tiles[count:])
 
 
-_MFMA = {"matrix_instr_nonkdim": 16}
 _CDNA = {
-    1: _choices(
-        *_amd(T(16, 64, 128, 4, 2), T(64, 64, 128, 4, 2), T(128, 128, 128, 8, 2), T(64, 64, 128, 4, 2), **_MFMA)
-    ),
-    2: _choices(*_amd(T(16, 64, 128, 4, 2), T(64, 64, 64, 4, 2), T(128, 128, 64, 4, 2), T(64, 64, 64, 4, 2), **_MFMA)),
-    4: _choices(*_amd(T(16, 64, 64, 4, 2), T(64, 64, 32, 4, 2), T(128, 64, 32, 4, 2), T(64, 64, 32, 4, 2), **_MFMA)),
+    element: _choices(*(replace(t, options=(("matrix_instr_nonkdim", 16),)) for t in found))
+    for element, found in {
+        1: (
+            T(16, 64, 128, 4, 2),
+            T(64, 64, 128, 4, 2),
+            T(256, 128, 128, 8, 2),
+            T(128, 128, 128, 8, 2),
+            T(64, 64, 128, 4, 2),
+        ),
+        2: (
+            T(16, 64, 128, 4, 2),
+            T(64, 64, 64, 4, 2),
+            T(256, 128, 64, 8, 2),
+            T(128, 128, 64, 4, 2),
+            T(64, 64, 64, 4, 2),
+        ),
+        4: (T(16, 64, 64, 4, 2), T(64, 64, 32, 4, 2), T(128, 64, 32, 4, 2), T(64, 64, 32, 4, 2)),
+    }.items()
 }
 _RDNA = {
     1: _choices(T(16, 64, 128, 4, 2), T(64, 64, 64, 4, 2), T(128, 64, 64, 8, 2), T(64, 64, 64, 4, 2)),
@@ -79,22 +91,24 @@ TILES: dict[str, dict[int, Choices]] = {
             T(16, 64, 128, 4, 6, swap=True),
             T(32, 64, 128, 4, 5, swap=True),
             T(64, 64, 128, 4, 5),
+            T(128, 128, 128, 8, 3, described=True, halves=2),
             T(128, 64, 128, 4, 4),
             T(128, 128, 128, 8, 3, described=True, halves=2),
             T(128, 128, 128, 8, 4),
             T(64, 64, 128, 4, 5),
-            most=(16, 32, 64, 128),
+            most=(16, 32, 64, 128, 128),
         ),
         2: _choices(
             T(16, 64, 128, 4, 4, swap=True),
             T(32, 64, 128, 4, 4, swap=True),
             T(64, 64, 64, 4, 5),
+            T(128, 128, 64, 8, 4, described=True),
             T(128, 64, 64, 4, 4),
             T(128, 256, 64, 8, 4, described=True),
             T(128, 128, 64, 8, 4, described=True),
             T(128, 128, 64, 8, 4),
             T(64, 64, 64, 4, 5),
-            most=(16, 32, 64, 128),
+            most=(16, 32, 64, 128, 128),
         ),
         4: _choices(T(16, 64, 32, 4, 3), T(64, 64, 32, 4, 3), T(64, 64, 32, 4, 3)),
     },
@@ -104,8 +118,8 @@ TILES: dict[str, dict[int, Choices]] = {
     "gfx11": _RDNA,
     "gfx12": _RDNA,
     "other": {
-        1: _choices(T(16, 64, 128, 4, 3), T(64, 64, 128, 4, 3), T(64, 64, 128, 4, 3)),
-        2: _choices(T(16, 64, 64, 4, 3), T(64, 64, 64, 4, 3), T(64, 64, 64, 4, 3)),
+        1: _choices(T(16, 64, 128, 4, 3), T(64, 64, 128, 4, 3), T(128, 128, 64, 8, 3), T(64, 64, 128, 4, 3)),
+        2: _choices(T(16, 64, 64, 4, 3), T(64, 64, 64, 4, 3), T(128, 128, 32, 8, 3), T(64, 64, 64, 4, 3)),
         4: _choices(T(16, 64, 32, 4, 2), T(64, 64, 32, 4, 2), T(64, 64, 32, 4, 2)),
     },
 }
@@ -121,11 +135,12 @@ def family(machine: Platform) -> str:
     return next((name for name in TILES if arch.startswith(name)), "other")
 
 
-def fitting(tile: T, element: int, block: int | None) -> T:
-    """`tile` with a depth that divides `block`, the columns that share a scale."""
-    if block is None or block % tile.depth == 0:
-        return tile
-    return replace(tile, depth=min(tile.depth, block & -block))
+def fitting(tile: T, element: int, aligned: bool, block: int | None) -> T:
+    """`tile` with a depth that divides `block`, the columns that share a scale; short steps of rows that are read
+    element by element.
+    """
+    depth = tile.depth if aligned else min(tile.depth, _LEAST[element])
+    return replace(tile, depth=depth if block is None or block % depth == 0 else min(depth, block & -block))
 
 
 def _parts(tile: T, tiles: int, k: int, units: int) -> int:
@@ -136,14 +151,23 @@ def _parts(tile: T, tiles: int, k: int, units: int) -> int:
 
 @lru_cache(4096)
 def product_tile(
-    machine: Platform, m: int, n: int, k: int, element: int, describable: bool, block: int | None, fixed: bool
+    machine: Platform,
+    m: int,
+    n: int,
+    k: int,
+    element: int,
+    aligned: bool,
+    describable: bool,
+    block: int | None,
+    fixed: bool,
 ) -> tuple[T, int]:
     """The tile for [m, k] · [n, k]ᵀ and the steps a program does of each sum.
 
-    element: bytes of one. describable: tensor descriptors can be made of both factors. block: columns that share a
-    scale. fixed: neither may depend on m.
+    element: bytes of one. aligned: rows start at multiples of 16 bytes. describable: tensor descriptors can be made of
+    both factors. block: columns that share a scale. fixed: neither may depend on m.
     """
     choices = TILES[family(machine)][element]
+    few = tuple(t for most, t in choices.few if m <= most and (describable or not t.described))
     many = tuple(t for t in choices.many if describable or not t.described)
     units = machine.compute_units or 128
 
@@ -151,11 +175,10 @@ def product_tile(
         return -(-m // t.rows) * -(-n // t.columns)
 
     if fixed:
-        tile, parts = fitting(many[-1], element, block), 1
+        tile, parts = fitting(many[-1], element, aligned, block), 1
     else:
-        few = next((t for most, t in choices.few if m <= most), None)
-        tile = few or next((t for t in many if tiles(t) >= units), many[-1])
-        tile = fitting(tile, element, block)
+        tile = few[0] if few else next((t for t in many if tiles(t) >= units), many[-1])
+        tile = fitting(tile, element, aligned, block)
         parts = _parts(tile, tiles(tile), k, units) if tiles(tile) < units else 1
     steps = -(-k // tile.depth)
     return tile, -(-steps // parts)
