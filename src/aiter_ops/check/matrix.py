@@ -75,13 +75,19 @@ def matrix_instructions(assembly: str) -> tuple[str, ...]:
     return tuple(sorted(set(re.findall(r"^\s+(v_(?:mfma|smfmac|wmma|swmmac)_\w+)", assembly, re.MULTILINE))))
 
 
+def _multiplied(pair: Formats) -> Formats:
+    """The formats that two factors are multiplied in: codes with scales become 16-bit floats beside one."""
+    wide = [format_ for format_ in pair if format_ in ("bf16", "f16")]
+    return (wide[0], wide[0]) if wide else pair
+
+
 def wrong_instructions(arch: str, dots: tuple[Formats, ...], matrix: tuple[str, ...]) -> str | None:
     """What is wrong with the matrix instructions of a kernel with these products, or None.
 
     Every product must have its target's instruction in its format, and no instruction may be there for any other.
     """
     known = INSTRUCTIONS[arch]
-    wanted = {format_ for pair in dots for format_ in pair if format_ in known}
+    wanted = {format_ for pair in dots for format_ in _multiplied(pair) if format_ in known}
     for format_ in sorted(wanted):
         if not any(re.fullmatch(known[format_], name) for name in matrix):
             return f"a product of {format_} without {known[format_]}; there is {', '.join(matrix) or 'none'}"

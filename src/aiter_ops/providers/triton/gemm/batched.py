@@ -17,6 +17,8 @@ from aiter_ops.providers.triton.quant.codes import divide
 from aiter_ops.providers.triton.tiles.gemm_mx import fp8_batch_tile
 from aiter_ops.providers.triton.tiles.quant import next_power_of_two
 
+from .multiply import in_reach, too_wide
+
 WIDEST_GROUP = 512
 """Columns of the widest group that a program holds for a tile of rows."""
 
@@ -99,11 +101,6 @@ def fp8_kernel(
 _fp8 = Launcher(fp8_kernel)
 
 
-def unit(t: Tensor) -> Tensor:
-    """`t` with unit stride in its last dimension."""
-    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
-
-
 def result(x: Tensor, n: int, transpose_bm: bool, dtype: torch.dtype | None) -> tuple[Tensor, int, int]:
     """A new y, not filled, for x [B, M, K], and its strides between batches and between rows."""
     b, m, _ = x.shape
@@ -116,7 +113,7 @@ def _fp8_refusal(target: Platform) -> Predicate:
     def predicate(x, w, w_scale, group_size, bias, transpose_bm, out_dtype):  # type: ignore[no-untyped-def]
         if group_size > WIDEST_GROUP:
             return f"takes groups of <= {WIDEST_GROUP} columns"
-        return fp8_predicate(target, w.dtype)
+        return fp8_predicate(target, w.dtype) or too_wide(x, w)
 
     return predicate
 
@@ -133,7 +130,7 @@ def bmm_a8w8_group_prequant(
 ) -> Tensor:
     batch, m, k = x.shape
     n = w.shape[1]
-    x, w = unit(x), unit(w)
+    x, w = in_reach(x), in_reach(w)
     y, y_batch, y_row = result(x, n, transpose_bm, out_dtype)
     tile = fp8_batch_tile(machine(), batch, m, n, k // group_size, batch_invariant())
     bias_given = w_scale if bias is None else bias.contiguous()

@@ -14,7 +14,7 @@ from .described import described_kernel
 from .product import parts_kernel, product_kernel
 
 _product, _described, _parts = Launcher(product_kernel, 3), Launcher(described_kernel, 3), Launcher(parts_kernel, 2)
-_LANE = 4
+LANE = 4
 """Columns of the result that a lane adds the parts of: 16 bytes a load."""
 
 Scale = tuple[Tensor, int, int]
@@ -27,9 +27,9 @@ def too_wide(a: Tensor, b: Tensor) -> str | None:
     return None if widest <= WIDEST else f"a factor or result of {widest} columns is wider than {WIDEST}"
 
 
-def _rows_of(t: Tensor) -> Tensor:
-    """`t` [N, K] with unit stride in a row and rows that 32 bits reach; copied where it is not."""
-    return t if t.stride(1) == 1 and 0 <= t.stride(0) <= WIDEST else t.contiguous()
+def in_reach(t: Tensor) -> Tensor:
+    """`t` [..., N, K] with unit stride in a row and rows that 32 bits reach; copied where it is not."""
+    return t if t.stride(-1) == 1 and 0 <= t.stride(-2) <= WIDEST else t.contiguous()
 
 
 def _aligned(t: Tensor) -> bool:
@@ -61,8 +61,8 @@ def multiply(
     block: rows of b and columns of both that share a scale. tile: instead of the machine's own, with the steps a
     program does of each sum.
     """
-    flat = _rows_of(as_rows(a)[0].view(-1, a.shape[-1]))
-    b = b.contiguous() if shuffled else _rows_of(b)
+    flat = in_reach(as_rows(a)[0].view(-1, a.shape[-1]))
+    b = b.contiguous() if shuffled else in_reach(b)
     (m, k), n, target = flat.shape, b.shape[0], machine()
     block_rows, block_columns = block or (0, None)
     if tile is None:
@@ -97,7 +97,7 @@ def multiply(
         rows = (flat.stride(0), b.stride(0))
         _product(grid, (flat, b, *scales_and_bias, into), (*numbers, *rows, *strides), constants, *how)
     if parts > 1:
-        columns = _LANE * (target.wave_size or 32)
+        columns = LANE * (target.wave_size or 32)
         constants = (1 << (parts - 1).bit_length(), columns, scales if scales == "row" else "none", bias is not None)
         numbers = (m, parts, n, a_scale[1], b_scale[1])
         _parts(m * -(-n // columns), (into, *scales_and_bias, y), numbers, constants, 1)

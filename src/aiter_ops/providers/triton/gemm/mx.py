@@ -18,6 +18,7 @@ from aiter_ops.providers.triton.tiles.gemm import DIES, family
 from aiter_ops.providers.triton.tiles.gemm_mx import MATRIX_UNITS_WITH_SCALES, mx_tile
 
 from .body import across, finished, tile_of
+from .multiply import LANE, in_reach, too_wide
 from .mx_body import added
 from .product import parts_kernel
 
@@ -148,9 +149,7 @@ def mx_kernel(
     tl.store(y_base + y_rows * y_row + y_columns, y, mask=(y_rows < M - m0) & (y_columns < N - n0))
 
 
-_mx, _parts = Launcher(mx_kernel, free=4), Launcher(parts_kernel)
-_COLUMNS = 512
-"""Columns of the result that a program adds the parts of."""
+_mx, _parts = Launcher(mx_kernel, 4), Launcher(parts_kernel, 2)
 
 
 def multiply_mx(
@@ -195,15 +194,10 @@ def multiply_mx(
         grid, tensors, (m, n, chunk, a_scale_row, k, *strides), constants, tile.num_warps, tile.num_stages, tile.options
     )
     if parts > 1:
-        columns = min(1 << (n - 1).bit_length(), _COLUMNS)
-        constants = (parts, columns, "none", bias is not None)
-        _parts(m * -(-n // columns), (into, a, a, bias_at, y), (m, n, 0, 0), constants, 4)
+        columns = LANE * (target.wave_size or 32)
+        constants = (1 << (parts - 1).bit_length(), columns, "none", bias is not None)
+        _parts(m * -(-n // columns), (into, a, a, bias_at, y), (m, parts, n, 0, 0), constants, 1)
     return y
-
-
-def _unit(t: Tensor) -> Tensor:
-    """`t` with unit stride in its last dimension."""
-    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
 
 
 def _alone(
@@ -219,8 +213,8 @@ def _alone(
     """a [..., K] · b [N, K]ᵀ as a batch of one."""
     flat = as_rows(a)[0].view(-1, a.shape[-1])
     if a_scale is not None:
-        a_scale = _unit(a_scale.reshape(-1, a_scale.shape[-1]))
-    b, b_scale = (t.contiguous() if shuffled else _unit(t) for t in (b, b_scale))
+        a_scale = in_reach(a_scale.reshape(-1, a_scale.shape[-1]))
+    b, b_scale = (t.contiguous() if shuffled else in_reach(t) for t in (b, b_scale))
     y = a.new_empty((*a.shape[:-1], b.shape[0]), dtype=dtype)
     rows = y.view(1, -1, b.shape[0])
     multiply_mx(flat[None], b[None], b_scale[None], rows, a_scale, bias, prequant, shuffled)
@@ -228,7 +222,7 @@ def _alone(
 
 
 def _fp8_refusal(target: Platform) -> Predicate:
-    return lambda a, b, a_scale, b_scale, out_dtype: fp8_predicate(target, a.dtype)
+    return lambda a, b, a_scale, b_scale, out_dtype: fp8_predicate(target, a.dtype) or too_wide(a, b)
 
 
 @PROVIDER.implements("gemm_a8wfp4", refuses=_fp8_refusal, batch_invariant=True)
@@ -236,7 +230,11 @@ def gemm_a8wfp4(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, out_dtyp
     return _alone(a, b, b_scale, out_dtype or torch.bfloat16, a_scale)
 
 
-@PROVIDER.implements("gemm_a16wfp4", batch_invariant=True)
+@PROVIDER.implements(
+    "gemm_a16wfp4",
+    refuses=lambda target: lambda a, b, b_scale, bias, out_dtype, prequant: too_wide(a, b),
+    batch_invariant=True,
+)
 def gemm_a16wfp4(
     a: Tensor,
     b: Tensor,
@@ -248,7 +246,11 @@ def gemm_a16wfp4(
     return _alone(a, b, b_scale, out_dtype or a.dtype, None, bias, prequant)
 
 
-@PROVIDER.implements("gemm_a4w4", batch_invariant=True)
+@PROVIDER.implements(
+    "gemm_a4w4",
+    refuses=lambda target: lambda a, b, a_scale, b_scale, bias, out_dtype, layout: too_wide(a, b),
+    batch_invariant=True,
+)
 def gemm_a4w4(
     a: Tensor,
     b: Tensor,
@@ -261,7 +263,11 @@ def gemm_a4w4(
     return _alone(a, b, b_scale, out_dtype or torch.bfloat16, a_scale, bias, shuffled=layout != "plain")
 
 
-@PROVIDER.implements("bmm_a16wfp4", batch_invariant=True)
+@PROVIDER.implements(
+    "bmm_a16wfp4",
+    refuses=lambda target: lambda x, w, w_scale, transpose_bm, out_dtype, prequant: too_wide(x, w),
+    batch_invariant=True,
+)
 def bmm_a16wfp4(
     x: Tensor,
     w: Tensor,
@@ -273,5 +279,7 @@ def bmm_a16wfp4(
     b, m, _ = x.shape
     shape = (m, b, w.shape[1]) if transpose_bm else (b, m, w.shape[1])
     y = x.new_empty(shape, dtype=out_dtype or x.dtype)
-    multiply_mx(_unit(x), _unit(w), _unit(w_scale), y.transpose(0, 1) if transpose_bm else y, prequant=prequant)
+    multiply_mx(
+        in_reach(x), in_reach(w), in_reach(w_scale), y.transpose(0, 1) if transpose_bm else y, prequant=prequant
+    )
     return y

@@ -25,7 +25,7 @@ MX_TILES = {
     "gfx90a": _CDNA,
     "gfx11": _RDNA,
     "gfx12": _RDNA,
-    "other": Choices(((16, T(16, 64, 128, 4, 3)),), (T(64, 64, 64, 4, 3),)),
+    "other": Choices(((16, T(16, 64, 128, 4, 3)),), (T(64, 64, 128, 4, 3),)),
 }
 """Tiles of products with an MXFP4 weight by architecture family; columns are those of the result, depth counts codes."""
 
