@@ -124,6 +124,10 @@ def _copied(x: Tensor, order: tuple[int, ...], like: Tensor) -> Tensor:
 # --- the ops ----------------------------------------------------------------------------------------------------------
 
 
+def _fake(tensor: Tensor, layout: str = "") -> Tensor:
+    return tensor.new_empty(tensor.shape)
+
+
 def _weight_check(name: str, w: Tensor, layout: str) -> None:
     if w.dtype not in WEIGHTS:
         raise bad_dtype(name, "w", w.dtype, WEIGHTS)
@@ -154,7 +158,7 @@ def weight_samples(make: Make) -> Iterator[Sample]:
     "layout",
     samples=weight_samples,
     tolerance=EXACT,
-    inline=True,
+    fake=_fake,
     check=lambda w, layout: _weight_check("shuffle_weight", w, layout),
 )
 def shuffle_weight(w: Tensor, layout: WeightLayout = "shuffled_16x16") -> Tensor:
@@ -174,7 +178,7 @@ def shuffle_weight(w: Tensor, layout: WeightLayout = "shuffled_16x16") -> Tensor
     "layout",
     samples=weight_samples,
     tolerance=EXACT,
-    inline=True,
+    fake=_fake,
     check=lambda w, layout: _weight_check("unshuffle_weight", w, layout),
 )
 def unshuffle_weight(w: Tensor, layout: WeightLayout = "shuffled_16x16") -> Tensor:
@@ -211,7 +215,7 @@ def scale_samples(make: Make) -> Iterator[Sample]:
     "layout",
     samples=scale_samples,
     tolerance=EXACT,
-    inline=True,
+    fake=_fake,
     check=lambda scale, layout: _scale_check("shuffle_scale", scale, layout),
 )
 def shuffle_scale(scale: Tensor, layout: ScaleLayout = "shuffled_32x8") -> Tensor:
@@ -231,7 +235,7 @@ def shuffle_scale(scale: Tensor, layout: ScaleLayout = "shuffled_32x8") -> Tenso
     "layout",
     samples=scale_samples,
     tolerance=EXACT,
-    inline=True,
+    fake=_fake,
     check=lambda scale, layout: _scale_check("unshuffle_scale", scale, layout),
 )
 def unshuffle_scale(scale: Tensor, layout: ScaleLayout = "shuffled_32x8") -> Tensor:
