@@ -179,7 +179,7 @@ def place_kernel(
 _counter, _placer = Launcher(count_kernel, free=5), Launcher(place_kernel, free=7)
 
 
-@PROVIDER.implements("moe_align")
+@PROVIDER.implements("moe_align", batch_invariant=True)
 def moe_align(
     ids: Tensor, block: int, experts: int, expert_map: Tensor | None = None, num_valid_tokens: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
