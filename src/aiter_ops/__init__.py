@@ -23,6 +23,7 @@ from .ops.activation import (
     silu_and_mul_group_quant,
     swiglu_oai_and_mul,
 )
+from .ops.moe import fused_moe
 from .ops.norm import (
     add_layer_norm,
     add_rms_norm,
