@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from aiter_ops.providers.triton.common import magnitude_bits
+from aiter_ops.providers.triton.common import magnitude_bits, widen
 from aiter_ops.providers.triton.launch import Launcher
 from aiter_ops.providers.triton.quant.tensors import deal, piece_of, quantise_by_peaks
 from aiter_ops.providers.triton.tiles.quant import MOST_PEAKS
@@ -62,7 +62,7 @@ def served_peaks_kernel(
             mask = mask & (local_expert(id, map_ptr, experts, mapped, MAP) >= 0)
         if VALID:
             mask = mask & (row // share < tl.load(valid_ptr))
-        peaks = tl.maximum(peaks, magnitude_bits(tl.load(x_ptr + there, mask=mask, other=0.0).to(tl.float32)))
+        peaks = tl.maximum(peaks, magnitude_bits(widen(tl.load(x_ptr + there, mask=mask, other=0.0))))
     tl.store(peak_ptr + tl.program_id(0), tl.max(tl.max(peaks, axis=1), axis=0))
 
 
