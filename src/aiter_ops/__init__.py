@@ -23,7 +23,7 @@ from .ops.activation import (
     silu_and_mul_group_quant,
     swiglu_oai_and_mul,
 )
-from .ops.moe import fused_moe
+from .ops.moe import fused_moe, moe_align
 from .ops.norm import (
     add_layer_norm,
     add_rms_norm,
@@ -49,6 +49,13 @@ from .ops.quant import (
     per_tensor_quant,
     per_tensor_quant_static,
     per_token_quant,
+)
+from .ops.routing import (
+    biased_grouped_topk,
+    grouped_topk,
+    topk_sigmoid,
+    topk_softmax,
+    topk_softplus_sqrt,
 )
 
 if TYPE_CHECKING:

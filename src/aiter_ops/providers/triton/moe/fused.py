@@ -15,7 +15,7 @@ from aiter_ops.ops.moe.formats import GROUP, UNCODED, Quant
 from aiter_ops.ops.moe.fused import result_dtype
 from aiter_ops.ops.moe.gates import BETA, LINEAR_BETA, SWIGLU_ALPHA, SWIGLU_LIMIT, Activation
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.launch import fp8_predicate, machine
+from aiter_ops.providers.triton.launch import batch_invariant, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.moe import FEW_TOKENS, ExpertTile, block_rows, expert_tile
 
 from .experts import Gate, layer
