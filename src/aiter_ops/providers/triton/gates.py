@@ -2,7 +2,6 @@
 
 import triton
 import triton.language as tl
-
 from triton.language.extra import libdevice
 
 from aiter_ops.providers.triton.common import INTERPRETED, times_sigmoid

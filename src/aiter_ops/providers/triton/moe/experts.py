@@ -113,9 +113,7 @@ def layer_kernel(
     PAIRS: tl.constexpr = ACT != "none"
     COLUMNS: tl.constexpr = BN // 2 if PAIRS else BN
     block, tile = place(tl.program_id(0), blocks, tiles, GROUP)
-    expert, row = taken(
-        block, ids_ptr, map_ptr, owner_ptr, valid_ptr, rows, experts, mapped, k, ROUTE, MAP, VALID, BM
-    )
+    expert, row = taken(block, ids_ptr, map_ptr, owner_ptr, valid_ptr, rows, experts, mapped, k, ROUTE, MAP, VALID, BM)
     if expert < 0:
         return
     there = row < rows

@@ -18,8 +18,8 @@ from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.launch import batch_invariant, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.moe import FEW_TOKENS, ExpertTile, block_rows, expert_tile
 
-from .experts import Gate, layer
 from . import operands
+from .experts import Gate, layer
 from .operands import SCALES, Operand, weight
 from .peaks import Served
 from .routes import Route, all_tokens, single_slots, sorted_slots
@@ -35,7 +35,9 @@ def _refusal(target: Platform) -> Predicate:
     return refuse
 
 
-def _gate(activation: str, gate_up: str, half: int, limit: float | None, beta: float | None, other: float | None) -> Gate:
+def _gate(
+    activation: str, gate_up: str, half: int, limit: float | None, beta: float | None, other: float | None
+) -> Gate:
     pair, half = (1, half) if gate_up == "separated" else (2, 1)
     if activation == "situv2":
         alpha, bound = BETA if beta is None else beta, LINEAR_BETA if other is None else other
