@@ -11,7 +11,7 @@ from torch import Tensor
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.ops.formulas import CODES
-from aiter_ops.ops.moe.formats import GROUP, UNCODED, Quant
+from aiter_ops.ops.moe.formats import GROUP, MX, UNCODED, Quant
 from aiter_ops.ops.moe.fused import result_dtype
 from aiter_ops.ops.moe.gates import BETA, LINEAR_BETA, SWIGLU_ALPHA, SWIGLU_LIMIT, Activation
 from aiter_ops.providers.triton import PROVIDER
@@ -25,11 +25,18 @@ from .peaks import Served
 from .routes import Route, all_tokens, single_slots, sorted_slots
 from .totals import add_up, second_layer_and_total
 
+MOST_ELEMENTS = 2**31 - 1
+"""Offsets inside one expert's weight fit 32 bits."""
+
 
 def _refusal(target: Platform) -> Predicate:
-    def refuse(x: Tensor, w1: Tensor, *rest: Tensor, quant: str, layout: str, **named: object) -> str | None:
-        if layout != "plain":
-            return f"serves layout 'plain' alone; weights are laid out as {layout!r}"
+    def refuse(
+        x: Tensor, w1: Tensor, w2: Tensor, *rest: Tensor, quant: str, layout: str, **named: object
+    ) -> str | None:
+        if quant in MX:
+            return "no"
+        if max(w1[0].numel(), w2[0].numel()) >= MOST_ELEMENTS:
+            return f"an expert's weight is wider than {MOST_ELEMENTS} elements"
         return fp8_predicate(target, w1.dtype) if w1.dtype in CODES else None
 
     return refuse
@@ -155,9 +162,9 @@ def fused_moe(
         own = shared_w2.shape[1]
         everything = all_tokens(tokens, num_valid_tokens, block_rows(tokens, 1, batch_invariant()))
         gate = replace(form.gate, half=own if gate_up == "separated" else 1)
-        h = replace(form, gate=gate).first(a, weight(shared_w1, shared_w1_scale, quant), everything, rows, own)
-        shared = form.second(h, weight(shared_w2, shared_w2_scale, quant), everything, depth, out.dtype)
-    first, second = weight(w1, w1_scale, quant), weight(w2, w2_scale, quant)
+        h = replace(form, gate=gate).first(a, weight(shared_w1, shared_w1_scale, quant, layout), everything, rows, own)
+        shared = form.second(h, weight(shared_w2, shared_w2_scale, quant, layout), everything, depth, out.dtype)
+    first, second = weight(w1, w1_scale, quant, layout), weight(w2, w2_scale, quant, layout)
     few = tokens <= FEW_TOKENS and not batch_invariant()
     block = block_rows(tokens * k, experts, batch_invariant())
     route = single_slots(ids, slots, 16) if few else sorted_slots(ids, slots, block)

@@ -9,7 +9,7 @@ from torch import Tensor
 from aiter_ops.providers.triton.launch import Launcher
 from aiter_ops.providers.triton.tiles.moe import ExpertTile
 
-from .operands import Operand
+from .operands import Operand, apart
 from .peaks import Served
 from .products import local_expert, product
 
@@ -92,6 +92,9 @@ def token_kernel(
     VALID: tl.constexpr,
     SHARED: tl.constexpr,
     WHOLE: tl.constexpr,
+    SWAP: tl.constexpr,
+    APART: tl.constexpr,
+    SHUFFLED: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -119,18 +122,23 @@ def token_kernel(
             else:
                 w_scale_at += w_index * w_scale_row
             acc = product(
-                a_ptr + (slot * a_stride + tl.zeros([BM], tl.int64))[:, None],
+                a_ptr + slot * a_stride + tl.zeros([BM], tl.int64),
                 there,
                 a_scale_ptr + slot * a_scale_row + tl.zeros([BM], tl.int64),
-                w_ptr + expert * w_expert + (w_index.to(tl.int64) * w_row)[None, :],
+                w_ptr + expert * w_expert,
+                w_index,
                 w_scale_at,
                 w_scale_at,
                 K,
+                w_row,
                 a_scale_step,
                 w_scale_step,
                 SCALES,
                 False,
                 WHOLE,
+                SWAP,
+                APART,
+                SHUFFLED,
                 BM,
                 BN,
                 BK,
@@ -211,5 +219,6 @@ def second_layer_and_total(
         w.values.stride(1),
     )
     flags = (where is not None, valid is not None, shared is not None, h.values.shape[1] % tile.depth == 0)
-    constants = (scales, *flags, tile.rows, tile.columns, tile.depth)
+    form = (tile.swap, apart(h.values), w.shuffled)
+    constants = (scales, *flags, *form, tile.rows, tile.columns, tile.depth)
     _token(out.shape[0] * tiles, tensors, numbers, constants, tile.num_warps, tile.num_stages)

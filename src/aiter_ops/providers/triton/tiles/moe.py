@@ -26,6 +26,7 @@ class ExpertTile:
     group: int
     num_warps: int
     num_stages: int
+    swap: bool = False
 
 
 Row = tuple[int, int, int, int, int]
