@@ -270,4 +270,4 @@ def layer(
         tile.columns,
         tile.depth,
     )
-    _layer(route.blocks * tiles, tensors, numbers, constants, tile.num_warps, tile.num_stages)
+    _layer(route.blocks * tiles, tensors, numbers, constants, tile.num_warps, tile.num_stages, tile.options)

@@ -23,7 +23,7 @@ from .experts import Gate, layer
 from .operands import SCALES, Operand, weight
 from .peaks import Served
 from .routes import Route, all_tokens, single_slots, sorted_slots
-from .totals import add_up, second_layer_and_total
+from .totals import ROWS, add_up, second_layer_and_total
 
 MOST_ELEMENTS = 2**31 - 1
 """Offsets inside one expert's weight fit 32 bits."""
@@ -69,8 +69,8 @@ class _Form:
     def scales(self) -> str:
         return SCALES[self.quant]
 
-    def tile(self, w: Operand, rows: int, gated: bool) -> ExpertTile:
-        return expert_tile(machine(), rows, w.values.dtype, self.scales, gated)
+    def tile(self, w: Operand, rows: int, programs: int) -> ExpertTile:
+        return expert_tile(machine(), rows, programs, w.values.shape[-2], w.values.dtype, self.scales)
 
     def first(
         self,
@@ -83,7 +83,7 @@ class _Form:
         weights: Tensor | None = None,
     ) -> Operand:
         """h [rows, size] of the first layer, as the second takes it: of `between`, or quantised from fp32."""
-        tile, depth = self.tile(w, route.block, True), a.values.shape[1]
+        tile, depth = self.tile(w, route.block, route.blocks), a.values.shape[1]
         fused = self.quant == "per_block" and tile.columns == 2 * GROUP
         dtype = self.between if self.quant in UNCODED else self.codes if fused else torch.float32
         h = a.values.new_empty((route.rows, size), dtype=dtype)
@@ -105,7 +105,7 @@ class _Form:
     ) -> Tensor:
         """y [rows, depth]."""
         y = h.values.new_empty((route.rows, depth), dtype=dtype)
-        tile = self.tile(w, route.block, False)
+        tile = self.tile(w, route.block, route.blocks)
         layer(h, w, route, tile, y, h.values.shape[1], self.scales, bias=bias, weights=weights)
         return y
 
@@ -167,10 +167,10 @@ def fused_moe(
     first, second = weight(w1, w1_scale, quant, layout), weight(w2, w2_scale, quant, layout)
     few = tokens <= FEW_TOKENS and not batch_invariant()
     block = block_rows(tokens * k, experts, batch_invariant())
-    route = single_slots(ids, slots, 16) if few else sorted_slots(ids, slots, block)
+    route = single_slots(ids, slots, ROWS) if few else sorted_slots(ids, slots, block)
     h = form.first(a, first, route, slots, half - intermediate_pad, w1_bias, on_input)
     if few:
-        tile = form.tile(second, 16, False)
+        tile = form.tile(second, ROWS, tokens)
         second_layer_and_total(h, second, form.scales, tile, w2_bias, on_output, shared, slots, out, depth)
     else:
         y = form.second(h, second, route, depth, out.dtype, w2_bias, on_output)

@@ -52,6 +52,9 @@ def total_kernel(
     tl.store(out_ptr + token * width + column, total.to(out_ptr.dtype.element_ty), mask=column < width)
 
 
+ROWS = 16
+"""Rows of a product with one row in use: the fewest that matrix units take."""
+
 FREE = ("tiles", "experts", "mapped", "k", "bias_stride", "biased", "weighted", "a_scale_row", "a_scale_step")
 FREE = (*FREE, "w_scale_expert", "w_scale_row", "w_scale_step")
 
@@ -220,5 +223,5 @@ def second_layer_and_total(
     )
     flags = (where is not None, valid is not None, shared is not None, h.values.shape[1] % tile.depth == 0)
     form = (tile.swap, apart(h.values), w.shuffled)
-    constants = (scales, *flags, *form, tile.rows, tile.columns, tile.depth)
-    _token(out.shape[0] * tiles, tensors, numbers, constants, tile.num_warps, tile.num_stages)
+    constants = (scales, *flags, *form, ROWS, tile.columns, tile.depth)
+    _token(out.shape[0] * tiles, tensors, numbers, constants, tile.num_warps, tile.num_stages, tile.options)
