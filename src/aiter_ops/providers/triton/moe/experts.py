@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -91,6 +92,7 @@ def layer_kernel(
     SWAP: tl.constexpr,
     APART: tl.constexpr,
     SHUFFLED: tl.constexpr,
+    MX: tl.constexpr,
     GROUP: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -145,6 +147,7 @@ def layer_kernel(
         SWAP,
         APART,
         SHUFFLED,
+        MX,
         BM,
         BN,
         BK,
@@ -265,6 +268,7 @@ def layer(
         tile.swap,
         apart(a.values),
         w.shuffled,
+        w.values.dtype == torch.uint8,
         tile.group,
         route.block,
         tile.columns,

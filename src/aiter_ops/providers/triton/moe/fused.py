@@ -11,7 +11,7 @@ from torch import Tensor
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.ops.formulas import CODES
-from aiter_ops.ops.moe.formats import GROUP, MX, UNCODED, Quant
+from aiter_ops.ops.moe.formats import GROUP, UNCODED, Quant
 from aiter_ops.ops.moe.fused import result_dtype
 from aiter_ops.ops.moe.gates import BETA, LINEAR_BETA, SWIGLU_ALPHA, SWIGLU_LIMIT, Activation
 from aiter_ops.providers.triton import PROVIDER
@@ -29,15 +29,21 @@ MOST_ELEMENTS = 2**31 - 1
 """Offsets inside one expert's weight fit 32 bits."""
 
 
+def code_dtype(x: Tensor, w1: Tensor, quant: str, target: Platform) -> torch.dtype:
+    """What activations are quantised to, where they are; else any other dtype."""
+    if x.dtype in CODES:
+        return x.dtype
+    return target.fp8_dtype if quant == "mxfp4_fp8" else w1.dtype
+
+
 def _refusal(target: Platform) -> Predicate:
     def refuse(
         x: Tensor, w1: Tensor, w2: Tensor, *rest: Tensor, quant: str, layout: str, **named: object
     ) -> str | None:
-        if quant in MX:
-            return "no"
         if max(w1[0].numel(), w2[0].numel()) >= MOST_ELEMENTS:
             return f"an expert's weight is wider than {MOST_ELEMENTS} elements"
-        return fp8_predicate(target, w1.dtype) if w1.dtype in CODES else None
+        codes = code_dtype(x, w1, quant, target)
+        return fp8_predicate(target, codes) if codes in CODES else None
 
     return refuse
 
@@ -155,11 +161,12 @@ def fused_moe(
     slots = Served(ids, expert_map, num_valid_tokens, experts, k)
     rows = replace(slots, ids=None, expert_map=None, share=1)
     gate = _gate(activation, gate_up, half, swiglu_limit, beta, linear_beta)
-    form = _Form(quant, w1.dtype, gate, a2_scale, x.dtype)
-    a = operands.activation(x[:, :depth], quant, w1.dtype, a1_scale, rows)
+    codes = code_dtype(x, w1, quant, machine())
+    form = _Form(quant, codes, gate, a2_scale, x.dtype)
+    a = operands.activation(x[:, :depth], quant, codes, a1_scale, rows)
     shared = None
     if shared_w1 is not None and shared_w2 is not None:
-        own = shared_w2.shape[1]
+        own = shared_w1.shape[0] // 2
         everything = all_tokens(tokens, num_valid_tokens, block_rows(tokens, 1, batch_invariant()))
         gate = replace(form.gate, half=own if gate_up == "separated" else 1)
         h = replace(form, gate=gate).first(a, weight(shared_w1, shared_w1_scale, quant, layout), everything, rows, own)

@@ -8,20 +8,28 @@ import torch
 from torch import Tensor
 
 from aiter_ops.ops.formulas import CODES, FP8
+from aiter_ops.ops.moe.formats import UNCODED
 from aiter_ops.providers.triton.launch import machine
 from aiter_ops.providers.triton.quant.groups import quantise
 from aiter_ops.providers.triton.quant.tensors import quantise_with
 
 from .peaks import Served, quantise_together
 
-SCALES = {"none": "none", "per_tensor": "row", "per_token": "row", "per_block": "block"}
+SCALES = {
+    "none": "none",
+    "per_tensor": "row",
+    "per_token": "row",
+    "per_block": "block",
+    "mxfp4": "none",
+    "mxfp4_fp8": "a",
+}
 """How a product is scaled, by quant."""
 
 
 @dataclass(frozen=True)
 class Operand:
     """values [rows, K], or [E, rows, K] for weights, with unit stride in a row; expert, row, step: strides of `scale`
-    between experts, between rows (or blocks of 128 rows) and between groups of 128 columns, 0 where one serves all.
+    between experts, between rows (or blocks of 128 rows) and between groups of columns, 0 where one serves all.
     shuffled: values lie in tiles of 16 rows.
     """
 
@@ -51,7 +59,7 @@ def weight(w: Tensor, scale: Tensor | None, quant: str, layout: str) -> Operand:
     expert = scale.stride(0) if w.dim() == 3 else 0
     if quant == "per_tensor":
         return Operand(w, scale, expert, shuffled=shuffled)
-    row, step = scale.stride(w.dim() - 2), scale.stride(-1) if quant == "per_block" else 0
+    row, step = scale.stride(w.dim() - 2), 0 if quant == "per_token" else scale.stride(-1)
     return Operand(w, scale, expert, row, step, shuffled)
 
 
@@ -60,7 +68,7 @@ def activation(x: Tensor, quant: str, dtype: torch.dtype, given: Tensor | None, 
     that count for one scale of all of them.
     """
     x = unit_stride(x)
-    if quant == "none":
+    if quant in UNCODED:
         return Operand(x, x)
     if x.dtype in CODES:
         assert given is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -98,6 +99,7 @@ def token_kernel(
     SWAP: tl.constexpr,
     APART: tl.constexpr,
     SHUFFLED: tl.constexpr,
+    MX: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -142,6 +144,7 @@ def token_kernel(
                 SWAP,
                 APART,
                 SHUFFLED,
+                MX,
                 BM,
                 BN,
                 BK,
@@ -222,6 +225,6 @@ def second_layer_and_total(
         w.values.stride(1),
     )
     flags = (where is not None, valid is not None, shared is not None, h.values.shape[1] % tile.depth == 0)
-    form = (tile.swap, apart(h.values), w.shuffled)
+    form = (tile.swap, apart(h.values), w.shuffled, w.values.dtype == torch.uint8)
     constants = (scales, *flags, *form, ROWS, tile.columns, tile.depth)
     _token(out.shape[0] * tiles, tensors, numbers, constants, tile.num_warps, tile.num_stages, tile.options)

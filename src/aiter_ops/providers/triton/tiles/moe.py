@@ -81,4 +81,6 @@ def expert_tile(machine: Platform, rows: int, programs: int, width: int, dtype: 
         tile = replace(tile, depth=128, columns=128 if rows == 128 else tile.columns)
     if rows == 16 and programs * width // tile.columns < 2 * (machine.compute_units or 128):
         tile = replace(tile, columns=32, swap=False)
-    return replace(tile, depth=128 if scales == "block" else tile.depth // dtype.itemsize)
+    # MXFP4 is unpacked to 16 bits
+    size = 2 if dtype == torch.uint8 else dtype.itemsize
+    return replace(tile, depth=128 if scales == "block" else tile.depth // size)
