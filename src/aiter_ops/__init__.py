@@ -41,6 +41,7 @@ from .ops.layout import (
     unshuffle_weight,
 )
 from .ops.moe import (
+    fused_moe,
     moe_align,
 )
 from .ops.norm import (
