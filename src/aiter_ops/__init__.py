@@ -25,6 +25,7 @@ from .ops.activation import (
 )
 from .ops.gemm import gemm_a8w8, gemm_a8w8_blockscale, gemm_a16w16
 from .ops.layout import shuffle_scale, shuffle_weight, to_fp8_fnuz, unshuffle_scale, unshuffle_weight
+from .ops.moe import fused_moe
 from .ops.norm import (
     add_layer_norm,
     add_rms_norm,

@@ -18,6 +18,8 @@ HALVED = ("silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul", "swiglu_oai_and_m
 HALVED = (*HALVED, "silu_and_mul_group_quant", "silu_and_mul_dynamic_quant")
 
 OPS = tuple(op for op in list_ops() if op.family in ("activation", "norm", "quant"))
+"""Those that work on rows."""
+
 ROW_OPS = tuple(op for op in OPS if op.name != "dequant")
 
 
