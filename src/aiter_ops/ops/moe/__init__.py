@@ -1,3 +1,6 @@
 """Mixture of experts: the experts themselves, and what goes to which of them."""
 
-from .fused import fused_moe as fused_moe
+from .align import moe_align
+from .fused import fused_moe
+
+__all__ = ["fused_moe", "moe_align"]
