@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .block_fp8 import BLOCK, dequantised, install
+from .block_fp8 import BLOCK, dequantised
+from .install_fp8 import Stored, install
 from .source import ModelError, read_json, weight_files
 
 _SCALE = "_scale_inv"
@@ -65,10 +66,10 @@ def load(directory: Path, dtype: torch.dtype | None = None, device: str | torch.
     blocks = _take_blocks(stored, directory, quantised, dtype)
     model = _build(directory, cls, config, stored, dtype)
     if blocks:
-        done, rest = install(model, blocks)
-        notes.append(f"block FP8: {len(done)} linear layers keep their FP8 weights")
+        linears, experts, rest = install(model, blocks)
+        notes.append(f"block FP8: {linears} linear layers and the experts of {experts} layers keep their FP8 weights")
         if rest:
-            notes.append(f"block FP8: {len(rest)} weights dequantised to {_name(dtype)} (experts, odd shapes)")
+            notes.append(f"block FP8: {len(rest)} weights dequantised to {_name(dtype)}, such as {rest[0]}")
     model = model.to(device).eval()
     tokenizer = _tokenizer(transformers, directory)
     generation = directory / "generation_config.json"
@@ -156,9 +157,9 @@ def _read(files: list[Path]) -> dict[str, Tensor]:
 
 def _take_blocks(
     stored: dict[str, Tensor], directory: Path, quantised: bool, dtype: torch.dtype
-) -> dict[str, tuple[Tensor, Tensor]]:
+) -> Stored:
     """Take the scales out of `stored` and put dequantised weights in; returns module path -> FP8 weight and scale."""
-    blocks: dict[str, tuple[Tensor, Tensor]] = {}
+    blocks: Stored = {}
     fp8 = [n for n, t in stored.items() if t.dtype == torch.float8_e4m3fn]
     if fp8 and not quantised:
         raise ModelError(f"{directory}: {fp8[0]} is FP8, but config.json has no quantization_config")

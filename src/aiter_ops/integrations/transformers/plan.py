@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -84,14 +85,24 @@ def _looks(module: nn.Module, tried: Tried) -> Iterator[tuple[Any, ...]]:
     whole = tried(experts, module)
     if whole is not None:
         yield whole, "forward", experts_forward
-        product = recognise.expert_gate(module)  # the second best: their product alone
-        yield product if isinstance(product, Meaning) else None, "_apply_gate", gate_method
+        yield _product(module), "_apply_gate", gate_method  # the second best
 
 
 def _norm(module: nn.Module, tried: Tried) -> Found:
     """A failed trial counts only for what is called a norm."""
     found: Found = tried(recognise.norm, module)
     return None if isinstance(found, str) and "norm" not in type(module).__name__.lower() else found
+
+
+def _product(module: nn.Module) -> Meaning | None:
+    """The product inside fused experts alone, where the forward in use calls ``_apply_gate`` at all."""
+    used = getattr(getattr(module, "config", None), "_experts_implementation", None)
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    inside = code is not None and "_apply_gate" in code.co_names
+    if used not in ("grouped_mm", "batched_mm") and not (inside and used in (None, "eager")):
+        return None
+    found = recognise.expert_gate(module)
+    return found if isinstance(found, Meaning) else None
 
 
 def _is_pre_norm(module: nn.Module, tried: Tried) -> bool:

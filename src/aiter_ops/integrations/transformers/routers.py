@@ -55,7 +55,10 @@ def router(module: nn.Module) -> Meaning | str | None:
         return "its logits are no linear function of its input"
     for op, kwargs in _candidates(module, CORRECTION in values):
         correction = (values[CORRECTION],) if op == "biased_grouped_topk" else ()
-        got = get_op(op).reference(logits, *correction, k=k, **kwargs)
+        try:
+            got = get_op(op).reference(logits, *correction, k=k, **kwargs)
+        except ValueError:  # groups the op does not take
+            continue
         if _same_choice(weights, ids, *got, experts=weight.shape[0]):
             return Routing(op, {"k": k, **kwargs}, wide, narrow)
     return "it chooses by none of the known routings"
