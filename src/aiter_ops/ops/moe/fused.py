@@ -115,7 +115,7 @@ def fused_moe(
 
     Nothing is rounded between but by `quant`; products accumulate in fp32; the sum over j runs in order, then the
     shared expert is added, then it is rounded once to out_dtype (None: x's dtype, bf16 where x holds codes).
-    Returns [T, D]. Raises TypeError or ValueError for what does not fit.
+    Returns [T, D], x's shape. Raises TypeError or ValueError for what does not fit.
     """
     codes = x.dtype if x.dtype in f.CODES else fp8_dtype() if quant == "mxfp4_fp8" else w1.dtype
     depth, k = x.shape[1] - hidden_pad, ids.shape[1]

@@ -18,9 +18,10 @@ FN, FNUZ, INT8 = torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int8
 
 
 def routed(make: Make, tokens: int, experts: int, k: int) -> tuple[Tensor, Tensor]:
-    """weights, ids [T, k] of a softmax router with renormalisation."""
+    """weights, ids [T, k] of a softmax router, renormalised where k > 1."""
     top = make.normal(tokens, experts, dtype=FP32).softmax(-1).topk(k)
-    return top.values / top.values.sum(-1, keepdim=True), top.indices.to(torch.int32)
+    weights = top.values / top.values.sum(-1, keepdim=True) if k > 1 else top.values
+    return weights, top.indices.to(torch.int32)
 
 
 def expert_weights(make: Make, shape: tuple[int, ...], quant: str, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
