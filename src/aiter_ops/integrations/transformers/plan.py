@@ -19,6 +19,11 @@ Found = Meaning | str | None
 Make = Callable[[nn.Module, Any], Callable[..., Any]]
 
 
+OTHER_FP8 = (
+    "an FP8 layer of transformers' quantiser, which needs kernels to be tried; `aiter-ops run` loads it otherwise"
+)
+
+
 class Way(NamedTuple):
     """How one module can be replaced: the ops it calls then, the most important first; the method put on it."""
 
@@ -79,6 +84,8 @@ def _looks(module: nn.Module, tried: Tried) -> Iterator[tuple[Any, ...]]:
     yield tried(router, module), "forward", router_forward, "gemm_a16w16"
     if isinstance(module, BlockFp8Linear):
         yield Meaning("gemm_a8w8_blockscale"), "forward", coded_linear_forward, "group_quant"
+    elif module._parameters.get("weight_scale_inv") is not None:
+        yield OTHER_FP8, "forward", coded_linear_forward
     if isinstance(module, BlockFp8Experts):
         yield Meaning("fused_moe"), "forward", coded_experts_forward
         return

@@ -87,7 +87,7 @@ def mlp_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
     return lambda self, x: self.down_proj(act(torch.cat((self.gate_proj(x), self.up_proj(x)), dim=-1)))
 
 
-def gate_method(meaning: Meaning) -> Callable[..., Any]:
+def gate_method(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
     """``_apply_gate`` of fused experts."""
     act = product(meaning)
     return lambda self, x: act(x)

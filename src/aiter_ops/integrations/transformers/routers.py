@@ -115,6 +115,8 @@ def router_forward(module: nn.Module, meaning: Routing) -> Callable[..., Any]:
     dtype = torch.float32 if meaning.wide else None
 
     def forward(self: nn.Module, hidden_states: Tensor) -> Any:
+        if self.training:  # routers may add noise then, which the trial did not see
+            return stock(self, hidden_states)
         x, weight = hidden_states.reshape(-1, hidden_states.shape[-1]), self.weight
         if meaning.wide and weight.dtype is not x.dtype:
             x, weight = x.float(), weight.float()
