@@ -74,7 +74,14 @@ def batched(op: Op, heads: int, m: int, n: int, k: int) -> Case:
     sizes = {"batch": heads, "m": m, "n": n, "k": k}
     dots = "bf16" if op.name == "bmm_a16wfp4" else "fp8"
     return Case(
-        op.name, name, f"{heads}×{n}×{k}", str(m), sizes, lambda draw: values(draw, heads, m, n, k), dots=dots, alike=name
+        op.name,
+        name,
+        f"{heads}×{n}×{k}",
+        str(m),
+        sizes,
+        lambda draw: values(draw, heads, m, n, k),
+        dots=dots,
+        alike=name,
     )
 
 

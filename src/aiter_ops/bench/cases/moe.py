@@ -47,13 +47,13 @@ def cases(op: Op, shapes: Shapes) -> list[Case]:
         return []
     layers = (SMALL,) if not shapes.gpu else LAYERS[1:2] if shapes.quick else LAYERS
     tokens = shapes.counts(TOKENS, (16, 1024), (1, 16))
-    quants = ("block",) if shapes.quick else ("none", "block")
+    quants = ("per_block",) if shapes.quick else ("none", "per_block")
     return [fused(op, layer, quant, count) for layer in layers for quant in quants for count in tokens]
 
 
 def fused(op: Op, layer: Layer, quant: str, tokens: int) -> Case:
-    """quant: ``none`` (bf16) or ``block`` (FP8 in blocks of 128 × 128)."""
-    kind = {"none": "bf16", "block": "block FP8"}[quant]
+    """quant: ``none`` (bf16) or ``per_block`` (FP8 in blocks of 128 × 128)."""
+    kind = {"none": "bf16", "per_block": "block FP8"}[quant]
     sizes = {
         "tokens": tokens,
         "experts": layer.experts,
@@ -128,7 +128,7 @@ def _values(layer: Layer, quant: str, tokens: int, draw: Sets) -> Values:
         "w2": draw.once(lambda one: codes(one, *down)),
         "w1_scale": draw.once(lambda one: _block_scale(one, up)),
         "w2_scale": draw.once(lambda one: _block_scale(one, down)),
-        "quant": draw.same("block"),
+        "quant": draw.same("per_block"),
     }
 
 

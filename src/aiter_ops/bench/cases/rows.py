@@ -38,18 +38,28 @@ def cases(op: Op, shapes: Shapes) -> list[Case]:
 
 def case(op: Op, rows: int, width: int) -> Case:
     """width is the width of the result's rows: a gated activation reads 2 · width columns."""
-    large = rows >= LARGE_ROWS
+    large, named = rows >= LARGE_ROWS, labels(rows, width)
     return Case(
         op.name,
-        f"{rows}×{width}",
-        f"{rows} row{'s' if rows > 1 else ''}",
-        f"{width // 1024}k" if width % 1024 == 0 else str(width),
-        {"rows": rows, "width": width},
+        named["case"],
+        named["group"],
+        named["tick"],
+        named["sizes"],
         lambda draw: _values(op, rows, width, draw),
         large=large,
         floor=None if large else op.signature.tensors[0].name,
         alike=str(width),
     )
+
+
+def labels(rows: int, width: int) -> dict[str, Any]:
+    """What a results file says of a case: its name, its place in the picture, its sizes."""
+    return {
+        "case": f"{rows}×{width}",
+        "group": f"{rows} row{'s' if rows > 1 else ''}",
+        "tick": f"{width // 1024}k" if width % 1024 == 0 else str(width),
+        "sizes": {"rows": rows, "width": width},
+    }
 
 
 def _values(op: Op, rows: int, width: int, draw: Sets) -> Values:

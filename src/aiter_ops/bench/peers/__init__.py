@@ -2,9 +2,10 @@
 
 from . import aiter_triton, flag_gems, liger, sglang, torch_fused, vllm
 from .loading import load, probe
-from .registry import LOADED, PEERS, Factory, describe, factories
+from .registry import EAGER, LOADED, PEERS, Factory, describe, factories
 
 __all__ = [
+    "EAGER",
     "LOADED",
     "PEERS",
     "Factory",
