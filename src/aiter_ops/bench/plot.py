@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from .analysis import Found, Limits, Result, limits, share, whole
-from .targets import FLOOR, MEMORY_SHARES, ROW_WISE, SHARE
+from .targets import FLOOR, ROW_WISE, wanted_share
 
 OURS = "#d62728"
 COLOURS = {
@@ -20,6 +21,7 @@ COLOURS = {
     "liger": "#2ca02c",
     "flag_gems": "#e6a700",
     "aiter_triton": "#9467bd",
+    "torch": "#8c564b",
     "torch.loop": "#b0b0b0",
     "vllm_triton": "#000080",
     "deep_gemm": "#2ca02c",
@@ -44,11 +46,11 @@ def height(result: Result, contender: dict[str, Any], best: Limits) -> float | N
     return share(result, contender, best)
 
 
-def wanted(result: Result) -> float | None:
+def wanted(result: Result, best: Limits) -> float | None:
     """The height that is the target, where there is one."""
-    if result["family"] in ROW_WISE:
-        return SHARE if result["large"] else 1 / FLOOR
-    return MEMORY_SHARES.get(result["op"]) if result["large"] else None
+    if result["family"] in ROW_WISE and not result["large"]:
+        return 1 / FLOOR
+    return wanted_share(result, best)
 
 
 def draw(found: Found, path: Path) -> None:
@@ -60,13 +62,14 @@ def draw(found: Found, path: Path) -> None:
 
     best = limits(found)
     ops = list(dict.fromkeys(r["op"] for r in found["results"]))
-    columns = min(4, len(ops)) or 1
-    lines = math.ceil(len(ops) / columns)
     shapes = max(sum(r["op"] == op for r in found["results"]) for op in ops)
+    columns = min(4 if shapes <= 16 else 2, len(ops)) or 1
+    lines = math.ceil(len(ops) / columns)
+    width = max(9.5, columns * max(2.8, 0.24 * shapes + 0.6))
     figure, axes = plt.subplots(
         lines,
         columns,
-        figsize=(max(9.5, columns * max(2.8, 0.24 * shapes + 0.6)), 2.05 * lines + 1.4),
+        figsize=(width, 2.05 * lines + 1.4),
         squeeze=False,
         sharey=True,
         layout="constrained",
@@ -87,7 +90,7 @@ def draw(found: Found, path: Path) -> None:
         [handles[n] for n in ranked],
         ranked,
         loc="outside lower center",
-        ncols=min(10 if columns > 3 else 5, len(ranked)),
+        ncols=min(int(width / 1.4), len(ranked)),
         frameon=False,
         fontsize=11,
         markerscale=1.4,
@@ -101,7 +104,7 @@ def _panel(axis: Any, op: str, results: list[Result], best: Limits, handles: dic
     axis.axhline(1.0, color="#888888", linewidth=0.8)
     own: dict[bool, list[float]] = {True: [], False: []}
     for x, result in enumerate(results):
-        if target := wanted(result):
+        if target := wanted(result, best):
             axis.plot([x - 0.5, x + 0.5], [target] * 2, color="#888888", linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
         heights = [(c, height(result, c, best)) for c in result["contenders"] if whole(c)]
         for contender, y in sorted(heights, key=lambda pair: pair[0]["kind"] == "ours"):
@@ -145,7 +148,7 @@ def _groups(axis: Any, results: list[Result]) -> None:
     for label, at in groups.items():
         middle = (at[0] + at[-1]) / 2
         axis.annotate(
-            label,
+            "\n".join(textwrap.wrap(label, max(8, 4 * len(at)), break_on_hyphens=False)),
             (middle, 0),
             (0, -17),
             ("data", "axes fraction"),

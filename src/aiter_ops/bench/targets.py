@@ -135,9 +135,20 @@ def _targets(result: Result, best: Limits) -> Iterator[Target]:
         if peer := ratio.peer(result):
             name = f"times {' / '.join(ratio.peers)}"
             yield target(name, peer["us"] / mine["us"], ratio.wanted, True, peer["name"])
-    wanted, least = MEMORY_SHARES.get(result["op"]), best.least(result)
-    if wanted and least and least.bound == "memory" and result["large"] and _decode(result):
+    least = best.least(result)
+    if least is not None and (wanted := wanted_share(result, best)) and result["family"] not in ROW_WISE:
         yield target("share of the memory's rate", least.us / mine["us"], wanted, True, least.by)
+
+
+def wanted_share(result: Result, best: Limits) -> float | None:
+    """The share of the limit that is the target of this case, where one is."""
+    if not result["large"]:
+        return None
+    if result["family"] in ROW_WISE:
+        return SHARE
+    least = best.least(result)
+    binds = least is not None and least.bound == "memory" and result["op"] in MEMORY_SHARES and _decode(result)
+    return MEMORY_SHARES[result["op"]] if binds else None
 
 
 def ratios(result: Result) -> list[Ratio]:

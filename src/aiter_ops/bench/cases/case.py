@@ -15,6 +15,11 @@ Values = dict[str, list[Any]]
 _ALIGN = 256
 
 
+def short(count: int) -> str:
+    """A number as a tick: 8192 is 8k."""
+    return f"{count // 1024}k" if count and count % 1024 == 0 else str(count)
+
+
 class Sets:
     """Draws `count` tensors of one shape into one buffer; each starts at a multiple of 256 bytes."""
 

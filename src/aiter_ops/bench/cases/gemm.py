@@ -9,7 +9,7 @@ import torch
 from aiter_ops.core.op import Op
 from aiter_ops.core.platforms import platform
 
-from .case import Case, Sets, Shapes, Values
+from .case import Case, Sets, Shapes, Values, short
 
 FEW, MANY = (1, 16, 128), (4096,)
 PROJECTIONS = ((7168, 16384), (24576, 1536), (2112, 7168))
@@ -60,7 +60,7 @@ def case(op: Op, m: int, n: int, k: int, dtype: torch.dtype | None = None) -> Ca
         op.name,
         f"{m}×{n}×{k}{kind}",
         f"{n}×{k}{kind}",
-        str(m),
+        short(m),
         {"m": m, "n": n, "k": k},
         lambda draw: values(draw, m, n, k, code),
         dots="int8" if kind else dots,
@@ -77,7 +77,7 @@ def batched(op: Op, heads: int, m: int, n: int, k: int) -> Case:
         op.name,
         name,
         f"{heads}×{n}×{k}",
-        str(m),
+        short(m),
         sizes,
         lambda draw: values(draw, heads, m, n, k),
         dots=dots,

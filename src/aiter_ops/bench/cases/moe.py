@@ -8,7 +8,7 @@ import torch
 
 from aiter_ops.core.op import Op
 
-from .case import Case, Sets, Shapes, Values
+from .case import Case, Sets, Shapes, Values, short
 from .gemm import codes
 
 TOKENS = (1, 16, 128, 1024, 8192)
@@ -66,7 +66,7 @@ def fused(op: Op, layer: Layer, quant: str, tokens: int) -> Case:
         op.name,
         name,
         f"{layer.name} {kind}",
-        str(tokens),
+        short(tokens),
         sizes,
         lambda draw: _values(layer, quant, tokens, draw),
         dots="bf16" if quant == "none" else "fp8",
@@ -85,7 +85,7 @@ def align(op: Op, tokens: int, experts: int, k: int) -> Case:
         op.name,
         f"{tokens}×{k} of {experts}, block {block}",
         f"E {experts}, k {k}",
-        str(tokens),
+        short(tokens),
         {"tokens": tokens, "experts": experts, "k": k, "block": block},
         values,
         alike=f"{experts}, {k}",

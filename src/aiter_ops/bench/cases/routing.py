@@ -8,7 +8,7 @@ import torch
 
 from aiter_ops.core.op import Op
 
-from .case import Case, Sets, Shapes, Values
+from .case import Case, Sets, Shapes, Values, short
 
 TOKENS = (1, 64, 4096, 16384)
 
@@ -43,7 +43,7 @@ def case(op: Op, tokens: int, choice: Choice) -> Case:
         op.name,
         f"{tokens}×{experts}, k {k}{groups}",
         f"E {experts}, k {k}",
-        str(tokens),
+        short(tokens),
         {"tokens": tokens, "experts": experts, "k": k},
         lambda draw: _values(op, tokens, choice, draw),
         floor="logits",

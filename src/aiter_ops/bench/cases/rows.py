@@ -10,7 +10,7 @@ import torch
 from aiter_ops.core.op import Op
 from aiter_ops.core.platforms import platform
 
-from .case import Case, Sets, Shapes, Values
+from .case import Case, Sets, Shapes, Values, short
 
 ROWS = (1, 64, 8192, 16384)
 WIDTHS = (4096, 7168, 8192)
@@ -57,7 +57,7 @@ def labels(rows: int, width: int) -> dict[str, Any]:
     return {
         "case": f"{rows}×{width}",
         "group": f"{rows} row{'s' if rows > 1 else ''}",
-        "tick": f"{width // 1024}k" if width % 1024 == 0 else str(width),
+        "tick": short(width),
         "sizes": {"rows": rows, "width": width},
     }
 
