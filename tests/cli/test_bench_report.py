@@ -69,7 +69,8 @@ def test_the_picture_has_a_panel_an_op(tmp_path: Path) -> None:
     assert path.stat().st_size > 10_000
     draw(DATA.matrices(), path.with_name("m.svg"))
     text = path.with_name("m.svg").read_text()
-    assert all(f"<!-- {words} -->" in text for words in ("fused_moe", "7168×16384", "Qwen3-30B-A3B fp8", "deep_gemm"))
+    assert all(f"<!-- {words} -->" in text for words in ("fused_moe", "7168×16384", "deep_gemm"))
+    assert "Qwen3-30B-A3B" in text
 
 
 # --- products, routers, experts --------------------------------------------------------------------------------------
