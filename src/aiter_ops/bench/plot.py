@@ -148,7 +148,7 @@ def _groups(axis: Any, results: list[Result]) -> None:
     for label, at in groups.items():
         middle = (at[0] + at[-1]) / 2
         axis.annotate(
-            "\n".join(textwrap.wrap(label, max(8, 4 * len(at)), break_on_hyphens=False)),
+            "\n".join(textwrap.wrap(label, max(8, 4 * len(at)), break_long_words=False, break_on_hyphens=False)),
             (middle, 0),
             (0, -17),
             ("data", "axes fraction"),
