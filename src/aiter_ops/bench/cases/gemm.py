@@ -134,11 +134,18 @@ def _a4w4(draw: Sets, m: int, n: int, k: int, code: torch.dtype) -> Values:
 
 
 def _bmm_a8w8(draw: Sets, heads: int, m: int, n: int, k: int) -> Values:
-    return {"x": draw.normal(heads, m, k), "w": codes(draw, heads, n, k), "w_scale": draw.constant(2e-4)}
+    weights = {"w": codes(draw, heads, n, k), "w_scale": draw.constant(2e-4)}
+    return {"x": _by_head(draw, heads, m, k), "transpose_bm": draw.same(True)} | weights
 
 
 def _bmm_a16wfp4(draw: Sets, heads: int, m: int, n: int, k: int) -> Values:
-    return {"x": draw.normal(heads, m, k), "w": packed(draw, heads, n, k), "w_scale": exponents(draw, heads, n, k)}
+    weights = {"w": packed(draw, heads, n, k), "w_scale": exponents(draw, heads, n, k)}
+    return {"x": _by_head(draw, heads, m, k), "transpose_bm": draw.same(True)} | weights
+
+
+def _by_head(draw: Sets, heads: int, m: int, k: int) -> list[torch.Tensor]:
+    """[heads, m, k] as attention has it: a view of [m, heads, k]."""
+    return [t.transpose(0, 1) for t in draw.normal(m, heads, k)]
 
 
 _DRAWN: dict[str, tuple[str, Callable[[Sets, int, int, int, torch.dtype], Values]]] = {

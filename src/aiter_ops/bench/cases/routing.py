@@ -23,7 +23,7 @@ _K2: Choice = {"E": 384, "k": 8, "groups": 1, "topk_groups": 1}
 CHOICES: dict[str, list[Choice]] = {
     "topk_softmax": [c | {"renormalize": True} for c in _PLAIN],
     "topk_sigmoid": [{"E": 16, "k": 1, "renormalize": False}, {"E": 128, "k": 8, "renormalize": True}],
-    "topk_softplus_sqrt": [{"E": 256, "k": 8, "renormalize": True}],
+    "topk_softplus_sqrt": [{"E": 256, "k": 6, "renormalize": True, "scaling": 1.5}],
     "grouped_topk": [_V2 | {"renormalize": False, "scaling": 16.0}, _V3 | {"renormalize": True, "scoring": "sigmoid"}],
     "biased_grouped_topk": [c | {"renormalize": True, "scaling": 2.5} for c in (_V3, _K2)],
 }
@@ -54,6 +54,6 @@ def case(op: Op, tokens: int, choice: Choice) -> Case:
 def _values(op: Op, tokens: int, choice: Choice, draw: Sets) -> Values:
     """fp32 logits: those of 16 bits often tie, and other libraries then choose otherwise."""
     values: Values = {"logits": draw.normal(tokens, choice["E"], dtype=torch.float32)}
-    if op.name == "biased_grouped_topk":
+    if op.name in ("biased_grouped_topk", "topk_softplus_sqrt"):
         values["bias"] = draw.normal(choice["E"], dtype=torch.float32, scale=0.1)
     return values | {name: draw.same(value) for name, value in choice.items() if name != "E"}
