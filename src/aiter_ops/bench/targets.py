@@ -71,7 +71,7 @@ RATIOS = (
     Ratio("fused_moe", ("torch.loop",), 1.05, lambda r: tokens_an_expert(r) > SPARSE_TOKENS),
     Ratio("fused_moe", ("vllm_triton", "aiter_triton"), 1.0),
     Ratio("fused_moe", ("triton_kernels",), 1.0, lambda r: r["dots"] == "bf16"),
-    *[Ratio(op, ("vllm", "sglang"), 1.0) for op in ROUTERS],
+    *[Ratio(op, ("vllm_moe", "sglang"), 1.0) for op in ROUTERS],
 )
 
 MEMORY_SHARES = {"gemm_a16w16": 0.85, "bmm_a8w8_group_prequant": 0.85}
