@@ -10,7 +10,7 @@ from .aiter_triton import aiter
 from .common import need
 from .experts import BLOCK, Experts, aligned_sizes, in_order
 from .registry import Call, Kwargs, peer
-from .vllm_routing import choice
+from .vllm_routing import no_padding
 
 
 def align(ids: torch.Tensor, experts: int, block: int, into: tuple[torch.Tensor, ...]) -> Call:
@@ -67,14 +67,14 @@ def aiter_fused_moe(kw: Kwargs) -> Call:
 @peer("topk_softmax", "aiter_triton")
 def aiter_topk_softmax(kw: Kwargs) -> Call:
     """Its softmax is over the chosen experts, which is the same where weights are renormalised."""
-    choice(kw)
+    no_padding(kw)
     need(kw["renormalize"] and kw.get("bias") is None, "renormalised weights, no bias, only")
     op, logits, k = aiter("moe.moe_routing.topk", "topk"), kw["logits"], kw["k"]
     return lambda: op(logits, k, apply_softmax=True)[:2]
 
 
 def scored(kw: Kwargs, mode: str) -> Call:
-    choice(kw)
+    no_padding(kw)
     op, logits, k = aiter("moe.moe_routing.topk", "topk"), kw["logits"], kw["k"]
     named = {"score_mode": mode, "bias": kw.get("bias"), "renorm": kw["renormalize"]}
     named["routed_scaling_factor"] = kw.get("scaling", 1.0)
@@ -104,7 +104,7 @@ def aiter_grouped_topk(kw: Kwargs) -> Call:
 
 
 def grouped(kw: Kwargs, mode: str) -> Call:
-    choice(kw)
+    no_padding(kw)
     op = aiter("moe.moe_routing.topk", "grouped_topk")
     args = (kw["logits"], kw["k"], kw["groups"], kw["topk_groups"])
     named = {"score_mode": mode, "bias": kw.get("bias"), "renorm": kw["renormalize"]}

@@ -23,10 +23,7 @@ from .vllm_triton import load_vllm_triton
 
 def binaries(folder: Path | None) -> dict[str, Path | None]:
     """The files of the binary libraries, in `folder` or in what is installed; None where there is none."""
-    if folder is not None:
-        sglang = [folder / "sglang_kernel"]
-    else:
-        sglang = package_folder("sgl_kernel")
+    sglang = package_folder("sgl_kernel") if folder is None else [folder / "sglang_kernel"]
     vllm = vllm_folders(folder)
     return {
         "vllm": first_file(vllm, "_C_stable_libtorch*.so"),

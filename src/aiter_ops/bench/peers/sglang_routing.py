@@ -10,7 +10,7 @@ from .common import filling, need
 from .experts import aligned_sizes
 from .registry import Call, Kwargs, peer
 from .sglang import sgl
-from .vllm_routing import choice
+from .vllm_routing import choice, no_padding
 
 
 @peer("topk_softmax", "sglang")
@@ -28,7 +28,7 @@ def sgl_topk_sigmoid(kw: Kwargs) -> Call:
 
 @peer("biased_grouped_topk", "sglang")
 def sgl_biased_grouped_topk(kw: Kwargs) -> Call:
-    choice(kw)
+    no_padding(kw)
     need(kw["renormalize"], "renormalised weights only")
     args, scaling = (kw["logits"], kw["bias"]), kw["scaling"]
     if kw["groups"] == 1:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .experts import plain_experts
 from .common import need
+from .experts import plain_experts
 from .registry import Call, Kwargs, peer
 
 

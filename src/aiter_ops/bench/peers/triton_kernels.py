@@ -10,7 +10,7 @@ import torch
 from .common import need
 from .experts import plain_experts
 from .registry import LOADED, Call, Kwargs, need_package, peer
-from .vllm_routing import choice
+from .vllm_routing import no_padding
 
 
 def load_triton_kernels() -> None:
@@ -55,7 +55,7 @@ def triton_kernels_fused_moe(kw: Kwargs) -> Call:
 
 @peer("topk_softmax", "triton_kernels")
 def triton_kernels_topk(kw: Kwargs) -> Call:
-    choice(kw)
+    no_padding(kw)
     need(kw["renormalize"] and kw.get("bias") is None, "renormalised weights, no bias, only")
     op, logits, k = of("topk", "topk"), kw["logits"], kw["k"]
     return lambda: op(logits, k)[:2]

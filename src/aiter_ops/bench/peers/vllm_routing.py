@@ -15,9 +15,13 @@ def vllm_moe(name: str) -> Any:
     return getattr(torch.ops._moe_C, name).default
 
 
+def no_padding(kw: Kwargs) -> None:
+    need(kw.get("num_valid_tokens") is None, "no padding rows")
+
+
 def choice(kw: Kwargs) -> tuple[torch.Tensor, torch.Tensor]:
     """Empty weights and ids [T, k]."""
-    need(kw.get("num_valid_tokens") is None, "no padding rows")
+    no_padding(kw)
     shape, device = (kw["logits"].shape[0], kw["k"]), kw["logits"].device
     return torch.empty(shape, device=device), torch.empty(shape, dtype=torch.int32, device=device)
 
@@ -47,7 +51,7 @@ def vllm_topk_softplus_sqrt(kw: Kwargs) -> Call:
 @peer("biased_grouped_topk", "vllm_moe")
 def vllm_biased_grouped_topk(kw: Kwargs) -> Call:
     op = vllm_moe("grouped_topk")
-    choice(kw)
+    no_padding(kw)
     args = (kw["logits"], kw["groups"], kw["topk_groups"], kw["k"], kw["renormalize"], kw["scaling"], kw["bias"], 1)
     return lambda: op(*args)
 
