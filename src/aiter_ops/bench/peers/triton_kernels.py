@@ -58,4 +58,5 @@ def triton_kernels_topk(kw: Kwargs) -> Call:
     no_padding(kw)
     need(kw["renormalize"] and kw.get("bias") is None, "renormalised weights, no bias, only")
     op, logits, k = of("topk", "topk"), kw["logits"], kw["k"]
+    need(k & (k - 1) == 0, "k a power of two only")
     return lambda: op(logits, k)[:2]
