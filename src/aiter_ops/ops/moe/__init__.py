@@ -1,3 +1,9 @@
-"""Mixture of experts: the experts themselves, and what goes to which of them."""
+"""Experts of mixture-of-experts models: tokens brought into the order of experts, and the experts themselves."""
 
-from .fused import fused_moe as fused_moe
+from .align import moe_align
+from .fused import fused_moe
+
+__all__ = [
+    "fused_moe",
+    "moe_align",
+]
