@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
+from triton.language.target_info import is_cuda
 
 from aiter_ops.core.platforms import platform
 
@@ -22,6 +23,17 @@ INTERPRETED = tl.constexpr(platform().triton_interpret)
 
 ROUND = tl.constexpr(12582912.0)
 """1.5·2^23: fp32 plus this keeps no fraction bits, so the addition rounds to the nearest integer, ties to even."""
+
+
+@triton.jit
+def widen(x):
+    """A tile as fp32. On NVIDIA two bf16 at a time take two instructions, where one by one they take three."""
+    if x.dtype == tl.bfloat16 and is_cuda() and not INTERPRETED and x.numel >= 256:
+        both: tl.constexpr = "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;"
+        bits = tl.inline_asm_elementwise(both, "=r,=r,r", [x], dtype=tl.int32, is_pure=True, pack=2)
+        return bits.to(tl.float32, bitcast=True)
+    else:
+        return x.to(tl.float32)
 
 
 @triton.jit
@@ -46,8 +58,15 @@ def power_of_two_above(x):
 
 @triton.jit
 def scale_of(amax, TOP: tl.constexpr, UE8M0: tl.constexpr):
-    """amax / TOP (the largest code), at least `SCALE_FLOOR`; UE8M0 rounds it up to a power of two. NaN, Inf stay."""
-    scale = tl.div_rn(amax, TOP)
+    """amax / TOP (the largest code), at least `SCALE_FLOOR`; UE8M0 rounds it up to a power of two. NaN, Inf stay.
+
+    The quotient is rounded as a division rounds: the product with 1/TOP, corrected by its exact remainder. It could
+    differ only below the floor.
+    """
+    INVERSE: tl.constexpr = 1.0 / TOP
+    near = amax * INVERSE
+    scale = tl.fma(tl.fma(near, -TOP, amax), INVERSE, near)
+    scale = tl.where(amax < float("inf"), scale, amax)
     scale = tl.where(scale < SCALE_FLOOR, SCALE_FLOOR, scale)
     if UE8M0:
         scale = power_of_two_above(scale)
@@ -58,10 +77,11 @@ def scale_of(amax, TOP: tl.constexpr, UE8M0: tl.constexpr):
 def encode(x, inverse, dtype: tl.constexpr, TOP: tl.constexpr, SATURATE: tl.constexpr):
     """Codes of fp32 x · inverse, to nearest, ties to even; NaN is NaN in FP8 and 0 in int8. `inverse`: 1 / scale.
 
-    SATURATE: cut at ±TOP first; a scale taken from the values themselves needs no cut.
+    SATURATE: cut at ±TOP first; a scale taken from the values themselves needs no cut, nor do NVIDIA's conversions to
+    FP8 (PTX ISA, cvt.rn.satfinite).
     """
     y = x * inverse
-    if SATURATE:
+    if SATURATE and (dtype == tl.int8 or INTERPRETED or not is_cuda()):
         y = tl.minimum(tl.maximum(y, -TOP, tl.PropagateNan.ALL), TOP, tl.PropagateNan.ALL)
     if dtype == tl.int8:
         # the low byte of the rounded sum's bits is the integer in two's complement
@@ -72,8 +92,17 @@ def encode(x, inverse, dtype: tl.constexpr, TOP: tl.constexpr, SATURATE: tl.cons
 
 @triton.jit
 def inverse_of(scale):
-    """1 / scale to two units of 2^-23 or better, exactly for powers of two."""
+    """1 / scale of any scale, to two units of 2^-23 or better, exactly for powers of two."""
     return 1.0 / scale
+
+
+@triton.jit
+def inverse_of_made(scale):
+    """The same for a scale of `scale_of`: from 2^-126 to 2^121, Inf or NaN, which one instruction inverts."""
+    if INTERPRETED:
+        return 1.0 / scale
+    else:
+        return libdevice.fast_dividef(1.0, scale)
 
 
 @triton.jit
@@ -82,7 +111,8 @@ def times_sigmoid(factor, x):
     if INTERPRETED:
         return factor / (1.0 + tl.exp(-x))
     else:
-        return libdevice.fast_dividef(factor, 1.0 + libdevice.fast_expf(-x))
+        # a product with -1 becomes a sign of the exponential's own factor; -x would be a subtraction
+        return libdevice.fast_dividef(factor, 1.0 + libdevice.fast_expf(x * -1.0))
 
 
 def new_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 import triton
 
+from aiter_ops.core import runtime
 from aiter_ops.core.platforms import Platform, platform
 
 _ALIGNED = 15
@@ -80,6 +81,14 @@ class _Compiling:
 def machine() -> Platform:
     """The platform tile choices are made for: this machine, or the one being compiled for."""
     return _Compiling.target or platform()
+
+
+def batch_invariant() -> bool:
+    """Whether tiles, split-K and orders of summation must not follow the number of rows (or tokens).
+
+    Kernels without sums (maxima and arithmetic on single elements round the same in any tile) need not ask.
+    """
+    return runtime.state.policy.batch_invariant
 
 
 @contextlib.contextmanager
@@ -156,9 +165,13 @@ def fp8_predicate(target: Platform, dtype: torch.dtype | None) -> str | None:
 
 def as_rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:
     """x [..., N] as rows: (tensor, row count, N, row stride in elements), copied only where no view gives unit
-    stride in a row and one stride between rows.
+    stride in a row and one stride between rows. Where batch invariance is asked for, always contiguous and aligned:
+    what the compiler knows of strides and addresses decides which lane holds which columns, and so the order of sums.
     """
     width = x.shape[-1]
+    if batch_invariant():
+        x = x.contiguous()
+        x = x.clone() if x.data_ptr() & _ALIGNED else x
     if x.is_contiguous():
         return x, x.numel() // width, width, width
     if x.dim() == 2 and x.stride(1) == 1:

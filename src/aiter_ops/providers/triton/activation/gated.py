@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.common import widen
 from aiter_ops.providers.triton.gates import gated
 from aiter_ops.providers.triton.launch import Launcher, as_rows, machine
 from aiter_ops.providers.triton.tiles.activation import gated_tile
@@ -35,8 +36,8 @@ def gated_kernel(
     if N % BLOCK != 0:
         mask = mask & (col < N)
     at = x_ptr + row * stride + col
-    gate = tl.load(at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
-    up = tl.load(at + N, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+    gate = widen(tl.load(at, mask=mask, other=0.0, eviction_policy="evict_first"))
+    up = widen(tl.load(at + N, mask=mask, other=0.0, eviction_policy="evict_first"))
     y = gated(gate, up, ACT, alpha, limit, LIMIT)
     tl.store(y_ptr + row * N + col, y.to(y_ptr.dtype.element_ty), mask=mask)
 
@@ -62,9 +63,9 @@ def interleaved_kernel(
     first = (piece % PIECES) * BLOCK
     wide = 2 * first + tl.arange(0, 2 * BLOCK)[None, :]
     inside = (piece < total) & (wide < 2 * N)
-    pairs = tl.load(x_ptr + row * stride + wide, mask=inside, other=0.0, eviction_policy="evict_first")
+    pairs = widen(tl.load(x_ptr + row * stride + wide, mask=inside, other=0.0, eviction_policy="evict_first"))
     gate, up = tl.split(tl.reshape(pairs, [SPAN, BLOCK, 2]))
-    y = gated(gate.to(tl.float32), up.to(tl.float32), ACT, alpha, limit, LIMIT)
+    y = gated(gate, up, ACT, alpha, limit, LIMIT)
     col = first + tl.arange(0, BLOCK)[None, :]
     tl.store(y_ptr + row * N + col, y.to(y_ptr.dtype.element_ty), mask=(piece < total) & (col < N))
 
@@ -84,21 +85,21 @@ def _run(start: Launcher, x: Tensor, act: str, alpha: float, limit: float | None
     return y
 
 
-@PROVIDER.implements("silu_and_mul")
+@PROVIDER.implements("silu_and_mul", batch_invariant=True)
 def silu_and_mul(x: Tensor, limit: float | None = None) -> Tensor:
     return _run(_halves, x, "silu", 1.0, limit)
 
 
-@PROVIDER.implements("gelu_and_mul")
+@PROVIDER.implements("gelu_and_mul", batch_invariant=True)
 def gelu_and_mul(x: Tensor) -> Tensor:
     return _run(_halves, x, "gelu", 1.0, None)
 
 
-@PROVIDER.implements("gelu_tanh_and_mul")
+@PROVIDER.implements("gelu_tanh_and_mul", batch_invariant=True)
 def gelu_tanh_and_mul(x: Tensor) -> Tensor:
     return _run(_halves, x, "gelu_tanh", 1.0, None)
 
 
-@PROVIDER.implements("swiglu_oai_and_mul")
+@PROVIDER.implements("swiglu_oai_and_mul", batch_invariant=True)
 def swiglu_oai_and_mul(x: Tensor, alpha: float = 1.702, limit: float = 7.0) -> Tensor:
     return _run(_interleaved, x, "swiglu_oai", alpha, limit)

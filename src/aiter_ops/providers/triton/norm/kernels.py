@@ -18,22 +18,35 @@ GROUP       columns of a scale group; SIZE is the power of two that holds it
 import triton
 import triton.language as tl
 
-from aiter_ops.providers.triton.common import amax_keep_nan, encode, inverse_of, magnitude_bits, scale_of, times_sigmoid
+from aiter_ops.providers.triton.common import (
+    amax_keep_nan,
+    encode,
+    inverse_of,
+    inverse_of_made,
+    magnitude_bits,
+    scale_of,
+    times_sigmoid,
+    widen,
+)
+
+LARGEST = tl.constexpr(3.4028234663852886e38)
+"""The largest fp32."""
 
 
 @triton.jit
 def _gate(z_ptr, at, mask, SIGMOID: tl.constexpr):
-    z = tl.load(z_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    z = widen(tl.load(z_ptr + at, mask=mask, other=0.0))
     return times_sigmoid(1.0, z) if SIGMOID else times_sigmoid(z, z)
 
 
 @triton.jit
 def _read(x_ptr, o_ptr, x_at, o_at, mask, OTHER: tl.constexpr, SIGMOID: tl.constexpr):
     """What is normalised, fp32: x, x + residual rounded to x's dtype, or x · act(z)."""
-    x = tl.load(x_ptr + x_at, mask=mask, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + x_at, mask=mask, other=0.0)
     if OTHER == "add":
         residual = tl.load(o_ptr + o_at, mask=mask, other=0.0).to(tl.float32)
-        x = (x + residual).to(x_ptr.dtype.element_ty).to(tl.float32)
+        return (x.to(tl.float32) + residual).to(x_ptr.dtype.element_ty).to(tl.float32)
+    x = widen(x)
     if OTHER == "gate_before":
         x = x * _gate(o_ptr, o_at, mask, SIGMOID)
     return x
@@ -47,11 +60,11 @@ def _vectors(
     w = 1.0
     b = 0.0
     if HAS_WEIGHT:
-        w = tl.load(w_ptr + col, mask=inside, other=0.0).to(tl.float32)
+        w = widen(tl.load(w_ptr + col, mask=inside, other=0.0))
         if HAS_OFFSET:
             w = w + offset
     if HAS_BIAS:
-        b = tl.load(b_ptr + col, mask=inside, other=0.0).to(tl.float32)
+        b = widen(tl.load(b_ptr + col, mask=inside, other=0.0))
     return w, b
 
 
@@ -99,8 +112,8 @@ def _columns(first, GROUPS: tl.constexpr, SIZE: tl.constexpr, GROUP: tl.constexp
 
 
 @triton.jit
-def _store(y, y_ptr, row, y_vectors, col, here, own, scale, N, PADDED, VECTOR, QUANT, TOP):
-    """Store a tile of the result, as codes of y / scale where QUANT; here: the row exists; own: as `_columns`."""
+def _store(y, y_ptr, row, y_vectors, col, here, own, factor, N, PADDED, VECTOR, QUANT, TOP):
+    """Store a tile of the result, as codes of y · factor where QUANT; here: the row exists; own: as `_columns`."""
     dtype: tl.constexpr = y_ptr.dtype.element_ty
     # what is known of a row's alignment bounds how many neighbours a lane takes, in loads as in stores
     at = row * y_vectors * VECTOR + col
@@ -109,7 +122,7 @@ def _store(y, y_ptr, row, y_vectors, col, here, own, scale, N, PADDED, VECTOR, Q
             y = tl.where(col < N, y, 0.0)
         tl.store(y_ptr + at, y.to(dtype), mask=here & own & (col < PADDED))
     else:
-        codes = encode(y, inverse_of(scale), dtype, TOP, QUANT == "static")
+        codes = encode(y, factor, dtype, TOP, QUANT == "static")
         tl.store(y_ptr + at, codes, mask=here & own & (col < N))
 
 
@@ -152,10 +165,11 @@ def whole_rows(
 ):
     """ROWS rows, each held whole. EARLY: weight and bias are read before the sum, not after it.
 
-    Where only factors follow the norm, the largest magnitudes are found next to the sum, before its root is known.
+    Where only factors follow the norm, the largest magnitudes are found next to the sum, before its root is known, and
+    codes are made with one factor of both root and scale.
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    FACTORS: tl.constexpr = (QUANT == "row" or QUANT == "group") and not HAS_BIAS
+    FACTORS: tl.constexpr = QUANT != "none" and not (HAS_BIAS or CAST)
     row = program.to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None, None]
     here = row < rows
     group, col, own = _columns(0, GROUPS, SIZE, GROUP)
@@ -175,13 +189,14 @@ def whole_rows(
         if not EARLY:
             w, b = _vectors(w_ptr, b_ptr, col, inside, offset, HAS_WEIGHT, HAS_BIAS, HAS_OFFSET)
         y = x * w * gate
+        peak = 0.0
         if QUANT == "row":
             total, peak = _total_and_largest(x * x, magnitude_bits(y))
         else:
             total = _total(x * x)
-            peak = amax_keep_nan(y, 2, True)
+            if QUANT == "group":
+                peak = amax_keep_nan(y, 2, True)
         rstd = tl.rsqrt(total / N + eps)
-        y = y * rstd
         peak = peak * rstd
     else:
         rstd = tl.rsqrt(_total(x * x) / N + eps)
@@ -190,17 +205,23 @@ def whole_rows(
         y = _affine(x * rstd, w, b, dtype, HAS_WEIGHT, HAS_BIAS, CAST) * gate
         if QUANT == "group":
             peak = amax_keep_nan(y, 2, True)
-    scale = 1.0
+    factor = 1.0
     if QUANT == "static":
-        scale = tl.load(s_ptr)
+        factor = inverse_of(tl.load(s_ptr))
     if QUANT == "row":
         scale = scale_of(peak, TOP, UE8M0)
+        factor = inverse_of_made(scale)
         tl.store(s_ptr + row, scale, mask=here)
     if QUANT == "group":
         scale = scale_of(peak, TOP, UE8M0)
+        factor = inverse_of_made(scale)
         at = row * scale_row + group.to(tl.int64) * scale_group
         tl.store(s_ptr + at, scale, mask=here & (group * GROUP < N))
-    _store(y, y_ptr, row, y_vectors, col, here, own, scale, N, PADDED, VECTOR, QUANT, TOP)
+    if FACTORS:
+        factor = factor * rstd
+        # of a row of zeros it is beyond fp32, and 0 · Inf is no code
+        factor = tl.where(factor > LARGEST, LARGEST, factor)
+    _store(y, y_ptr, row, y_vectors, col, here, own, factor, N, PADDED, VECTOR, QUANT, TOP)
 
 
 @triton.jit
@@ -281,9 +302,10 @@ def wide_row(
         y = x * w * rstd if QUANT == "row" else _affine(x * rstd, w, b, dtype, HAS_WEIGHT, HAS_BIAS, CAST)
         if OTHER == "gate_after":
             y = y * _gate(o_ptr, row * o_stride + col, inside, SIGMOID)
-        scales = scale
+        factor = inverse_of(scale)
         if QUANT == "group":
             scales = scale_of(amax_keep_nan(y, 2, True), TOP, UE8M0)
+            factor = inverse_of_made(scales)
             at = row * scale_row + group.to(tl.int64) * scale_group
             tl.store(s_ptr + at, scales, mask=group * GROUP < N)
-        _store(y, y_ptr, row, y_vectors, col, True, own, scales, N, PADDED, VECTOR, QUANT, TOP)
+        _store(y, y_ptr, row, y_vectors, col, True, own, factor, N, PADDED, VECTOR, QUANT, TOP)

@@ -16,11 +16,12 @@ from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.common import (
     amax_keep_nan,
     encode,
-    inverse_of,
+    inverse_of_made,
     magnitude_bits,
     new_like,
     new_scales,
     scale_of,
+    widen,
 )
 from aiter_ops.providers.triton.gates import silu
 from aiter_ops.providers.triton.launch import Launcher, as_rows, fp8_predicate, machine
@@ -32,9 +33,9 @@ from .codes import divide
 @triton.jit
 def _read(at, mask, N: tl.constexpr, SILU: tl.constexpr):
     """fp32 values at `at`, or silu(gate)·up with the other half N columns on."""
-    x = tl.load(at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+    x = widen(tl.load(at, mask=mask, other=0.0, eviction_policy="evict_first"))
     if SILU:
-        x = silu(x) * tl.load(at + N, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        x = silu(x) * widen(tl.load(at + N, mask=mask, other=0.0, eviction_policy="evict_first"))
     return x
 
 
@@ -80,7 +81,7 @@ def groups_kernel(
     start = row * stride + part * SIZE
     x = _read(x_ptr + start[:, None] + col, mask, N, SILU)
     scale = scale_of(_bounded(amax_keep_nan(x, 1), bound_ptr, BOUND), TOP, UE8M0)
-    y = divide(x, scale[:, None], inverse_of(scale)[:, None], BOUND)
+    y = divide(x, scale[:, None], inverse_of_made(scale)[:, None], BOUND)
     codes = encode(y, 1.0, q_ptr.dtype.element_ty, TOP, BOUND)
     tl.store(q_ptr + group.to(tl.int64)[:, None] * SIZE + col, codes, mask=mask)
     tl.store(scale_ptr + row * scale_row + part.to(tl.int64) * scale_group, scale, mask=there)
@@ -114,7 +115,7 @@ def wide_groups_kernel(
         col = start + tl.arange(0, BLOCK)
         peaks = tl.maximum(peaks, magnitude_bits(_read(first + col, col < SIZE, N, SILU)))
     scale = scale_of(_bounded(tl.max(peaks, axis=0).to(tl.float32, bitcast=True), bound_ptr, BOUND), TOP, UE8M0)
-    inverse = inverse_of(scale)
+    inverse = inverse_of_made(scale)
     for start in range(0, SIZE, BLOCK):
         col = start + tl.arange(0, BLOCK)
         x = _read(first + col, col < SIZE, N, SILU)
@@ -161,7 +162,7 @@ def _group_refusal(target: Platform) -> Predicate:
     return lambda x, group_size, dtype, scale_layout, ue8m0: fp8_predicate(target, dtype)
 
 
-@PROVIDER.implements("group_quant", refuses=_group_refusal)
+@PROVIDER.implements("group_quant", refuses=_group_refusal, batch_invariant=True)
 def group_quant(
     x: Tensor,
     group_size: int = 128,
@@ -172,7 +173,11 @@ def group_quant(
     return quantise(x, group_size, dtype, scale_layout, ue8m0)
 
 
-@PROVIDER.implements("per_token_quant", refuses=lambda t: lambda x, dtype, scale_upper_bound: fp8_predicate(t, dtype))
+@PROVIDER.implements(
+    "per_token_quant",
+    refuses=lambda t: lambda x, dtype, scale_upper_bound: fp8_predicate(t, dtype),
+    batch_invariant=True,
+)
 def per_token_quant(
     x: Tensor, dtype: torch.dtype | None = None, scale_upper_bound: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

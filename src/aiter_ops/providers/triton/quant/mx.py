@@ -12,7 +12,7 @@ from torch import Tensor
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import encode, magnitude_bits, new_like
+from aiter_ops.providers.triton.common import encode, magnitude_bits, new_like, widen
 from aiter_ops.providers.triton.launch import Launcher, as_rows, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.quant import block_tile
 
@@ -73,7 +73,7 @@ def mx_kernel(
     there = block < total
     start = (block // BLOCKS).to(tl.int64) * stride + (block % BLOCKS) * 32
     at = x_ptr + start[:, None] + tl.arange(0, 32)[None, :]
-    x = tl.load(at, mask=there[:, None], other=0.0, eviction_policy="evict_first").to(tl.float32)
+    x = widen(tl.load(at, mask=there[:, None], other=0.0, eviction_policy="evict_first"))
     bits = tl.max(magnitude_bits(x), axis=1)
     exponent = shared_exponent(bits, ROUNDING, FP4)
     # 1/scale = 2^(127 - exponent) is a normal number: exponents end at 253
@@ -106,7 +106,7 @@ def _run(x: Tensor, rounding: str, fp4: bool) -> tuple[Tensor, Tensor]:
     return q, e8m0
 
 
-@PROVIDER.implements("mxfp4_quant")
+@PROVIDER.implements("mxfp4_quant", batch_invariant=True)
 def mxfp4_quant(x: Tensor, rounding: Literal["floor", "even", "up"] = "even") -> tuple[Tensor, Tensor]:
     return _run(x, rounding, True)
 
@@ -116,6 +116,6 @@ def _e4m3fn_refusal(target: Platform) -> Predicate | None:
     return (lambda x, rounding: reason) if reason else None
 
 
-@PROVIDER.implements("mxfp8_quant", refuses=_e4m3fn_refusal)
+@PROVIDER.implements("mxfp8_quant", refuses=_e4m3fn_refusal, batch_invariant=True)
 def mxfp8_quant(x: Tensor, rounding: Literal["floor", "even", "up"] = "floor") -> tuple[Tensor, Tensor]:
     return _run(x, rounding, False)

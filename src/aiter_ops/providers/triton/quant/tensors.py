@@ -9,7 +9,15 @@ from torch import Tensor
 
 from aiter_ops.ops.formulas import code_max
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import encode, inverse_of, magnitude_bits, new_like, scale_of
+from aiter_ops.providers.triton.common import (
+    encode,
+    inverse_of,
+    inverse_of_made,
+    magnitude_bits,
+    new_like,
+    scale_of,
+    widen,
+)
 from aiter_ops.providers.triton.launch import Launcher, as_rows, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.quant import MOST_PEAKS, ONE_PASS, piece_tile
 
@@ -38,7 +46,7 @@ def peaks_kernel(x_ptr, peak_ptr, total, programs, stride, N: tl.constexpr, BLOC
     peaks = tl.zeros([SPAN, BLOCK], tl.int32)
     for index in range(tl.program_id(0), tl.cdiv(total, SPAN), programs):
         there, _, mask = _piece(index, total, stride, N, BLOCK, SPAN)
-        peaks = tl.maximum(peaks, magnitude_bits(tl.load(x_ptr + there, mask=mask, other=0.0).to(tl.float32)))
+        peaks = tl.maximum(peaks, magnitude_bits(widen(tl.load(x_ptr + there, mask=mask, other=0.0))))
     tl.store(peak_ptr + tl.program_id(0), tl.max(tl.max(peaks, axis=1), axis=0))
 
 
@@ -64,16 +72,18 @@ def codes_kernel(
     if PEAKS > 0:
         index = tl.num_programs(0) - 1 - index
     source, target, mask = _piece(index, total, stride, N, BLOCK, SPAN)
-    x = tl.load(x_ptr + source, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+    x = widen(tl.load(x_ptr + source, mask=mask, other=0.0, eviction_policy="evict_first"))
     if PEAKS > 0:
         at = tl.arange(0, PEAKS)
         peak = tl.max(tl.load(peak_ptr + at, mask=at < programs, other=0), axis=0)
         scale = scale_of(peak.to(tl.float32, bitcast=True), TOP, False)
         if tl.program_id(0) == 0:
             tl.store(scale_ptr, scale)
+        inverse = inverse_of_made(scale)
     else:
         scale = tl.load(scale_ptr)
-    codes = encode(divide(x, scale, inverse_of(scale), PEAKS == 0), 1.0, q_ptr.dtype.element_ty, TOP, PEAKS == 0)
+        inverse = inverse_of(scale)
+    codes = encode(divide(x, scale, inverse, PEAKS == 0), 1.0, q_ptr.dtype.element_ty, TOP, PEAKS == 0)
     tl.store(q_ptr + target, codes, mask=mask)
 
 
@@ -101,7 +111,9 @@ def per_tensor_quant(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tenso
     return q, scale
 
 
-@PROVIDER.implements("per_tensor_quant_static", refuses=lambda t: lambda x, scale, dtype: fp8_predicate(t, dtype))
+@PROVIDER.implements(
+    "per_tensor_quant_static", refuses=lambda t: lambda x, scale, dtype: fp8_predicate(t, dtype), batch_invariant=True
+)
 def per_tensor_quant_static(x: Tensor, scale: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     assert dtype is not None
     flat, rows, width, stride = as_rows(x)
