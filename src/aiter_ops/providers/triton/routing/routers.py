@@ -56,6 +56,7 @@ def route_kernel(
     BIAS: tl.constexpr,
     RENORMALIZE: tl.constexpr,
     VALID: tl.constexpr,
+    DENSE: tl.constexpr,
     ROWS: tl.constexpr,
     COUNT: tl.constexpr,
     SIZE: tl.constexpr,
@@ -65,7 +66,7 @@ def route_kernel(
 
     GROUPS of neighbours, of which KEPT are kept, lie in a tile COUNT × SIZE. SCORING: softmax (RENORMALIZE: over the
     chosen alone), sigmoid or softplus_sqrt. BIAS: none, logit (added before everything) or choice (added to the score
-    that is compared). VALID: rows from *valid_ptr on get weight 0 and id -1.
+    that is compared). VALID: rows from *valid_ptr on get weight 0 and id -1. DENSE: `stride` is EXPERTS.
 
     2-byte logits without a bias are compared together with their place in one 32-bit number, one reduction a round.
     """
@@ -76,7 +77,7 @@ def route_kernel(
     there = row < rows
     if VALID:
         there = there & (row < tl.load(valid_ptr))
-    start = row.to(tl.int64) * stride
+    start = row.to(tl.int64) * (EXPERTS if DENSE else stride)
     group = tl.arange(0, COUNT)[None, :, None]
     member = tl.arange(0, SIZE)[None, None, :]
     expert = group * PER_GROUP + member
@@ -160,10 +161,10 @@ def route(
     _launcher(
         -(-rows // tile.rows),
         (flat, bias, valid, weights, ids),
-        (rows, stride, float(scaling)),
+        (rows, 1 if stride == experts else stride, float(scaling)),
         (
-            *(experts, k, groups, topk_groups, scoring, bias_on, bool(renormalize), num_valid_tokens is not None),
-            *(tile.rows, tile.groups, tile.size, next_power_of_two(k)),
+            *(experts, k, groups, topk_groups, scoring, bias_on, bool(renormalize)),
+            *(num_valid_tokens is not None, stride == experts, tile.rows, tile.groups, tile.size, next_power_of_two(k)),
         ),
         tile.num_warps,
     )

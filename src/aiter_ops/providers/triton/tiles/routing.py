@@ -36,3 +36,36 @@ def route_tile(machine: Platform, experts: int, groups: int) -> RouteTile:
     width = next_power_of_two(groups), next_power_of_two(experts // groups)
     total = width[0] * width[1]
     return RouteTile(max(1, lanes * EACH // total), *width, min(max(1, total // (lanes * MOST_EACH)), 16))
+
+
+ALONE = 2048
+"""Up to so many slots one program sorts alone; a second launch would cost more than it saves."""
+
+MOST_CHUNKS = 128
+"""Every program reads the counts of all chunks, so their number stays near that of compute units."""
+
+
+@dataclass(frozen=True)
+class AlignTile:
+    """Slots are cut into `chunks` of `chunk`, one to a program, done `step` at a time; bins: experts rounded up to a
+    power of two; table: chunks whose counts are read together.
+    """
+
+    chunks: int
+    chunk: int
+    step: int
+    bins: int
+    table: int
+    num_warps: int
+
+
+@lru_cache(4096)
+def align_tile(slots: int, experts: int) -> AlignTile:
+    """step²/2 pairs of slots are compared at a time, in registers."""
+    step = min(128, max(16, next_power_of_two(slots)))
+    bins = max(16, next_power_of_two(experts))
+    chunk = -(-slots // step) * step
+    if slots > ALONE:
+        chunk = -(-slots // (MOST_CHUNKS * step)) * step
+    warps = 4 if bins <= 256 else 8
+    return AlignTile(-(-slots // chunk), chunk, step, bins, max(1, 4096 // bins), warps)
