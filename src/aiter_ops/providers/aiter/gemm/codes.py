@@ -91,7 +91,8 @@ def gemm_a8w8(
     flat, n = rows(a), b.shape[0]
     tensors = flat, b.contiguous(), _spread(a_scale, (flat.shape[0], 1)), _spread(b_scale, (1, n))
     if layout == "plain":
-        y = entry("gemm_a8w8_CK", A8W8)(*tensors, bias=bias and bias.contiguous(), dtype=out_dtype or BF16, splitK=0)
+        added = None if bias is None else bias.contiguous()
+        y = entry("gemm_a8w8_CK", A8W8)(*tensors, bias=added, dtype=out_dtype or BF16, splitK=0)
     else:
         y = entry("gemm_a8w8_bpreshuffle", A8W8)(*tensors, dtype=out_dtype or BF16)
     return y.view(*a.shape[:-1], n)
