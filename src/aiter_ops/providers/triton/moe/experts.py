@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -11,11 +12,12 @@ from torch import Tensor
 from aiter_ops.ops.formulas import code_max
 from aiter_ops.providers.triton.common import amax_keep_nan, encode, inverse_of, scale_of
 from aiter_ops.providers.triton.gates import gated
+from aiter_ops.providers.triton.gemm.body import tile_of
 from aiter_ops.providers.triton.launch import Launcher
 from aiter_ops.providers.triton.quant.codes import divide
 from aiter_ops.providers.triton.tiles.moe import ExpertTile
 
-from .operands import Operand
+from .operands import Operand, apart
 from .products import product, taken
 from .routes import Route
 
@@ -38,17 +40,6 @@ FREE = (
     "w_scale_row",
     "w_scale_step",
 )
-
-
-@triton.jit
-def place(pid, blocks, tiles, GROUP: tl.constexpr):
-    """(block of rows, tile of columns) of a program. GROUP blocks in turn read the same tile of weights."""
-    if GROUP == 1:
-        return pid // tiles, pid % tiles
-    span = GROUP * tiles
-    first = pid // span * GROUP
-    size = tl.minimum(blocks - first, GROUP)
-    return first + pid % span % size, pid % span // size
 
 
 @triton.jit(do_not_specialize=list(FREE))
@@ -98,6 +89,10 @@ def layer_kernel(
     MAP: tl.constexpr,
     VALID: tl.constexpr,
     WHOLE: tl.constexpr,
+    SWAP: tl.constexpr,
+    APART: tl.constexpr,
+    SHUFFLED: tl.constexpr,
+    MX: tl.constexpr,
     GROUP: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -112,7 +107,7 @@ def layer_kernel(
     """
     PAIRS: tl.constexpr = ACT != "none"
     COLUMNS: tl.constexpr = BN // 2 if PAIRS else BN
-    block, tile = place(tl.program_id(0), blocks, tiles, GROUP)
+    block, tile = tile_of(tl.program_id(0), blocks, tiles, GROUP, 1)
     expert, row = taken(block, ids_ptr, map_ptr, owner_ptr, valid_ptr, rows, experts, mapped, k, ROUTE, MAP, VALID, BM)
     if expert < 0:
         return
@@ -135,18 +130,24 @@ def layer_kernel(
         odd_at = w_scale_at
         w_scale_at += w_index * w_scale_row
     acc = product(
-        a_ptr + (source * a_stride)[:, None],
+        a_ptr + source * a_stride,
         there,
         a_scale_at,
-        w_ptr + expert * w_expert + (w_index.to(tl.int64) * w_row)[None, :],
+        w_ptr + expert * w_expert,
+        w_index,
         w_scale_at,
         odd_at,
         K,
+        w_row,
         a_scale_step,
         w_scale_step,
         SCALES,
         PAIRS,
         WHOLE,
+        SWAP,
+        APART,
+        SHUFFLED,
+        MX,
         BM,
         BN,
         BK,
@@ -264,9 +265,13 @@ def layer(
         route.expert_map is not None,
         route.valid is not None,
         depth % tile.depth == 0,
+        tile.swap,
+        apart(a.values),
+        w.shuffled,
+        w.values.dtype == torch.uint8,
         tile.group,
         route.block,
         tile.columns,
         tile.depth,
     )
-    _layer(route.blocks * tiles, tensors, numbers, constants, tile.num_warps, tile.num_stages)
+    _layer(route.blocks * tiles, tensors, numbers, constants, tile.num_warps, tile.num_stages, tile.options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from aiter_ops.providers.triton.launch import Launcher
 from aiter_ops.providers.triton.tiles.moe import ExpertTile
 
-from .operands import Operand
+from .operands import Operand, apart
 from .peaks import Served
 from .products import local_expert, product
 
@@ -52,6 +53,9 @@ def total_kernel(
     tl.store(out_ptr + token * width + column, total.to(out_ptr.dtype.element_ty), mask=column < width)
 
 
+ROWS = 16
+"""Rows of a product with one row in use: the fewest that matrix units take."""
+
 FREE = ("tiles", "experts", "mapped", "k", "bias_stride", "biased", "weighted", "a_scale_row", "a_scale_step")
 FREE = (*FREE, "w_scale_expert", "w_scale_row", "w_scale_step")
 
@@ -92,6 +96,10 @@ def token_kernel(
     VALID: tl.constexpr,
     SHARED: tl.constexpr,
     WHOLE: tl.constexpr,
+    SWAP: tl.constexpr,
+    APART: tl.constexpr,
+    SHUFFLED: tl.constexpr,
+    MX: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -119,18 +127,24 @@ def token_kernel(
             else:
                 w_scale_at += w_index * w_scale_row
             acc = product(
-                a_ptr + (slot * a_stride + tl.zeros([BM], tl.int64))[:, None],
+                a_ptr + slot * a_stride + tl.zeros([BM], tl.int64),
                 there,
                 a_scale_ptr + slot * a_scale_row + tl.zeros([BM], tl.int64),
-                w_ptr + expert * w_expert + (w_index.to(tl.int64) * w_row)[None, :],
+                w_ptr + expert * w_expert,
+                w_index,
                 w_scale_at,
                 w_scale_at,
                 K,
+                w_row,
                 a_scale_step,
                 w_scale_step,
                 SCALES,
                 False,
                 WHOLE,
+                SWAP,
+                APART,
+                SHUFFLED,
+                MX,
                 BM,
                 BN,
                 BK,
@@ -211,5 +225,6 @@ def second_layer_and_total(
         w.values.stride(1),
     )
     flags = (where is not None, valid is not None, shared is not None, h.values.shape[1] % tile.depth == 0)
-    constants = (scales, *flags, tile.rows, tile.columns, tile.depth)
-    _token(out.shape[0] * tiles, tensors, numbers, constants, tile.num_warps, tile.num_stages)
+    form = (tile.swap, apart(h.values), w.shuffled, w.values.dtype == torch.uint8)
+    constants = (scales, *flags, *form, ROWS, tile.columns, tile.depth)
+    _token(out.shape[0] * tiles, tensors, numbers, constants, tile.num_warps, tile.num_stages, tile.options)
