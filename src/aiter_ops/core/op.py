@@ -155,6 +155,12 @@ class Op:
         return reference
 
     @property
+    def checks(self) -> Callable[..., None]:
+        """Raises TypeError or ValueError, in one line, for arguments that are not accepted."""
+        checks: Callable[..., None] = self._completed["checks"]
+        return checks
+
+    @property
     def opaque(self) -> Any:
         """`torch.ops.aiter_ops.<name>.default`."""
         return self._completed["opaque"]
@@ -249,7 +255,9 @@ class Op:
                 and any(r.gpu for r in implementation.requirements)
             ):
                 reason = f"the tensors are on {first.device}, not on a GPU"
-            reason = reason or implementation.refuses(*values, **named)
+            if reason is None:
+                self.checks(*values, **named)
+                reason = implementation.refuses(*values, **named)
             if reason:
                 raise Refused(f"{self.name}: {provider} refuses: {reason}")
             return implementation.fn(*values, **named)
