@@ -61,4 +61,6 @@ def bad_shape(op: str, name: str, tensor: torch.Tensor, accepted: str) -> ValueE
 
 def bad_dtype(op: str, name: str, dtype: Any, accepted: tuple[torch.dtype, ...]) -> TypeError:
     names = ", ".join(str(d).removeprefix("torch.") for d in accepted)
-    return TypeError(f"{op}: {name} is {str(dtype).removeprefix('torch.')}; accepted: {names}")
+    known = isinstance(dtype, torch.dtype)
+    given = f"{name} is {str(dtype).removeprefix('torch.')}" if known else _given(name, dtype)
+    return TypeError(f"{op}: {given}; accepted: {names}")
