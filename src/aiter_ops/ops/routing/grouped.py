@@ -31,7 +31,7 @@ def _check_groups(
 
 
 def _grouped_samples(make: Make) -> Iterator[Sample]:
-    for name, size, logits, k, groups, topk_groups, renormalize in grouped_logits(make):
+    for name, size, logits, k, groups, topk_groups, renormalize in grouped_logits(make, every=False):
         yield Sample(name, (logits, k, groups, topk_groups, renormalize), size=size)  # type: ignore[arg-type]
     x = make.normal(7, 64, dtype=FP32)
     for renormalize in (False, True):
@@ -79,9 +79,9 @@ def grouped_topk(
 
     logits: [..., E] bf16, fp16 or fp32, in `groups` groups of E/groups neighbours. scoring: what the weights are, the
     softmax over all experts or the sigmoid of each. renormalize: the k weights are divided by their sum (+ 1e-20).
-    scaling: a factor on the weights after that, renormalised or not.
-    num_valid_tokens and results as `topk_softmax`. Groups and experts are ordered by logit, ties to the lower group and
-    id; an expert of another group is never chosen, whatever the scores are. A NaN counts as the largest of its group.
+    scaling: a factor on the weights after that, renormalised or not. num_valid_tokens: as `topk_softmax`.
+    Returns weights [..., k] fp32 and ids [..., k] int32. Groups and experts are ordered by logit, ties to the lower
+    group and id; an expert of another group is never chosen, whatever the scores are. A NaN is the largest of its group.
     Raises TypeError for another dtype, ValueError for another shape, groups that do not divide E, topk_groups outside
     1..groups, or k outside 1..topk_groups·E/groups.
     """
@@ -100,7 +100,8 @@ def _biased_samples(make: Make) -> Iterator[Sample]:
         bias = torch.zeros_like(bias) if "ties" in name else bias - 2.0 if "negative" in name else bias
         yield Sample(name, (logits, bias, k, groups, topk_groups, renormalize), size=size)  # type: ignore[arg-type]
     x, bias = make.normal(7, 64, dtype=FP32), make.normal(64, dtype=FP32)
-    yield Sample("bias of -1000", (x, bias - 1000.0, 8, 8, 3, True))
+    # few values, far apart: beside 1000 fp32 cannot tell close ones
+    yield Sample("bias of -1000", (with_ties(make, 7, 64), bias.round() - 1000.0, 8, 8, 3, True))
     yield Sample("bf16 bias", (x, bias.bfloat16(), 8, 8, 3, True))
     # bf16 would round these biases to few values
     yield Sample("bias finer than bf16", (x * 0.0, 1.0 + bias * 2.0**-12, 8, 8, 3, True))
@@ -150,8 +151,9 @@ def biased_grouped_topk(
     correction bias, kept in its own precision and added in fp32. A group counts by the sum of its two largest choice
     scores; the best `topk_groups` are kept, and k experts chosen among them by choice score. The weights are the
     sigmoids of the chosen logits, divided by their sum (+ 1e-20) with `renormalize`, then times `scaling`.
-    num_valid_tokens, results, ties and errors as `grouped_topk`; an expert of another group is never chosen, also
-    where all choice scores are negative. The order is that of the choice.
+    num_valid_tokens: as `topk_softmax`.
+    Returns weights [..., k] fp32 and ids [..., k] int32 in the order of the choice, ties and errors as `grouped_topk`;
+    an expert of another group is never chosen, also where all choice scores are negative.
     """
     z = logits.float().contiguous()
     score = torch.sigmoid(z)

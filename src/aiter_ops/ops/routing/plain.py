@@ -44,7 +44,7 @@ def _softplus_samples(make: Make) -> Iterator[Sample]:
     yield from _plain(make, every=False)
     bias, x = make.normal(48, dtype=FP32), make.normal(6, 48, dtype=FP16)
     yield Sample("bias and scaling", (x, 6, True, bias, 2.5))
-    yield Sample("bias below zero", (x, 6, True, bias - 1000.0, 1.5))
+    yield Sample("bias below zero", (with_ties(make, 6, 48), 6, True, bias.round() - 1000.0, 1.5))
     yield Sample("bias decides ties", (with_ties(make, 8, 48), 6, True, torch.zeros_like(bias)))
     v4 = make.normal(400, 256, dtype=FP32), make.normal(256, dtype=FP32, scale=0.1)
     yield Sample("DeepSeek-V4 400x256", (v4[0], 6, True, v4[1], 1.5), size="model")
@@ -111,7 +111,8 @@ def topk_sigmoid(
     """The k largest logits with their sigmoids as weights (the Llama 4 model code).
 
     logits: [..., E] bf16, fp16 or fp32. renormalize: the k weights are divided by their sum (+ 1e-20).
-    num_valid_tokens, results, order, ties and errors as `topk_softmax`; a NaN is chosen first, its weight is NaN.
+    num_valid_tokens: as `topk_softmax`. Returns weights [..., k] fp32 and ids [..., k] int32, order, ties and errors
+    as there; a NaN is chosen first, and its weight is NaN.
     """
     z = logits.float().contiguous()
     ids = largest(keys(z), k)
@@ -152,8 +153,8 @@ def topk_softplus_sqrt(
 
     logits: [..., E] bf16, fp16 or fp32. bias: [E], a correction that takes part in the choice only, kept in its own
     precision and added in fp32; without it the choice is by logit. renormalize: the k weights are divided by their
-    sum (+ 1e-20). scaling: a factor on the weights after that.
-    num_valid_tokens, results, ties and errors as `topk_softmax`; the order is that of the choice.
+    sum (+ 1e-20). scaling: a factor on the weights after that. num_valid_tokens: as `topk_softmax`.
+    Returns weights [..., k] fp32 and ids [..., k] int32 in the order of the choice, ties and errors as there.
     """
     z = logits.float().contiguous()
     if bias is None:
