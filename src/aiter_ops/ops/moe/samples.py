@@ -146,29 +146,29 @@ def feature_samples(make: Make) -> Iterator[Sample]:
 def quant_samples(make: Make) -> Iterator[Sample]:
     for codes in (FN, FNUZ, INT8):
         short = str(codes).split(".")[-1]
-        yield _sample(f"per token {short}", layer(make, 9, 4, 2, D, SIZE, "per_token", FP32, codes))
-        made = layer(make, 9, 4, 2, D, SIZE, "per_tensor", FP32, codes)
+        yield _sample(f"per token {short}", layer(make, 8, 4, 2, D, SIZE, "per_token", FP32, codes))
+        made = layer(make, 8, 4, 2, D, SIZE, "per_tensor", FP32, codes)
         yield _sample(f"per tensor {short}", made)
         yield _sample(f"static {short}", made, a1_scale=_one(make, 0.02), a2_scale=_one(make, 0.03))
-    (x, *rest), named = layer(make, 9, 4, 2, D, SIZE, "per_tensor", FP32, INT8, shared=SIZE)
+    (x, *rest), named = layer(make, 8, 4, 2, D, SIZE, "per_tensor", FP32, INT8, shared=SIZE)
     x[5:] *= 1000.0
     valid = {"num_valid_tokens": _number(make, 5)}
-    yield Sample("per tensor, 5 of 9 valid, shared", (x, *rest), {**named, **valid})
+    yield Sample("per tensor, 5 of 8 valid, shared", (x, *rest), {**named, **valid})
     for codes in (FN, FNUZ):
-        made = layer(make, 9, 3, 2, D, SIZE, "per_block", codes=codes, shared=SIZE)
+        made = layer(make, 8, 3, 2, D, SIZE, "per_block", codes=codes, shared=SIZE)
         yield _sample(f"per block {str(codes).split('.')[-1]}", made)
-        (x, w1, w2, *rest), named = layer(make, 9, 3, 2, D, SIZE, "per_token", codes=codes)
+        (x, w1, w2, *rest), named = layer(make, 8, 3, 2, D, SIZE, "per_token", codes=codes)
         both = tuple(shuffled(w, "shuffled_16x16") for w in (w1, w2))
         yield Sample(f"shuffled {str(codes).split('.')[-1]}", (x, *both, *rest), {**named, "layout": "shuffled_16x16"})
-    yield _sample("per block fp32", layer(make, 9, 3, 2, 2 * D, SIZE, "per_block", FP32))
+    yield _sample("per block fp32", layer(make, 8, 3, 2, 2 * D, SIZE, "per_block", FP32))
     for quant in ("mxfp4", "mxfp4_fp8"):
-        yield _sample(quant, layer(make, 9, 4, 2, D, SIZE, quant, codes=torch.uint8, shared=64))
-        yield _sample(f"{quant} fp32", layer(make, 9, 4, 2, D, SIZE, quant, FP32))
-    (x, *rest), named = layer(make, 9, 4, 2, D, SIZE, "per_token", FP32, FN)
-    token_scale = make.normal(9, 1, dtype=FP32).abs() / 24
+        yield _sample(quant, layer(make, 8, 4, 2, D, SIZE, quant, codes=torch.uint8, shared=64))
+        yield _sample(f"{quant} fp32", layer(make, 8, 4, 2, D, SIZE, quant, FP32))
+    (x, *rest), named = layer(make, 8, 4, 2, D, SIZE, "per_token", FP32, FN)
+    token_scale = make.normal(8, 1, dtype=FP32).abs() / 24
     yield Sample("x holds codes, per token", ((x * 24).to(FN), *rest), {**named, "a1_scale": token_scale})
-    (x, *rest), named = layer(make, 9, 3, 2, 2 * D, SIZE, "per_block", FP32, FN)
-    columns = make.normal(2, 9, dtype=FP32).abs().t() / 24
+    (x, *rest), named = layer(make, 8, 3, 2, 2 * D, SIZE, "per_block", FP32, FN)
+    columns = make.normal(2, 8, dtype=FP32).abs().t() / 24
     yield Sample("x holds codes, per block", ((x * 24).to(FN), *rest), {**named, "a1_scale": columns})
     everything = layer(make, 19, 3, 2, 2 * D, 2 * SIZE, "per_block", codes=FN, shared=SIZE, biased=True)
     yield _sample(

@@ -78,6 +78,9 @@ def expert_tile(
     tile = TILES[family(machine)][rows]
     if dtype == torch.float32:
         tile = replace(tile, columns=min(tile.columns, 64), depth=128, swap=False)
+    if dtype == torch.uint8 and machine.vendor == "amd":
+        # unpacked weights and the addresses of their pieces fill the registers
+        tile = replace(tile, columns=min(tile.columns, 64))
     if scales == "block":
         tile = replace(tile, columns=128 if rows == 128 else tile.columns)
     if rows == 16 and programs * width // tile.columns < 2 * (machine.compute_units or 128):
