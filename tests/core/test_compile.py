@@ -67,7 +67,8 @@ def test_opaque_op_under_compile(op: aiter_ops.Op) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_opcheck(op: aiter_ops.Op) -> None:
-    samples = [s for s in op.samples(size="small") if s.name not in ("zero rows",)]
+    # opcheck takes two NaNs for different
+    samples = [s for s in op.samples(size="small") if s.name != "zero rows" and "NaN" not in s.name]
     for sample in (samples[0], samples[len(samples) // 2], samples[-1]):
         args, kwargs = op.bind(sample.args, sample.kwargs)
         # opcheck compares arguments before and after with arithmetic that torch lacks for FP8 inputs on CPU
