@@ -82,7 +82,7 @@ def test_block_fp8_keeps_its_weights_and_says_what_it_dequantises(deepseek_direc
 
 def test_block_fp8_can_be_dequantised_whole(deepseek_directory: Path) -> None:
     loaded = load(deepseek_directory, torch.float32, dequantise=True)
-    assert not loaded.coded
+    assert loaded.block_fp8
     assert loaded.notes == ["block FP8: 28 weights dequantised to float32, such as model.layers.0.mlp.down_proj"]
     assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
 
@@ -202,7 +202,9 @@ def test_the_comparison_holds(kind: str, request: pytest.FixtureRequest) -> None
         change = checks.pop(2)
         assert change.name == "change by block FP8"
         assert change.ok is None
-        assert re.fullmatch(r"[\d.]+ with dequantised weights, [\d.]+ in block FP8 \([+-]\d\.\d+%\)", change.detail)
+        assert re.fullmatch(
+            r"perplexity [\d.]+ with dequantised weights, [\d.]+ in block FP8 \([+-]\d\.\d+%\)", change.detail
+        )
     assert [c.name for c in checks] == names
     assert all(c.ok for c in checks), checks
 
