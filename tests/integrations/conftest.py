@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+import aiter_ops
+from aiter_ops.core import provider as providers
 
 TEXT = "In the beginning God created the heaven and the earth. And the earth was without form, and void. " * 4
 
@@ -131,3 +135,14 @@ def _put_fp8(stored: dict[str, torch.Tensor], name: str, weight: torch.Tensor) -
             scale[i, j] = weight[block].abs().max() / 448
             codes[block] = (weight[block] / scale[i, j]).to(torch.float8_e4m3fn)
     stored[name], stored[f"{name}_scale_inv"] = codes, scale
+
+
+@pytest.fixture
+def wrong_provider() -> Iterator[providers.Provider]:
+    """A provider that can be asked for; what it registers is forgotten afterwards."""
+    provider = providers._providers["wrong"] = providers.Provider("wrong")
+    yield provider
+    del providers._providers["wrong"]
+    for op in aiter_ops.list_ops():
+        op._implementations.pop("wrong", None)
+        op.unresolve()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import aiter_ops
+from aiter_ops.core import provider as providers
+from aiter_ops.core.op import get_op
 from aiter_ops.integrations.transformers import kernelize, restore
 from aiter_ops.integrations.transformers.block_fp8 import BlockFp8Experts
+from aiter_ops.integrations.transformers.compare import compare
 from aiter_ops.integrations.transformers.experts import Experts, experts
 from aiter_ops.integrations.transformers.generate import greedy, teacher_forced
 from aiter_ops.integrations.transformers.load import load
@@ -302,6 +307,29 @@ def test_no_expert_router_or_fp8_layer_is_left_to_torch(deepseek_directory: Path
     assert calls["fused_moe"] == calls["biased_grouped_topk"] == calls["gemm_a16w16"] == 1
     assert restore(model) > 0
     assert {entry.cls for entry in outside(model, ids)} == stock
+
+
+SPOILT: dict[str, Callable[[Any], Any]] = {
+    "fused_moe": lambda y: 1.5 * y,
+    "biased_grouped_topk": lambda result: (result[0], result[1].roll(1, -1)),
+    "gemm_a8w8_blockscale": lambda y: torch.cat((y[..., :1], 1.5 * y[..., 1:]), -1),
+}
+
+
+@pytest.mark.parametrize("op", SPOILT)
+def test_the_comparison_fails_for_a_wrong_op(
+    op: str, deepseek_directory: Path, wrong_provider: providers.Provider
+) -> None:
+    reference = get_op(op).reference
+
+    @functools.wraps(get_op(op).written)
+    def spoilt(*args: Any, **kwargs: Any) -> Any:
+        return SPOILT[op](reference(*args, **kwargs))
+
+    wrong_provider.implements(op)(spoilt)
+    with aiter_ops.use(f"{op}=wrong"):
+        checks = compare(deepseek_directory, "In the beginning", steps=8)
+    assert any(c.ok is False for c in checks), checks
 
 
 def test_experts_in_another_order_than_transformers_are_not_kept(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -207,17 +206,6 @@ def test_the_comparison_holds(kind: str, request: pytest.FixtureRequest) -> None
         )
     assert [c.name for c in checks] == names
     assert all(c.ok for c in checks), checks
-
-
-@pytest.fixture
-def wrong_provider() -> Iterator[providers.Provider]:
-    """A provider that can be asked for; what it registers is forgotten afterwards."""
-    provider = providers._providers["wrong"] = providers.Provider("wrong")
-    yield provider
-    del providers._providers["wrong"]
-    for op in aiter_ops.list_ops():
-        op._implementations.pop("wrong", None)
-        op.unresolve()
 
 
 @pytest.mark.parametrize(("eps_factor", "offset"), [(1000.0, 0.0), (1.0, 0.02)], ids=["eps x 1000", "weight + 0.02"])
