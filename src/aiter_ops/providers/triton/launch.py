@@ -40,6 +40,7 @@ class Job:
     num_warps: int
     num_stages: int
     options: Options = ()
+    described: tuple[tuple[torch.dtype, tuple[int, ...]], ...] = ()
 
 
 Start = Callable[[int, int, tuple[Any, ...]], None]
@@ -69,6 +70,11 @@ def _starter(made: Any) -> Start:
 def _small(tensors: tuple[torch.Tensor, ...]) -> bool:
     """Whether Triton may address every tensor with 32 bits; only the AMD back end specialises on it."""
     return not torch.version.hip or all(t.nbytes < _BIG for t in tensors)
+
+
+def _forms(described: tuple[Any, ...]) -> tuple[tuple[torch.dtype, tuple[int, ...]], ...]:
+    """All that Triton specialises on of tensor descriptors."""
+    return tuple((d.base.dtype, tuple(d.block_shape)) for d in described)
 
 
 class _Compiling:
@@ -118,25 +124,31 @@ class Launcher:
         num_warps: int = 4,
         num_stages: int = 1,
         options: Options = (),
+        described: tuple[Any, ...] = (),
     ) -> None:
-        """Start `grid` programs. Tensors that a constant switches off may be any other tensor of the call."""
+        """Start `grid` programs. Tensors that a constant switches off may be any other tensor of the call.
+
+        described: tensor descriptors (``triton.tools.tensor_descriptor``), the kernel's first parameters.
+        """
         device = tensors[0].get_device()
         if device < 0 or _Compiling.target is not None:
-            self._apart(grid, tensors, numbers, constants, num_warps, num_stages, options)
+            self._apart(grid, tensors, numbers, constants, num_warps, num_stages, options, described)
             return
         if device != torch._C._cuda_getDevice():
             with torch.cuda.device(device):
-                self(grid, tensors, numbers, constants, num_warps, num_stages, options)
+                self(grid, tensors, numbers, constants, num_warps, num_stages, options, described)
             return
         pointers = [t.data_ptr() for t in tensors]
         # all that Triton specialises on: constants, dtypes, the numbers that are not free (by value), alignment, size
         key = (device, num_warps, num_stages, options, constants, numbers[self.free :], *[t.dtype for t in tensors])
+        if described:
+            key = (*key, *_forms(described))
         start = self._started.get(key)
         if start is not None and not functools.reduce(operator.or_, pointers) & _ALIGNED and _small(tensors):
-            start(grid, torch._C._cuda_getCurrentRawStream(device), (*pointers, *numbers, *constants))
+            start(grid, torch._C._cuda_getCurrentRawStream(device), (*described, *pointers, *numbers, *constants))
             return
         made = self.kernel[(grid,)](
-            *tensors, *numbers, *constants, num_warps=num_warps, num_stages=num_stages, **dict(options)
+            *described, *tensors, *numbers, *constants, num_warps=num_warps, num_stages=num_stages, **dict(options)
         )
         if start is None and not functools.reduce(operator.or_, pointers) & _ALIGNED and _small(tensors):
             if len(self._started) >= _MOST_STARTED:
@@ -144,14 +156,24 @@ class Launcher:
             self._started[key] = _starter(made)
 
     def _apart(
-        self, grid: int, tensors: Any, numbers: Any, constants: Any, num_warps: int, num_stages: int, options: Options
+        self,
+        grid: int,
+        tensors: Any,
+        numbers: Any,
+        constants: Any,
+        num_warps: int,
+        num_stages: int,
+        options: Options,
+        described: tuple[Any, ...],
     ) -> None:
         """Collection for ahead-of-time compilation, and Triton's interpreter on CPU tensors."""
         if _Compiling.target is None:
-            self.kernel[(grid,)](*tensors, *numbers, *constants, num_warps=num_warps, num_stages=num_stages)
+            values = (*described, *tensors, *numbers, *constants)
+            self.kernel[(grid,)](*values, num_warps=num_warps, num_stages=num_stages)
             return
         forms = tuple((t.dtype, t.data_ptr() % 16 == 0) for t in tensors)
-        _Compiling.jobs.append(Job(self.kernel, forms, numbers, constants, num_warps, num_stages, options))
+        job = Job(self.kernel, forms, numbers, constants, num_warps, num_stages, options, _forms(described))
+        _Compiling.jobs.append(job)
 
 
 def fp8_predicate(target: Platform, dtype: torch.dtype | None) -> str | None:

@@ -59,7 +59,6 @@ def finished(
     bias_ptr,
     row,
     col,
-    N,
     a_scale_row,
     b_scale_row,
     SCALES: tl.constexpr,

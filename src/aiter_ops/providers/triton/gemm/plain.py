@@ -18,7 +18,9 @@ LEAST_BLOCK = 32
 """Columns a step of an 8-bit product has at least."""
 
 
-@PROVIDER.implements("gemm_a16w16", refuses=lambda target: lambda a, b, bias, out_dtype: too_wide(a, b))
+@PROVIDER.implements(
+    "gemm_a16w16", batch_invariant=True, refuses=lambda target: lambda a, b, bias, out_dtype: too_wide(a, b)
+)
 def gemm_a16w16(a: Tensor, b: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
     return multiply(a, b, bias, out_dtype or a.dtype)
 
@@ -36,7 +38,7 @@ def _by_row(scale: Tensor) -> Scale:
     return flat, 0 if flat.shape[0] == 1 else flat.stride(0), 0
 
 
-@PROVIDER.implements("gemm_a8w8", refuses=_codes_refusal)
+@PROVIDER.implements("gemm_a8w8", refuses=_codes_refusal, batch_invariant=True)
 def gemm_a8w8(
     a: Tensor,
     b: Tensor,
@@ -59,7 +61,7 @@ def _block_refusal(target: Platform) -> Predicate:
     return predicate
 
 
-@PROVIDER.implements("gemm_a8w8_blockscale", refuses=_block_refusal)
+@PROVIDER.implements("gemm_a8w8_blockscale", refuses=_block_refusal, batch_invariant=True)
 def gemm_a8w8_blockscale(
     a: Tensor,
     b: Tensor,

@@ -8,7 +8,7 @@ import triton.language as tl
 from .body import across, finished, summed, tile_of
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "a_scale_block", "chunk"])
 def product_kernel(
     a_ptr,
     b_ptr,
@@ -17,13 +17,13 @@ def product_kernel(
     bias_ptr,
     y_ptr,
     M,
+    a_scale_block,
+    chunk,
     N,
     K,
-    chunk,
     a_row,
     b_row,
     a_scale_row,
-    a_scale_block,
     b_scale_row,
     b_scale_block,
     BM: tl.constexpr,
@@ -79,23 +79,24 @@ def product_kernel(
         b_step = BK
     ONE_BLOCK: tl.constexpr = BLOCK_ROWS % BN == 0
     if SCALES == "block":
-        a_scale_at = a_scale_ptr + row.to(tl.int64) * a_scale_row
+        a_scale_base = a_scale_ptr + m0.to(tl.int64) * a_scale_row
+        a_scale_at = (row - m0) * a_scale_row
         b_scale_at = b_scale_ptr + (n0 // BLOCK_ROWS if ONE_BLOCK else col // BLOCK_ROWS) * b_scale_row
         # read a step ahead, so that the wait is over when they are needed
-        a_scale = tl.load(a_scale_at + first // BLOCK_STEPS * a_scale_block)
+        a_scale = tl.load(a_scale_base + first // BLOCK_STEPS * a_scale_block + a_scale_at)
         b_scale = tl.load(b_scale_at + first // BLOCK_STEPS * b_scale_block)
     acc = tl.zeros([BN, BM] if SWAP else [BM, BN], SUM)
     for step in range(first, last):
         if EVEN:
-            a = tl.load(a_base + a_at, mask=there, other=0)
+            a = tl.load(a_base + a_at, mask=there, other=0.0)
             b = tl.load(b_base + b_at)
         else:
             inside = (rk < K - step * BK)[None, :]
-            a = tl.load(a_base + a_at, mask=there & inside, other=0)
-            b = tl.load(b_base + b_at, mask=inside, other=0)
+            a = tl.load(a_base + a_at, mask=there & inside, other=0.0)
+            b = tl.load(b_base + b_at, mask=inside, other=0.0)
         if SCALES == "block":
             ahead = tl.minimum(step + 1, last - 1) // BLOCK_STEPS
-            next_a_scale = tl.load(a_scale_at + ahead.to(tl.int64) * a_scale_block)
+            next_a_scale = tl.load(a_scale_base + ahead.to(tl.int64) * a_scale_block + a_scale_at)
             next_b_scale = tl.load(b_scale_at + ahead.to(tl.int64) * b_scale_block)
             part_sum = summed(tl.zeros([BN, BM] if SWAP else [BM, BN], SUM), a, b, SWAP, False)
             if ONE_BLOCK:
@@ -115,13 +116,13 @@ def product_kernel(
         y = acc
     else:
         y = finished(
-            acc, a_scale_ptr, b_scale_ptr, bias_ptr, row, col, N, a_scale_row, b_scale_row, SCALES, BIAS, SWAP
+            acc, a_scale_ptr, b_scale_ptr, bias_ptr, row, col, a_scale_row, b_scale_row, SCALES, BIAS, SWAP
         ).to(y_ptr.dtype.element_ty)
     y_rows, y_columns = across(rm, rn, SWAP)
     tl.store(y_base + y_rows * N + y_columns, y, mask=(y_rows < M - m0) & (y_columns < N - n0))
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "parts"])
 def parts_kernel(
     part_ptr,
     a_scale_ptr,
@@ -129,23 +130,29 @@ def parts_kernel(
     bias_ptr,
     y_ptr,
     M,
+    parts,
     N,
     a_scale_row,
     b_scale_row,
-    PARTS: tl.constexpr,
+    MOST: tl.constexpr,
     BLOCK: tl.constexpr,
     SCALES: tl.constexpr,
     BIAS: tl.constexpr,
 ):
-    """y [M, N] = the sum of PARTS [M, N] in their order, with the last steps of the product; BLOCK columns a program."""
+    """y [M, N] = the sum of `parts` <= MOST [M, N] in their order, with the last steps of the product; BLOCK columns a
+    program.
+    """
     wide = tl.cdiv(N, BLOCK)
-    row = (tl.program_id(0) // wide) + tl.zeros([1], tl.int32)
+    row = tl.program_id(0) // wide
     col = tl.program_id(0) % wide * BLOCK + tl.arange(0, BLOCK)
-    there = (col < N)[None, :]
-    at = row[:, None].to(tl.int64) * N + col[None, :]
-    acc = tl.load(part_ptr + at, mask=there, other=0)
-    for part in tl.static_range(1, PARTS):
-        acc += tl.load(part_ptr + part * (M * N).to(tl.int64) + at, mask=there, other=0)
-    col = tl.minimum(col, N - 1)
-    y = finished(acc, a_scale_ptr, b_scale_ptr, bias_ptr, row, col, N, a_scale_row, b_scale_row, SCALES, BIAS, False)
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=there)
+    there = col < N
+    at = row.to(tl.int64) * N + col
+    acc = tl.load(part_ptr + at, mask=there, other=0.0)
+    for part in tl.static_range(1, MOST):
+        acc += tl.load(part_ptr + part * (M * N).to(tl.int64) + at, mask=there & (part < parts), other=0.0)
+    row = row + tl.zeros([1], tl.int32)
+    y = finished(
+        acc[None, :], a_scale_ptr, b_scale_ptr, bias_ptr, row, tl.minimum(col, N - 1), a_scale_row, b_scale_row,
+        SCALES, BIAS, False,
+    )  # fmt: skip
+    tl.store((y_ptr + at)[None, :], y.to(y_ptr.dtype.element_ty), mask=there[None, :])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -11,15 +12,18 @@ from torch import Tensor
 from aiter_ops.ops.formulas import code_max
 from aiter_ops.providers.triton.common import amax_keep_nan, encode, inverse_of, scale_of
 from aiter_ops.providers.triton.gates import gated
+from aiter_ops.providers.triton.gemm.body import tile_of
 from aiter_ops.providers.triton.launch import Launcher
 from aiter_ops.providers.triton.quant.codes import divide
 from aiter_ops.providers.triton.tiles.moe import ExpertTile
 
-from .operands import Operand
+from .operands import Operand, apart
 from .products import product, taken
 from .routes import Route
 
 FREE = (
+    "route",
+    "counted",
     "rows",
     "blocks",
     "tiles",
@@ -40,17 +44,6 @@ FREE = (
 )
 
 
-@triton.jit
-def place(pid, blocks, tiles, GROUP: tl.constexpr):
-    """(block of rows, tile of columns) of a program. GROUP blocks in turn read the same tile of weights."""
-    if GROUP == 1:
-        return pid // tiles, pid % tiles
-    span = GROUP * tiles
-    first = pid // span * GROUP
-    size = tl.minimum(blocks - first, GROUP)
-    return first + pid % span % size, pid % span // size
-
-
 @triton.jit(do_not_specialize=list(FREE))
 def layer_kernel(
     a_ptr,
@@ -65,6 +58,8 @@ def layer_kernel(
     valid_ptr,
     out_ptr,
     out_scale_ptr,
+    route,
+    counted,
     rows,
     blocks,
     tiles,
@@ -94,10 +89,11 @@ def layer_kernel(
     SCALES: tl.constexpr,
     QUANT: tl.constexpr,
     TOP: tl.constexpr,
-    ROUTE: tl.constexpr,
-    MAP: tl.constexpr,
-    VALID: tl.constexpr,
     WHOLE: tl.constexpr,
+    SWAP: tl.constexpr,
+    APART: tl.constexpr,
+    SHUFFLED: tl.constexpr,
+    MX: tl.constexpr,
     GROUP: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -112,8 +108,8 @@ def layer_kernel(
     """
     PAIRS: tl.constexpr = ACT != "none"
     COLUMNS: tl.constexpr = BN // 2 if PAIRS else BN
-    block, tile = place(tl.program_id(0), blocks, tiles, GROUP)
-    expert, row = taken(block, ids_ptr, map_ptr, owner_ptr, valid_ptr, rows, experts, mapped, k, ROUTE, MAP, VALID, BM)
+    block, tile = tile_of(tl.program_id(0), blocks, tiles, GROUP, 1)
+    expert, row = taken(block, ids_ptr, map_ptr, owner_ptr, valid_ptr, route, rows, experts, mapped, k, counted, BM)
     if expert < 0:
         return
     there = row < rows
@@ -135,18 +131,24 @@ def layer_kernel(
         odd_at = w_scale_at
         w_scale_at += w_index * w_scale_row
     acc = product(
-        a_ptr + (source * a_stride)[:, None],
+        a_ptr + source * a_stride,
         there,
         a_scale_at,
-        w_ptr + expert * w_expert + (w_index.to(tl.int64) * w_row)[None, :],
+        w_ptr + expert * w_expert,
+        w_index,
         w_scale_at,
         odd_at,
         K,
+        w_row,
         a_scale_step,
         w_scale_step,
         SCALES,
         PAIRS,
         WHOLE,
+        SWAP,
+        APART,
+        SHUFFLED,
+        MX,
         BM,
         BN,
         BK,
@@ -201,34 +203,35 @@ def layer(
     scales: str,
     gate: Gate = NO_GATE,
     bias: Tensor | None = None,
-    weights: Tensor | None = None,
+    weighted: bool = False,
     out_scale: Tensor | None = None,
     share: int = 1,
 ) -> None:
     """Fill out [rows, N] with one layer of the experts; see `layer_kernel`.
 
-    depth: K; weights: of the router, where they multiply here; out_scale: quantise to it; share: rows of `out` that a
+    depth: K; weighted: the router's weights multiply here; out_scale: quantise to it; share: rows of `out` that a
     row of `a` serves.
     """
     width = out.shape[1]
     columns = tile.columns // 2 if gate.name != "none" else tile.columns
     tiles = -(-width // columns)
-    anything = a.values
     tensors = (
         a.values,
-        a.scale,
+        route.weights if a.scale is None else a.scale,
         w.values,
-        w.scale,
-        anything if bias is None else bias,
-        anything if weights is None else weights,
-        anything if route.ids is None else route.ids,
-        anything if route.expert_map is None else route.expert_map,
-        anything if route.owner is None else route.owner,
-        anything if route.valid is None else route.valid,
+        route.weights if w.scale is None else w.scale,
+        route.weights if bias is None else bias,
+        route.weights,
+        route.ids,
+        route.ids if route.expert_map is None else route.expert_map,
+        route.ids if route.owner is None else route.owner,
+        route.ids if route.valid is None else route.valid,
         out,
-        out if out_scale is None else out_scale,
+        route.weights if out_scale is None else out_scale,
     )
     numbers = (
+        route.kind,
+        int(route.valid is not None),
         route.rows,
         route.blocks,
         tiles,
@@ -240,7 +243,7 @@ def layer(
         gate.half,
         0 if bias is None else bias.stride(0),
         int(bias is not None),
-        int(weights is not None),
+        int(weighted),
         a.row,
         a.step,
         w.expert,
@@ -260,13 +263,14 @@ def layer(
         scales,
         out_scale is not None,
         code_max(out.dtype) if out_scale is not None else 0.0,
-        route.kind,
-        route.expert_map is not None,
-        route.valid is not None,
         depth % tile.depth == 0,
+        tile.swap,
+        apart(a.values),
+        w.shuffled,
+        w.values.dtype == torch.uint8,
         tile.group,
         route.block,
         tile.columns,
         tile.depth,
     )
-    _layer(route.blocks * tiles, tensors, numbers, constants, tile.num_warps, tile.num_stages)
+    _layer(route.blocks * tiles, tensors, numbers, constants, tile.num_warps, tile.num_stages, tile.options)
