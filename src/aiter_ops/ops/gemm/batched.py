@@ -89,7 +89,10 @@ def fp8_samples(make: Make) -> Iterator[Sample]:
         for rows in (1, 16, 64, 500):
             shape = f"DeepSeek-V3 128x{rows}x{k}, N {n}"
             yield Sample(shape, call(_heads(make, 128, rows, k), n), {"transpose_bm": True}, "model")
+        fnuz = call(_heads(make, 128, 16, k), n, FNUZ)
+        yield Sample(f"DeepSeek-V3 fnuz 128x16x{k}, N {n}", fnuz, {"transpose_bm": True}, "model")
     yield Sample("DeepSeek-V3 at TP 8 16x32x512, N 128", call(_heads(make, 16, 32, 512), 128), size="model")
+    yield Sample("DeepSeek-V3 at TP 8 fnuz 16x1x128, N 512", call(_heads(make, 16, 1, 128), 512, FNUZ), size="model")
 
 
 def _fp8_check(

@@ -90,7 +90,7 @@ def a16_samples(make: Make) -> Iterator[Sample]:
     yield Sample("fp16 with bias, to fp32", (*fp16, make.normal(33, dtype=FP32)), {"out_dtype": FP32})
     for dtype in (FP32, FP16):
         inside = make.normal(9, 192, dtype=dtype, scale=3.0), *drawn_mxfp4(make, 48, 192)
-        yield Sample(f"activations to MXFP4, {dtype}", (*inside, make.normal(48)), {"prequant": True})
+        yield Sample(f"activations to MXFP4, {dtype}", (*inside, make.normal(48, dtype=FP32)), {"prequant": True})
     for model, rows, n, k in MODELS:
         call = make.normal(rows, k), *drawn_mxfp4(make, n, k)
         yield Sample(f"{model} {rows}x{k}, N {n}", (*call, make.normal(n)), size="model")
