@@ -95,6 +95,7 @@ def _fake(
     "moe",
     samples=_samples,
     results=("sorted_ids", "block_experts", "padded_count"),
+    batch_invariant=True,
     fake=_fake,
     check=_check,
     flops=lambda ids, *rest: 2 * ids.numel(),

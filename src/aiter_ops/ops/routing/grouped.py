@@ -14,7 +14,7 @@ from aiter_ops.core.samples import Make, Sample
 from aiter_ops.ops import formulas as f
 
 from .choice import EXACT, ROUNDED, check_router, fake_choice, keep_groups, keys, largest, normalised, without_padding
-from .samples import FP32, count, grouped_logits
+from .samples import FP32, count, grouped_logits, with_ties
 
 
 def _check_groups(
@@ -31,18 +31,16 @@ def _check_groups(
 
 
 def _grouped_samples(make: Make) -> Iterator[Sample]:
-    for i, (name, size, *args) in enumerate(grouped_logits(make)):
-        scoring = {"scoring": "sigmoid" if i // 2 % 2 else "softmax"}
-        yield Sample(name, (*args, i % 2 == 1), scoring, size)  # type: ignore[arg-type]
+    for name, size, logits, k, groups, topk_groups, renormalize in grouped_logits(make, every=False):
+        yield Sample(name, (logits, k, groups, topk_groups, renormalize), size=size)  # type: ignore[arg-type]
     x = make.normal(7, 64, dtype=FP32)
-    for scoring in ("softmax", "sigmoid"):
-        for renormalize in (False, True):
-            yield Sample(
-                f"{scoring}, scaling{', renormalised' if renormalize else ''}",
-                (x, 6, 8, 3, renormalize, scoring, 2.5),
-            )
+    for renormalize in (False, True):
+        words = ", renormalised" if renormalize else ""
+        yield Sample(f"softmax, scaling{words}", (x, 8, 8, 3, renormalize, "softmax", 2.5))
+        yield Sample(f"sigmoid, scaling{words}", (x, 8, 8, 3, renormalize, "sigmoid", 2.5))
+    yield Sample("sigmoid, ties", (with_ties(make, 9, 64), 8, 8, 3, False, "sigmoid"))
     for valid in (0, 4, 9):
-        yield Sample(f"{valid} of 7 rows valid", (x, 6, 8, 3, valid == 4), {"num_valid_tokens": count(make, valid)})
+        yield Sample(f"{valid} of 7 rows valid", (x, 8, 8, 3, True), {"num_valid_tokens": count(make, valid)})
 
 
 def _check_grouped(
@@ -97,19 +95,20 @@ def grouped_topk(
 
 
 def _biased_samples(make: Make) -> Iterator[Sample]:
-    for i, (name, size, logits, k, groups, topk_groups) in enumerate(grouped_logits(make)):
+    for name, size, logits, k, groups, topk_groups, renormalize in grouped_logits(make):
         bias = make.normal(logits.shape[-1], dtype=FP32, scale=0.1)
         bias = torch.zeros_like(bias) if "ties" in name else bias - 2.0 if "negative" in name else bias
-        yield Sample(name, (logits, bias, k, groups, topk_groups, i % 2 == 1), size=size)  # type: ignore[arg-type]
+        yield Sample(name, (logits, bias, k, groups, topk_groups, renormalize), size=size)  # type: ignore[arg-type]
     x, bias = make.normal(7, 64, dtype=FP32), make.normal(64, dtype=FP32)
-    yield Sample("bias of -1000", (x, bias - 1000.0, 6, 8, 3, True))
-    yield Sample("bf16 bias", (x, bias.bfloat16(), 6, 8, 3, False))
-    # bf16 would round these biases to one value
-    yield Sample("bias finer than bf16", (x * 0.0, 1.0 + bias * 2.0**-12, 6, 8, 3, True))
+    # few values, far apart: beside 1000 fp32 cannot tell close ones
+    yield Sample("bias of -1000", (with_ties(make, 7, 64), bias.round() - 1000.0, 8, 8, 3, True))
+    yield Sample("bf16 bias", (x, bias.bfloat16(), 8, 8, 3, True))
+    # bf16 would round these biases to few values
+    yield Sample("bias finer than bf16", (x * 0.0, 1.0 + bias * 2.0**-12, 8, 8, 3, True))
     for renormalize in (False, True):
-        yield Sample(f"scaling{', renormalised' if renormalize else ''}", (x, bias, 6, 8, 3, renormalize, 2.5))
+        yield Sample(f"scaling{', renormalised' if renormalize else ''}", (x, bias, 8, 8, 3, renormalize, 2.5))
     for valid in (0, 4, 9):
-        args = (x, bias, 6, 8, 3, valid == 4)
+        args = (x, bias, 8, 8, 3, True)
         yield Sample(f"{valid} of 7 rows valid", args, {"num_valid_tokens": count(make, valid)})
 
 

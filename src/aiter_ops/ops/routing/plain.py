@@ -16,30 +16,35 @@ from .choice import EXACT, ROUNDED, check_router, fake_choice, keys, largest, no
 from .samples import FP16, FP32, count, router_logits, with_ties
 
 
-def _samples(make: Make) -> Iterator[Sample]:
-    for i, (name, size, logits, k) in enumerate(router_logits(make)):
-        yield Sample(name, (logits, k, i % 2 == 1), size=size)  # type: ignore[arg-type]
+def _plain(make: Make, every: bool) -> Iterator[Sample]:
+    for name, size, logits, k, renormalize in router_logits(make, every):
+        yield Sample(name, (logits, k, renormalize), size=size)  # type: ignore[arg-type]
     x = make.normal(7, 64, dtype=FP32)
     for valid in (0, 4, 9):
-        yield Sample(f"{valid} of 7 rows valid", (x, 6, valid == 4), {"num_valid_tokens": count(make, valid)})
+        yield Sample(f"{valid} of 7 rows valid", (x, 8, True), {"num_valid_tokens": count(make, valid)})
+
+
+def _sigmoid_samples(make: Make) -> Iterator[Sample]:
+    yield from _plain(make, every=False)
+    yield Sample("Llama-4 64x128", (make.normal(64, 128), 1, False), size="model")
 
 
 def _softmax_samples(make: Make) -> Iterator[Sample]:
-    yield from _samples(make)
+    yield from _plain(make, every=True)
     bias, x = make.normal(32, dtype=FP32), make.normal(6, 32, dtype=FP16)
     for after in (False, True):
         words = "softmax after top-k" if after else "softmax before top-k"
-        yield Sample(f"bias, {words}", (x, 4, not after, bias, after))
-        yield Sample(f"ties, {words}", (with_ties(make, 5, 32), 4, after, None, after))
+        yield Sample(f"bias, {words}", (x, 4, False, bias, after))
+    yield Sample("ties, softmax after top-k", (with_ties(make, 5, 64), 8, False, None, True))
     gpt = make.normal(500, 128), make.normal(128)
     yield Sample("gpt-oss-120b 500x128", (gpt[0], 4, False, gpt[1], True), size="model")
 
 
 def _softplus_samples(make: Make) -> Iterator[Sample]:
-    yield from _samples(make)
+    yield from _plain(make, every=False)
     bias, x = make.normal(48, dtype=FP32), make.normal(6, 48, dtype=FP16)
     yield Sample("bias and scaling", (x, 6, True, bias, 2.5))
-    yield Sample("bias below zero", (x, 6, False, bias - 1000.0, 1.5))
+    yield Sample("bias below zero", (with_ties(make, 6, 48), 6, True, bias.round() - 1000.0, 1.5))
     yield Sample("bias decides ties", (with_ties(make, 8, 48), 6, True, torch.zeros_like(bias)))
     v4 = make.normal(400, 256, dtype=FP32), make.normal(256, dtype=FP32, scale=0.1)
     yield Sample("DeepSeek-V4 400x256", (v4[0], 6, True, v4[1], 1.5), size="model")
@@ -93,7 +98,7 @@ def topk_softmax(
 
 @op(
     "routing",
-    samples=_samples,
+    samples=_sigmoid_samples,
     results=("weights", "ids"),
     tolerance=EXACT,
     fake=lambda logits, k, *rest: fake_choice(logits, k),

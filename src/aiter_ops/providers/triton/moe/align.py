@@ -12,26 +12,25 @@ from torch import Tensor
 
 from aiter_ops.ops.moe.align import most_blocks
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.launch import Launcher
+from aiter_ops.providers.triton.launch import Launcher, machine
 from aiter_ops.providers.triton.tiles.routing import align_tile
 
 
 @triton.jit
-def _last_slot(valid_ptr, slots, K: tl.constexpr, VALID: tl.constexpr):
+def _last_slot(valid_ptr, slots, k, VALID: tl.constexpr):
     """Slots from here on are left out."""
     if VALID:
-        slots = tl.minimum(tl.load(valid_ptr), slots // K) * K
+        slots = tl.minimum(tl.load(valid_ptr), slots // k) * k
     return slots
 
 
 @triton.jit
-def _expert_of(ids_ptr, map_ptr, slot, last, EXPERTS: tl.constexpr, MAPPED: tl.constexpr):
-    """The place of each slot's expert, -1 for slots that are left out. MAPPED: entries of the map, 0 without one."""
+def _expert_of(ids_ptr, map_ptr, slot, last, experts, known, MAPPED: tl.constexpr):
+    """The place of each slot's expert, -1 for slots that are left out. known: entries of the map, where there is one."""
     expert = tl.load(ids_ptr + slot, mask=slot < last, other=-1)
     if MAPPED:
-        known = (expert >= 0) & (expert < MAPPED)
-        expert = tl.load(map_ptr + expert, mask=known, other=-1)
-    return tl.where((expert >= 0) & (expert < EXPERTS), expert, -1)
+        expert = tl.load(map_ptr + expert, mask=(expert >= 0) & (expert < known), other=-1)
+    return tl.where((expert >= 0) & (expert < experts), expert, -1)
 
 
 @triton.jit
@@ -46,7 +45,8 @@ def _count_chunk(
     first,
     chunk,
     last,
-    EXPERTS: tl.constexpr,
+    experts,
+    known,
     MAPPED: tl.constexpr,
     BINS: tl.constexpr,
     STEP: tl.constexpr,
@@ -54,20 +54,47 @@ def _count_chunk(
     """How many slots of a chunk each expert has: [BINS]."""
     total = tl.zeros([BINS], tl.int32)
     for at in range(first, first + chunk, STEP):
-        total += _count(_expert_of(ids_ptr, map_ptr, at + tl.arange(0, STEP), last, EXPERTS, MAPPED), BINS)
+        total += _count(_expert_of(ids_ptr, map_ptr, at + tl.arange(0, STEP), last, experts, known, MAPPED), BINS)
     return total
 
 
-@triton.jit(do_not_specialize=["slots", "chunk"])
+@triton.jit
+def _rank(
+    ids_ptr,
+    map_ptr,
+    at,
+    own,
+    last,
+    experts,
+    known,
+    MAPPED: tl.constexpr,
+    STEP: tl.constexpr,
+    LINES: tl.constexpr,
+):
+    """For each of STEP slots from `at` on, with experts `own`, how many of them come before it and have its expert.
+
+    LINES slots at a time are held against all: the whole square of comparisons does not fit the registers.
+    """
+    side = tl.arange(0, STEP)
+    same = tl.zeros([LINES, STEP], tl.int32)
+    for line in range(0, STEP, LINES):
+        before = line + tl.arange(0, LINES)
+        other = _expert_of(ids_ptr, map_ptr, at + before, last, experts, known, MAPPED)
+        same += ((other[:, None] == own[None, :]) & (before[:, None] < side[None, :])).to(tl.int32)
+    return tl.sum(same, axis=0)
+
+
+@triton.jit(do_not_specialize=["slots", "k", "experts", "known", "chunk"])
 def count_kernel(
     ids_ptr,
     map_ptr,
     valid_ptr,
     counts_ptr,
     slots,
+    k,
+    experts,
+    known,
     chunk,
-    K: tl.constexpr,
-    EXPERTS: tl.constexpr,
     MAPPED: tl.constexpr,
     VALID: tl.constexpr,
     BINS: tl.constexpr,
@@ -75,12 +102,12 @@ def count_kernel(
 ):
     """counts [chunks, BINS]: a program counts one chunk."""
     me = tl.program_id(0)
-    last = _last_slot(valid_ptr, slots, K, VALID)
-    total = _count_chunk(ids_ptr, map_ptr, me * chunk, chunk, last, EXPERTS, MAPPED, BINS, STEP)
+    last = _last_slot(valid_ptr, slots, k, VALID)
+    total = _count_chunk(ids_ptr, map_ptr, me * chunk, chunk, last, experts, known, MAPPED, BINS, STEP)
     tl.store(counts_ptr + me * BINS + tl.arange(0, BINS), total)
 
 
-@triton.jit(do_not_specialize=["slots", "chunk", "chunks", "blocks"])
+@triton.jit(do_not_specialize=["slots", "k", "experts", "known", "chunk", "chunks", "blocks", "block"])
 def place_kernel(
     ids_ptr,
     map_ptr,
@@ -90,28 +117,30 @@ def place_kernel(
     owners_ptr,
     padded_count_ptr,
     slots,
+    k,
+    experts,
+    known,
     chunk,
     chunks,
     blocks,
-    K: tl.constexpr,
-    EXPERTS: tl.constexpr,
+    block,
     MAPPED: tl.constexpr,
     VALID: tl.constexpr,
     BINS: tl.constexpr,
     STEP: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LINES: tl.constexpr,
     TABLE: tl.constexpr,
     ALONE: tl.constexpr,
 ):
-    """A program places one chunk's slots in `sorted` [blocks·BLOCK], and fills its share of the padding, of the blocks'
+    """A program places one chunk's slots in `sorted` [blocks·block], and fills its share of the padding, of the blocks'
     owners and of what is not in use. ALONE: there is one chunk, and it has not been counted.
     """
     me = tl.program_id(0)
-    last = _last_slot(valid_ptr, slots, K, VALID)
+    last = _last_slot(valid_ptr, slots, k, VALID)
     expert = tl.arange(0, BINS)
     before = tl.zeros([BINS], tl.int32)
     if ALONE:
-        total = _count_chunk(ids_ptr, map_ptr, 0, chunk, last, EXPERTS, MAPPED, BINS, STEP)
+        total = _count_chunk(ids_ptr, map_ptr, 0, chunk, last, experts, known, MAPPED, BINS, STEP)
     else:
         total = before
         for first in range(0, chunks, TABLE):
@@ -119,7 +148,7 @@ def place_kernel(
             part = tl.load(counts_ptr + line * BINS + expert[None, :], mask=line < chunks, other=0)
             total += tl.sum(part, axis=0)
             before += tl.sum(tl.where(line < me, part, 0), axis=0)
-    padded = (total + (BLOCK - 1)) // BLOCK * BLOCK
+    padded = (total + (block - 1)) // block * block
     ends = tl.cumsum(padded, axis=0)
     starts = ends - padded
     used = tl.sum(padded, axis=0)
@@ -127,52 +156,52 @@ def place_kernel(
     free = starts + before
     side = tl.arange(0, STEP)
     for at in range(me * chunk, me * chunk + chunk, STEP):
-        own = _expert_of(ids_ptr, map_ptr, at + side, last, EXPERTS, MAPPED)
-        earlier = (own[:, None] == own[None, :]) & (side[:, None] > side[None, :])
-        rank = tl.sum(earlier.to(tl.int32), axis=1)
+        own = _expert_of(ids_ptr, map_ptr, at + side, last, experts, known, MAPPED)
+        rank = _rank(ids_ptr, map_ptr, at, own, last, experts, known, MAPPED, STEP, LINES)
         target = tl.gather(free, tl.maximum(own, 0), 0) + rank
         tl.store(sorted_ptr + target, at + side, mask=own >= 0)
         free += _count(own, BINS)
 
-    for extra in range(me, BLOCK, chunks):
+    for extra in range(me, block, chunks):
         target = starts + total + extra
         tl.store(sorted_ptr + target, tl.zeros_like(target) + slots, mask=target < ends)
-    for i in range(me, tl.max(padded, axis=0) // BLOCK, chunks):
-        tl.store(owners_ptr + starts // BLOCK + i, expert, mask=i * BLOCK < padded)
+    first, own_blocks = starts // block, padded // block
+    for i in range(me, tl.max(own_blocks, axis=0), chunks):
+        tl.store(owners_ptr + first + i, expert, mask=i < own_blocks)
     wide = tl.arange(0, 1024)
-    for rest in range(used + me * 1024, blocks * BLOCK, chunks * 1024):
-        tl.store(sorted_ptr + rest + wide, tl.zeros_like(wide) + slots, mask=rest + wide < blocks * BLOCK)
-    for rest in range(used // BLOCK + me * 1024, blocks, chunks * 1024):
+    for rest in range(used + me * 1024, blocks * block, chunks * 1024):
+        tl.store(sorted_ptr + rest + wide, tl.zeros_like(wide) + slots, mask=rest + wide < blocks * block)
+    for rest in range(used // block + me * 1024, blocks, chunks * 1024):
         tl.store(owners_ptr + rest + wide, tl.zeros_like(wide) - 1, mask=rest + wide < blocks)
     if me == 0:
         tl.store(padded_count_ptr, used)
 
 
-_counter, _placer = Launcher(count_kernel, free=2), Launcher(place_kernel, free=4)
+_counter, _placer = Launcher(count_kernel, free=5), Launcher(place_kernel, free=8)
 
 
-@PROVIDER.implements("moe_align")
+@PROVIDER.implements("moe_align", batch_invariant=True)
 def moe_align(
     ids: Tensor, block: int, experts: int, expert_map: Tensor | None = None, num_valid_tokens: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     slots, k = ids.numel(), ids.shape[1]
     ids = ids.contiguous()
     blocks = most_blocks(slots, block, experts)
-    tile = align_tile(slots, experts)
+    tile = align_tile(machine(), slots, experts)
     sorted_ids, owners, padded_count = ids.new_empty(blocks * block), ids.new_empty(blocks), ids.new_empty(1)
     places = ids if expert_map is None else expert_map.contiguous()
     valid = ids if num_valid_tokens is None else num_valid_tokens
-    mapped = 0 if expert_map is None else expert_map.shape[0]
-    constants = (k, experts, mapped, num_valid_tokens is not None, tile.bins, tile.step)
+    numbers = slots, k, experts, 0 if expert_map is None else expert_map.shape[0], tile.chunk
+    constants = (expert_map is not None, num_valid_tokens is not None, tile.bins, tile.step)
     counts = ids
     if tile.chunks > 1:
         counts = ids.new_empty(tile.chunks * tile.bins)
-        _counter(tile.chunks, (ids, places, valid, counts), (slots, tile.chunk), constants, tile.num_warps)
+        _counter(tile.chunks, (ids, places, valid, counts), numbers, constants, tile.num_warps)
     _placer(
         tile.chunks,
         (ids, places, valid, counts, sorted_ids, owners, padded_count),
-        (slots, tile.chunk, tile.chunks, blocks),
-        (*constants, block, tile.table, tile.chunks == 1),
+        (*numbers, tile.chunks, blocks, block),
+        (*constants, tile.lines, tile.table, tile.chunks == 1),
         tile.num_warps,
     )
     return sorted_ids, owners, padded_count

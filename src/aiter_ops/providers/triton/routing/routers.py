@@ -171,7 +171,7 @@ def route(
     return weights, ids
 
 
-@PROVIDER.implements("topk_softmax")
+@PROVIDER.implements("topk_softmax", batch_invariant=True)
 def topk_softmax(
     logits: Tensor,
     k: int,
@@ -185,14 +185,14 @@ def topk_softmax(
     return route(logits, k, "softmax", renormalize or softmax_after_topk, num_valid_tokens, bias=bias, bias_on=on)
 
 
-@PROVIDER.implements("topk_sigmoid")
+@PROVIDER.implements("topk_sigmoid", batch_invariant=True)
 def topk_sigmoid(
     logits: Tensor, k: int, renormalize: bool, num_valid_tokens: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     return route(logits, k, "sigmoid", renormalize, num_valid_tokens)
 
 
-@PROVIDER.implements("topk_softplus_sqrt")
+@PROVIDER.implements("topk_softplus_sqrt", batch_invariant=True)
 def topk_softplus_sqrt(
     logits: Tensor,
     k: int,
@@ -205,7 +205,7 @@ def topk_softplus_sqrt(
     return route(logits, k, "softplus_sqrt", renormalize, num_valid_tokens, bias=bias, bias_on=on, scaling=scaling)
 
 
-@PROVIDER.implements("grouped_topk")
+@PROVIDER.implements("grouped_topk", batch_invariant=True)
 def grouped_topk(
     logits: Tensor,
     k: int,
@@ -219,7 +219,7 @@ def grouped_topk(
     return route(logits, k, scoring, renormalize, num_valid_tokens, groups, topk_groups, scaling=scaling)
 
 
-@PROVIDER.implements("biased_grouped_topk")
+@PROVIDER.implements("biased_grouped_topk", batch_invariant=True)
 def biased_grouped_topk(
     logits: Tensor,
     bias: Tensor,

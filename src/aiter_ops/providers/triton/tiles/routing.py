@@ -48,7 +48,7 @@ MOST_CHUNKS = 128
 @dataclass(frozen=True)
 class AlignTile:
     """Slots are cut into `chunks` of `chunk`, one to a program, done `step` at a time; bins: experts rounded up to a
-    power of two; table: chunks whose counts are read together.
+    power of two; table: chunks whose counts are read together; lines: slots held against a step's at a time.
     """
 
     chunks: int
@@ -56,16 +56,17 @@ class AlignTile:
     step: int
     bins: int
     table: int
+    lines: int
     num_warps: int
 
 
 @lru_cache(4096)
-def align_tile(slots: int, experts: int) -> AlignTile:
-    """step²/2 pairs of slots are compared at a time, in registers."""
+def align_tile(machine: Platform, slots: int, experts: int) -> AlignTile:
+    """256 threads a program; a step is short, for every slot in it is compared with every other."""
     step = min(128, max(16, next_power_of_two(slots)))
     bins = max(16, next_power_of_two(experts))
     chunk = -(-slots // step) * step
     if slots > ALONE:
         chunk = -(-slots // (MOST_CHUNKS * step)) * step
-    warps = 4 if bins <= 256 else 8
-    return AlignTile(-(-slots // chunk), chunk, step, bins, max(1, 4096 // bins), warps)
+    warps = 256 // (machine.wave_size or 32)
+    return AlignTile(-(-slots // chunk), chunk, step, bins, max(1, 4096 // bins), min(16, step), warps)
