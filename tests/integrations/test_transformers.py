@@ -60,7 +60,7 @@ def test_block_fp8_keeps_its_weights_and_says_what_it_dequantises(deepseek_direc
     layers = {n: m for n, m in loaded.model.named_modules() if isinstance(m, BlockFp8Linear)}
     assert len(layers) == 16
     assert loaded.notes == [
-        "block FP8: 16 linear layers and the experts of 1 layers keep their FP8 weights",
+        "block FP8: 16 linear layers and 4 experts keep their FP8 weights",
     ]
     from safetensors.torch import load_file
 

@@ -75,7 +75,7 @@ def load(
     model = _build(directory, cls, config, stored, dtype)
     linears, experts, rest = (0, 0, list(blocks)) if dequantise else install(model, blocks)
     if linears or experts:
-        also = f" and the experts of {experts} layers" if experts else ""
+        also = f" and {experts} experts" if experts else ""
         notes.append(f"block FP8: {linears} linear layers{also} keep their FP8 weights")
     if rest:
         notes.append(f"block FP8: {len(rest)} weights dequantised to {_name(dtype)}, such as {rest[0]}")
