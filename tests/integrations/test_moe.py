@@ -311,6 +311,17 @@ def test_fp8_experts_are_the_dequantised_ones_but_for_their_activations(deepseek
     assert float((ours - stock).norm() / stock.norm()) < 1e-4
 
 
+def test_experts_of_a_checkpoint_with_other_names_keep_their_fp8_weights(mixtral_directory: Path) -> None:
+    loaded = load(mixtral_directory, torch.float32)
+    assert loaded.notes == ["block FP8: 0 linear layers and 3 experts keep their FP8 weights"]
+    plain = load(mixtral_directory, torch.float32, dequantise=True).model
+    ids = [5, 9, 200, 31]
+    want, stock = teacher_forced(plain, ids), teacher_forced(loaded.model, ids)
+    kernelize(loaded.model)
+    torch.testing.assert_close(teacher_forced(loaded.model, ids), stock, rtol=1e-3, atol=1e-3)
+    assert 0 < float((stock - want).norm() / want.norm()) < 0.05
+
+
 def test_no_expert_router_or_fp8_layer_is_left_to_torch(deepseek_directory: Path) -> None:
     model = load(deepseek_directory, torch.float32).model
     ids = [5, 9, 200, 31]
