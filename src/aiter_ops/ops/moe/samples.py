@@ -160,7 +160,7 @@ def quant_samples(make: Make) -> Iterator[Sample]:
         (x, w1, w2, *rest), named = layer(make, 8, 3, 2, D, SIZE, "per_token", codes=codes)
         both = tuple(shuffled(w, "shuffled_16x16") for w in (w1, w2))
         yield Sample(f"shuffled {str(codes).split('.')[-1]}", (x, *both, *rest), {**named, "layout": "shuffled_16x16"})
-    yield _sample("per block fp32", layer(make, 8, 3, 2, 2 * D, SIZE, "per_block", FP32))
+    yield _sample("per block fp32", layer(make, 40, 3, 2, 2 * D, SIZE, "per_block", FP32))
     for quant in ("mxfp4", "mxfp4_fp8"):
         yield _sample(quant, layer(make, 8, 4, 2, D, SIZE, quant, codes=torch.uint8, shared=64))
         yield _sample(f"{quant} fp32", layer(make, 8, 4, 2, D, SIZE, quant, FP32))
@@ -170,7 +170,7 @@ def quant_samples(make: Make) -> Iterator[Sample]:
     (x, *rest), named = layer(make, 8, 3, 2, 2 * D, SIZE, "per_block", FP32, FN)
     columns = make.normal(2, 8, dtype=FP32).abs().t() / 24
     yield Sample("x holds codes, per block", ((x * 24).to(FN), *rest), {**named, "a1_scale": columns})
-    everything = layer(make, 19, 3, 2, 2 * D, 2 * SIZE, "per_block", codes=FN, shared=SIZE, biased=True)
+    everything = layer(make, 19, 3, 2, 2 * D, 2 * SIZE, "per_block", FP32, FN, shared=SIZE, biased=True)
     yield _sample(
         "everything, per block",
         everything,
