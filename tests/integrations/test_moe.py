@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import aiter_ops
+from aiter_ops.core import provider as providers
+from aiter_ops.core.op import get_op
 from aiter_ops.integrations.transformers import kernelize, restore
 from aiter_ops.integrations.transformers.block_fp8 import BlockFp8Experts
+from aiter_ops.integrations.transformers.compare import compare
 from aiter_ops.integrations.transformers.experts import Experts, experts
 from aiter_ops.integrations.transformers.generate import greedy, teacher_forced
 from aiter_ops.integrations.transformers.load import load
@@ -248,6 +253,23 @@ def test_a_batch_with_padding_is_what_it_was() -> None:
     assert len(ours.router_logits) == 2
 
 
+def test_turned_weights_are_laid_out_once_and_saved_as_they_were(tmp_path: Path) -> None:
+    model = build("GptOss")
+    kernelize(model)
+    module = next(m for m in model.modules() if type(m).__name__ == "GptOssExperts")
+    where = module.gate_up_proj.data_ptr()
+    assert module.gate_up_proj.mT.is_contiguous()
+    assert module.down_proj.mT.is_contiguous()
+    want = teacher_forced(model, [1, 2, 3])
+    kernelize(model)
+    assert module.gate_up_proj.data_ptr() == where
+    model.save_pretrained(tmp_path)
+    again = transformers.GptOssForCausalLM.from_pretrained(tmp_path)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+    restore(model)
+    torch.testing.assert_close(teacher_forced(model, [1, 2, 3]), want, rtol=1e-4, atol=1e-4)
+
+
 def test_experts_compile_in_one_graph() -> None:
     module = module_of("DeepseekV3", "experts")
     kernelize(module)
@@ -289,6 +311,17 @@ def test_fp8_experts_are_the_dequantised_ones_but_for_their_activations(deepseek
     assert float((ours - stock).norm() / stock.norm()) < 1e-4
 
 
+def test_experts_of_a_checkpoint_with_other_names_keep_their_fp8_weights(mixtral_directory: Path) -> None:
+    loaded = load(mixtral_directory, torch.float32)
+    assert loaded.notes == ["block FP8: 0 linear layers and 3 experts keep their FP8 weights"]
+    plain = load(mixtral_directory, torch.float32, dequantise=True).model
+    ids = [5, 9, 200, 31]
+    want, stock = teacher_forced(plain, ids), teacher_forced(loaded.model, ids)
+    kernelize(loaded.model)
+    torch.testing.assert_close(teacher_forced(loaded.model, ids), stock, rtol=1e-3, atol=1e-3)
+    assert 0 < float((stock - want).norm() / want.norm()) < 0.05
+
+
 def test_no_expert_router_or_fp8_layer_is_left_to_torch(deepseek_directory: Path) -> None:
     model = load(deepseek_directory, torch.float32).model
     ids = [5, 9, 200, 31]
@@ -302,6 +335,29 @@ def test_no_expert_router_or_fp8_layer_is_left_to_torch(deepseek_directory: Path
     assert calls["fused_moe"] == calls["biased_grouped_topk"] == calls["gemm_a16w16"] == 1
     assert restore(model) > 0
     assert {entry.cls for entry in outside(model, ids)} == stock
+
+
+SPOILT: dict[str, Callable[[Any], Any]] = {
+    "fused_moe": lambda y: 1.5 * y,
+    "biased_grouped_topk": lambda result: (result[0], result[1].roll(1, -1)),
+    "gemm_a8w8_blockscale": lambda y: torch.cat((y[..., :1], 1.5 * y[..., 1:]), -1),
+}
+
+
+@pytest.mark.parametrize("op", SPOILT)
+def test_the_comparison_fails_for_a_wrong_op(
+    op: str, deepseek_directory: Path, wrong_provider: providers.Provider
+) -> None:
+    reference = get_op(op).reference
+
+    @functools.wraps(get_op(op).written)
+    def spoilt(*args: Any, **kwargs: Any) -> Any:
+        return SPOILT[op](reference(*args, **kwargs))
+
+    wrong_provider.implements(op)(spoilt)
+    with aiter_ops.use(f"{op}=wrong"):
+        checks = compare(deepseek_directory, "In the beginning", steps=8)
+    assert any(c.ok is False for c in checks), checks
 
 
 def test_experts_in_another_order_than_transformers_are_not_kept(

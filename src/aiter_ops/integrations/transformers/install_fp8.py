@@ -23,7 +23,7 @@ PLACES = (("", ""), (".mlp.", ".block_sparse_moe."))
 def install(model: nn.Module, stored: Stored) -> tuple[int, int, list[str]]:
     """Put `BlockFp8Linear` and `BlockFp8Experts` where `model` has the dequantised weights of `stored`.
 
-    Returns how many linear layers and how many layers' experts keep their FP8 weights, and the paths that do not.
+    Returns how many linear layers and how many experts keep their FP8 weights, and the paths that do not.
     """
     modules: dict[str, Any] = dict(model.named_modules())
     left = dict(stored)
@@ -38,7 +38,7 @@ def install(model: nn.Module, stored: Stored) -> tuple[int, int, list[str]]:
         taken, made = _experts(path, module, left)
         if made is not None:
             _put(modules, path, made)
-            kept += 1
+            kept += len(made.gate_up_proj)
             for name in taken:
                 del left[name]
     return len(linears), kept, list(left)

@@ -82,6 +82,8 @@ def kernelize(
         )
     chosen = [way for several in ways for way in list(filter(wanted, several))[:1]]
     for way in chosen:
+        if way.prepare is not None:
+            way.prepare(way.module)
         swap(way.module, way.name, way.method)
     fused = {f"{w.path}.post_attention_layernorm" for w in chosen if "add_rms_norm" in w.ops}
     report.replaced = [

@@ -27,7 +27,7 @@ class TransformersMissing(ModelError):
 @dataclass
 class Loaded:
     """A model ready to run. stop: ids that end a text. context: positions the model has. notes: lines for the user.
-    coded: some of its weights are FP8."""
+    block_fp8: the checkpoint's format."""
 
     directory: Path
     model: Any
@@ -36,7 +36,7 @@ class Loaded:
     stop: frozenset[int]
     context: int
     notes: list[str] = field(default_factory=list)
-    coded: bool = False
+    block_fp8: bool = False
 
 
 def require_transformers() -> Any:
@@ -75,7 +75,7 @@ def load(
     model = _build(directory, cls, config, stored, dtype)
     linears, experts, rest = (0, 0, list(blocks)) if dequantise else install(model, blocks)
     if linears or experts:
-        also = f" and the experts of {experts} layers" if experts else ""
+        also = f" and {experts} experts" if experts else ""
         notes.append(f"block FP8: {linears} linear layers{also} keep their FP8 weights")
     if rest:
         notes.append(f"block FP8: {len(rest)} weights dequantised to {_name(dtype)}, such as {rest[0]}")
@@ -87,7 +87,7 @@ def load(
     stop = frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
     text = config.get_text_config()
     context = getattr(text, "max_position_embeddings", None) or 2**31
-    return Loaded(directory, model, tokenizer, dtype, stop, context, notes, bool(linears or experts))
+    return Loaded(directory, model, tokenizer, dtype, stop, context, notes, bool(blocks))
 
 
 def _name(dtype: torch.dtype) -> str:

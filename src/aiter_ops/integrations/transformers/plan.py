@@ -10,7 +10,7 @@ from torch import nn
 
 from . import recognise
 from .block_fp8 import BlockFp8Experts, BlockFp8Linear
-from .experts import coded_experts_forward, experts, experts_forward
+from .experts import Experts, coded_experts_forward, experts, experts_forward, lay_out
 from .recognise import Meaning
 from .replace import add_norm_call, coded_linear_forward, gate_method, layer_forward, mlp_forward, norm_forward
 from .routers import router, router_forward
@@ -25,13 +25,15 @@ OTHER_FP8 = (
 
 
 class Way(NamedTuple):
-    """How one module can be replaced: the ops it calls then, the most important first; the method put on it."""
+    """How one module can be replaced: the ops it calls then, the most important first; the method put on it, its name,
+    and what is done to the module before."""
 
     path: str
     module: nn.Module
     ops: tuple[str, ...]
     name: str
     method: Callable[..., Any]
+    prepare: Callable[[nn.Module], None] | None = None
 
 
 class Tried:
@@ -62,7 +64,8 @@ def plan(model: nn.Module) -> tuple[list[list[Way]], list[tuple[str, nn.Module, 
             if isinstance(found, Meaning) and name in module.__dict__:
                 found = f"its {name} was replaced on the instance by something else"
             if isinstance(found, Meaning):
-                several.append(Way(path, module, (found.op, *more), name, make(module, found)))
+                prepare = lay_out if isinstance(found, Experts) and found.turned else None
+                several.append(Way(path, module, (found.op, *more), name, make(module, found), prepare))
             elif isinstance(found, str):
                 left.append((path, module, found))
             if isinstance(found, Meaning) and make is norm_forward:
