@@ -170,9 +170,20 @@ def test_torch_peers_compute_the_op() -> None:
 
 
 def test_every_peer_is_of_a_known_op_and_library() -> None:
-    libraries = {"torch", "vllm", "vllm_main", "sglang", "liger", "flag_gems", "aiter_triton"}
+    libraries = {
+        "torch",
+        "vllm",
+        "vllm_main",
+        "vllm_moe",
+        "vllm_triton",
+        "sglang",
+        "liger",
+        "flag_gems",
+        "aiter_triton",
+    }
+    libraries |= {"deep_gemm", "triton_kernels"}
     assert {n.split(".")[0] for table in peers.PEERS.values() for n in table} == libraries
-    assert set(peers.PEERS) <= set(OPS)
+    assert set(peers.PEERS) <= {op.name for op in list_ops()}
 
 
 def test_a_library_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
