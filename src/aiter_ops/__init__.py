@@ -23,6 +23,7 @@ from .ops.activation import (
     silu_and_mul_group_quant,
     swiglu_oai_and_mul,
 )
+from .ops.gemm import gemm_a8w8, gemm_a8w8_blockscale, gemm_a16w16
 from .ops.norm import (
     add_layer_norm,
     add_rms_norm,

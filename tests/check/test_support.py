@@ -94,6 +94,7 @@ def test_labels_name_what_is_not_at_its_default():
 def test_a_cell_served_in_part_has_a_note_for_each_reason():
     entry = {
         "family": "norm",
+        "batch_invariant": [],
         "samples": {"a": "bf16", "b": "fp16", "c": "fp32"},
         "cells": {"triton": {arch: {"b": ["type", "x"], "c": ["format", "y"]} for arch in support.ARCHS}},
     }

@@ -18,7 +18,10 @@ HALVED = ("silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul", "swiglu_oai_and_m
 HALVED = (*HALVED, "silu_and_mul_group_quant", "silu_and_mul_dynamic_quant")
 
 OPS = list_ops()
-ROW_OPS = tuple(op for op in OPS if op.name != "dequant")
+ROLE_OPS = tuple(op for op in OPS if op.family in ("activation", "norm", "quant"))
+"""The ops whose parameters have the roles above; the other families have tests of their own for what needs roles."""
+
+ROW_OPS = tuple(op for op in ROLE_OPS if op.name != "dequant")
 
 
 def parameters(op: Op) -> dict[str, inspect.Parameter]:

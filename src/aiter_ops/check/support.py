@@ -132,7 +132,9 @@ def build() -> dict[str, Any]:
         labels = {s.name: label(op, s) for s in samples}
         if len(labels) != len(samples):
             raise ValueError(f"{op.name}: two samples of one name")
-        ops[op.name] = {"family": op.family, "samples": labels, "cells": _cells(op, samples)}
+        invariant = [name for name, i in op.implementations.items() if name in BUILT_IN and i.batch_invariant]
+        entry = {"family": op.family, "batch_invariant": invariant, "samples": labels}
+        ops[op.name] = {**entry, "cells": _cells(op, samples)}
     return {"aiter": AITER, "archs": list(ARCHS), "ops": ops}
 
 
@@ -157,6 +159,7 @@ def dump(data: dict[str, Any]) -> str:
     lines = ["{", f' "aiter": {json.dumps(data["aiter"])},', f' "archs": {json.dumps(data["archs"])},', ' "ops": {']
     for n, (name, entry) in enumerate(data["ops"].items()):
         lines += [f'  "{name}": {{', f'   "family": "{entry["family"]}",']
+        lines += [f'   "batch_invariant": {json.dumps(entry["batch_invariant"])},']
         lines += [f'   "samples": {json.dumps(entry["samples"], ensure_ascii=False)},', '   "cells": {']
         for i, (provider, archs) in enumerate(entry["cells"].items()):
             lines.append(f'    "{provider}": {{')

@@ -26,11 +26,14 @@ class Notes:
 
 @dataclass(frozen=True)
 class Row:
-    """cells: per architecture ``yes``, ``no: cause`` or ``served/samples (note)``."""
+    """invariant: stated to be batch invariant. cells: per architecture ``yes``, ``no: cause`` or ``served/samples
+    (note)``.
+    """
 
     family: str
     op: str
     provider: str
+    invariant: bool
     cells: tuple[str, ...]
 
 
@@ -66,14 +69,20 @@ def rows(
         entry = data["ops"][name]
         for who, cells in entry["cells"].items():
             if (ops is None or name in ops) and provider in (None, who):
-                yield Row(entry["family"], name, who, tuple(_cell(entry, cells[a], a, notes) for a in archs))
+                invariant = who in entry["batch_invariant"]
+                yield Row(entry["family"], name, who, invariant, tuple(_cell(entry, cells[a], a, notes) for a in archs))
 
 
 def legend(table: Collection[Row]) -> list[str]:
     """The causes that stand in these rows, explained."""
     cells = [cell for row in table for cell in row.cells if cell.startswith("no: ")]
     used = {key for cell in cells for key in cell.removeprefix("no: ").split("/")}
-    return [f"{cause.key}: {cause.meaning}" for cause in Cause if cause.key in used]
+    lines = [f"{cause.key}: {cause.meaning}" for cause in Cause if cause.key in used]
+    if any(row.invariant for row in table):
+        lines.insert(
+            0, "invariant: with AITER_OPS_BATCH_INVARIANT a row's result does not depend on the rest of the batch"
+        )
+    return lines
 
 
 def markdown(
@@ -87,11 +96,16 @@ def markdown(
     table = list(rows(data, notes, ops, provider, archs))
     text: list[str] = []
     for family in dict.fromkeys(row.family for row in table):
-        text += [f"## {family}", "", f"| op | provider | {' | '.join(archs)} |", "|---|---" + "|---" * len(archs) + "|"]
-        text += [f"| `{r.op}` | {r.provider} | {' | '.join(r.cells)} |" for r in table if r.family == family]
+        text += [f"## {family}", ""]
+        text += [f"| op | provider | invariant | {' | '.join(archs)} |", "|---|---|---" + "|---" * len(archs) + "|"]
+        text += [
+            f"| `{r.op}` | {r.provider} | {'yes' if r.invariant else ''} | {' | '.join(r.cells)} |"
+            for r in table
+            if r.family == family
+        ]
         text.append("")
     if causes := legend(table):
-        text += ["## Causes", "", *[f"- {line}" for line in causes], ""]
+        text += ["## Words", "", *[f"- {line}" for line in causes], ""]
     if notes.texts:
         text += ["## Notes", "", *[f"{n}. {note}" for n, note in enumerate(notes.texts, 1)], ""]
     return "\n".join(text)

@@ -48,6 +48,7 @@ ADVICE = (
     ("needs Triton", "use a newer GPU build of torch; it brings its Triton"),
     ("excluded by rule", "remove that rule to use it"),
     ("AITER_OPS=off", "unset AITER_OPS to use it"),
+    ("AITER_OPS_BATCH_INVARIANT", "unset AITER_OPS_BATCH_INVARIANT to use it"),
     ("VLLM_ROCM_USE_AITER", "set that variable to 1 to use it"),
     ("serves ", "nothing to do: it has no kernels for this architecture"),
 )

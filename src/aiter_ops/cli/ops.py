@@ -55,12 +55,13 @@ def command(
     view = Table(box=None, pad_edge=False, header_style="bold")
     view.add_column("op", no_wrap=True)
     view.add_column("provider", no_wrap=True)
+    view.add_column("invariant", no_wrap=True)
     for a in archs:
         view.add_column(a, no_wrap=True)
     last = ""
     for row in table:
         cells = [f"[{_style(c)}]{c.removeprefix('no: ')}[/]" for c in row.cells]
-        view.add_row("" if row.op == last else row.op, row.provider, *cells)
+        view.add_row("" if row.op == last else row.op, row.provider, "yes" if row.invariant else "", *cells)
         last = row.op
     wide = out.measure(view, options=out.options.update(max_width=1000)).maximum
     out.width = max(out.width, wide)  # longer lines rather than cut ones

@@ -54,6 +54,18 @@ class Refused(RuntimeError):
     """Strict mode, or an explicit call: what was asked for cannot serve; the message says why."""
 
 
+VARIES = "its sums, exponentials or matrix products may round otherwise in another batch"
+
+
+def _varies(implementation: Implementation, policy: Policy) -> str | None:
+    """Why a policy that asks for batch invariance passes an implementation over; the reference only where strict."""
+    if not policy.batch_invariant or implementation.batch_invariant:
+        return None
+    if implementation.provider != "torch":
+        return "not stated to be batch invariant, as AITER_OPS_BATCH_INVARIANT asks"
+    return f"strict: {VARIES}, against AITER_OPS_BATCH_INVARIANT" if policy.strict else None
+
+
 def _bad_predicate(rows: list[KnownBad], inner: Predicate | None) -> Predicate | None:
     rows = [r for r in rows if r.applies]
     if not rows:
@@ -91,7 +103,11 @@ def candidates(
         if implementation is None:
             result.append(Candidate(name, None, missing.get(name) or f"has no implementation of {op}"))
             continue
-        out = policy.exclusion(op, family, name, implementation.flag) or implementation.unmet(platform)
+        out = (
+            policy.exclusion(op, family, name, implementation.flag)
+            or implementation.unmet(platform)
+            or _varies(implementation, policy)
+        )
         predicate = implementation.predicate(platform) if implementation.predicate and not out else None
         if not out and not policy.lifts(op, family, name):
             bad = [r for r in rows if r.matches(op, name, platform)]
@@ -134,6 +150,8 @@ def decide(
                 if candidate.provider in preferred
                 else "first in built-in order that serves"
             )
+            if policy.batch_invariant and candidate.implementation and not candidate.implementation.batch_invariant:
+                asked += f"; not batch invariant: {VARIES}"
             reasons.append((candidate.provider, True, asked))
             continue
         reasons.append((candidate.provider, False, reason))

@@ -54,6 +54,7 @@ class Op:
         moved: Callable[..., int] | None,
         strided: tuple[str, ...],
         mutates: tuple[str, ...],
+        batch_invariant: bool,
     ) -> None:
         self.name, self.family, self.doc = fn.__name__, family, inspect.getdoc(fn) or ""
         self.signature = read_signature(fn, mutates)
@@ -75,7 +76,9 @@ class Op:
         self.entry: Callable[..., Any] = self._names[self.name]
         functools.update_wrapper(self.entry, fn)
         self.entry.op = self
-        torch_provider = Implementation(self.name, "torch", self.reference, (), source=fn)
+        torch_provider = Implementation(
+            self.name, "torch", self.reference, (), source=fn, batch_invariant=batch_invariant
+        )
         self._implementations = {"torch": torch_provider}
         self.unresolve()
 
@@ -133,6 +136,8 @@ class Op:
                 "run inference under torch.inference_mode()",
                 self.name,
             )
+        if runtime.state.policy.batch_invariant and not self._implementations["torch"].batch_invariant:
+            runtime.note_varies(self)
         for recorder in tracing.recorders:
             recorder.add(self.name, "torch", args, kwargs)
         return self.reference(*args, **kwargs)
@@ -146,6 +151,7 @@ class Op:
         requirements: tuple[Requirements, ...],
         predicate: Callable[[Platform], Predicate | None] | None,
         flag: str | None,
+        batch_invariant: bool,
     ) -> None:
         """Take a provider's function; `Provider.implements` calls it."""
         require_same_signature(self.name, self._written, provider.name, fn)
@@ -153,7 +159,7 @@ class Op:
             raise ValueError(f"provider {provider.name} implements {self.name} twice")
         ready = codegen.kernel(self.signature, self._defaults, self._check, fn, self.reference, self.opaque)
         self._implementations[provider.name] = Implementation(
-            self.name, provider.name, ready, requirements, predicate, flag, fn
+            self.name, provider.name, ready, requirements, predicate, flag, fn, batch_invariant
         )
         self.unresolve()
 
@@ -170,7 +176,10 @@ class Op:
         return {n: self._implementations[n] for n in provider_names() if n in self._implementations}
 
     def on(self, provider: str) -> Callable[..., Any]:
-        """That provider's implementation, to be called explicitly; `Refused` where it cannot serve, never another."""
+        """That provider's implementation, to be called explicitly; `Refused` where it cannot serve, never another.
+
+        What the policy says of providers is not asked: this call names one.
+        """
         served = self.implementations
         get_provider(provider)
         if provider not in served:
@@ -264,6 +273,7 @@ def op(
     moved: Callable[..., int] | None = None,
     strided: tuple[str, ...] = (),
     mutates: tuple[str, ...] = (),
+    batch_invariant: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare the decorated function as an op of `family`; the function returned is what users call.
 
@@ -272,13 +282,18 @@ def op(
     is its own fake; other ops give `fake`. check: same parameters, raises for bad arguments. flops: same parameters.
     moved: same parameters, the bytes that must move where that is not every tensor once (experts no token chose).
     strided: results whose strides the signature decides (all others are contiguous). mutates: tensors written to.
+    batch_invariant: on every device the reference gives a row the same bits whatever rows come with it. That holds for
+    arithmetic on single elements and for maxima; torch's sums, exponentials and matrix products follow the shape.
     A parameter ``dtype: torch.dtype | None`` means this machine's FP8 format where it is None.
     """
 
     def declare(fn: Callable[..., Any]) -> Callable[..., Any]:
         if fn.__name__ in runtime.ops:
             raise ValueError(f"op {fn.__name__} is declared twice")
-        made = Op(fn, family, samples, results, tolerance, inline, fake, check, flops, moved, strided, mutates)
+        made = Op(
+            *(fn, family, samples, results, tolerance, inline, fake, check, flops, moved, strided, mutates),
+            batch_invariant=batch_invariant,
+        )
         runtime.ops[made.name] = made
         return made.entry
 

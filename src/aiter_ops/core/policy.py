@@ -50,12 +50,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Policy:
-    """All rules together. `flags_off` maps a VLLM_ROCM_USE_AITER* flag that is off to the text to give as reason."""
+    """All rules together. `flags_off` maps a VLLM_ROCM_USE_AITER* flag that is off to the text to give as reason.
+
+    batch_invariant: a row's or token's result must not depend on the rest of the batch.
+    """
 
     rules: tuple[Rule, ...] = ()
     strict: bool = False
     off: bool = False
     flags_off: tuple[tuple[str, str], ...] = ()
+    batch_invariant: bool = False
 
     def preference(self, op: str, family: str) -> tuple[tuple[str, ...], str | None]:
         """The providers preferred for an op in order, and the rule's text: highest rank, most specific, last written."""

@@ -70,7 +70,11 @@ def _window_text(window: tuple[str | None, str | None]) -> str:
 
 @dataclass(frozen=True)
 class Implementation:
-    """One provider's function for one op."""
+    """One provider's function for one op.
+
+    batch_invariant: under a policy that asks for it, a row's or token's result does not depend on the rest of the
+    batch, bit for bit.
+    """
 
     op: str
     provider: str
@@ -79,6 +83,7 @@ class Implementation:
     predicate: Callable[[Platform], Predicate | None] | None = None
     flag: str | None = None
     source: Callable[..., Any] | None = None
+    batch_invariant: bool = False
 
     def unmet(self, platform: Platform) -> str | None:
         return next((r for r in (q.unmet(platform) for q in self.requirements) if r), None)
@@ -112,11 +117,14 @@ class Provider:
         requires: Requirements | None = None,
         refuses: Callable[[Platform], Predicate | None] | None = None,
         flag: str | None = None,
+        batch_invariant: bool = False,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register the decorated function for `op`; its signature must be the op's (TypeError shows both).
 
         refuses: given the platform, a predicate with the op's own parameters that returns None (accepts) or a short
         reason; None where nothing is refused on that platform. flag: the ``VLLM_ROCM_USE_AITER_*`` sub-flag over it.
+        batch_invariant: while the policy asks for it, a row's or token's result is the same to the bit whatever comes
+        with it in the batch: tiles, split-K and the order of every sum do not follow the number of rows.
         """
 
         def register(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,7 +132,7 @@ class Provider:
 
             target: Op = get_op(op)
             needs = (self.requirements,) + ((requires,) if requires else ())
-            target.add(self, fn, needs, refuses, flag)
+            target.add(self, fn, needs, refuses, flag, batch_invariant)
             return fn
 
         return register

@@ -6,10 +6,11 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import codegen, provider, tracing
-from .decide import Candidate, Decision, Refused, candidates, decide
+from .decide import VARIES, Candidate, Decision, Refused, candidates, decide
 from .platforms import Platform, platform
 from .policy import ENVIRONMENT, Policy, parse_rules
 from .settings import Settings, read_settings
@@ -54,7 +55,7 @@ def policy() -> Policy:
             rules, off = parse_rules(
                 settings.rules, "AITER_OPS", ENVIRONMENT, targets(), provider.provider_names(), platform()
             )
-            state.policy = Policy(rules, settings.strict, off, settings.flags_off)
+            state.policy = Policy(rules, settings.strict, off, settings.flags_off, settings.batch_invariant)
             state.settings = settings
             if settings.trace and state.trace is None:
                 state.trace = tracing.start_trace(settings.trace)
@@ -80,10 +81,11 @@ def reload_settings() -> None:
 
 
 @contextlib.contextmanager
-def use(rules: str = "", strict: bool | None = None) -> Iterator[None]:
+def use(rules: str = "", strict: bool | None = None, batch_invariant: bool | None = None) -> Iterator[None]:
     """Rules for the whole process while the context lasts; meant for set-up and tests.
 
-    rules: the grammar of AITER_OPS, e.g. ``"moe=triton,-aiter"``. strict: as AITER_OPS_STRICT; None keeps it.
+    rules: the grammar of AITER_OPS, e.g. ``"moe=triton,-aiter"``. strict, batch_invariant: as AITER_OPS_STRICT
+    and AITER_OPS_BATCH_INVARIANT; None keeps what holds.
     Raises SettingsError for rules that cannot be taken, RuntimeError where another thread holds a different one.
     """
     with lock:
@@ -93,8 +95,11 @@ def use(rules: str = "", strict: bool | None = None) -> Iterator[None]:
         before = policy()
         rank = ENVIRONMENT + 1 + len(state.used)
         parsed, off = parse_rules(rules, "use()", rank, targets(), provider.provider_names(), platform())
-        after = before.with_rules(parsed, strict)
-        state.policy = Policy(after.rules, after.strict, off or (before.off and not parsed), after.flags_off)
+        state.policy = replace(
+            before.with_rules(parsed, strict),
+            off=off or (before.off and not parsed),
+            batch_invariant=before.batch_invariant if batch_invariant is None else batch_invariant,
+        )
         state.used.append((me, rules))
         _changed()
     try:
@@ -170,6 +175,8 @@ def _link(op: Op, found: list[Candidate], rules: Policy) -> Any:
         if rules.strict and preferred and not requested:
             continue
         serve = candidate.implementation.fn
+        if rules.batch_invariant and not candidate.implementation.batch_invariant:
+            serve = codegen.before(op.signature, _varies_noter(op), serve)
         if tracing.recorders:
             serve = codegen.before(op.signature, tracing.hook_for(op.name, name), serve)
         if candidate.predicate is None:
@@ -199,6 +206,26 @@ def _noter(op: Op, name: str, requested: bool) -> Any:
     return note
 
 
+def note_varies(op: Op) -> None:
+    """Count that the reference served an op although batch invariance was asked for; warn once for its family."""
+
+    def affected() -> list[str]:
+        rules, machine = policy(), platform()
+        served = {o.name: _first(find(o, machine, rules)) for o in ops.values() if o.family == op.family}
+        return [n for n, i in served.items() if n == op.name or (i and i.provider == "torch" and not i.batch_invariant)]
+
+    reason = f"the reference of the family {op.family} serves: {VARIES}"
+    tracing.note_passed_over(op.name, "a batch-invariant implementation", reason, affected)
+
+
+def _first(found: list[Candidate]) -> provider.Implementation | None:
+    return next((c.implementation for c in found if c.out is None and c.implementation), None)
+
+
+def _varies_noter(op: Op) -> Any:
+    return lambda *args, **kwargs: note_varies(op)
+
+
 def _refuser(op: Op, found: list[Candidate], preferred: tuple[str, ...]) -> Any:
     """The end of a slot that nothing serves: says why for each provider."""
 
@@ -223,12 +250,19 @@ def inlines(name: str, token: str, device: str) -> bool:
         return False
     rules, machine = policy(), platform()
     gpu = device == "cuda" and machine.has_gpu
+    preferred, _ = rules.preference(op.name, op.family)
     for candidate in find(op, machine, rules):
+        if candidate.out is not None or candidate.implementation is None:
+            continue
         if candidate.provider == "torch":
+            if rules.strict and preferred and "torch" not in preferred:
+                return False
+            if rules.batch_invariant and not candidate.implementation.batch_invariant:
+                note_varies(op)
             return True
-        if candidate.out is None and (gpu or machine.triton_interpret or not _gpu_only(candidate)):
+        if gpu or machine.triton_interpret or not _gpu_only(candidate):
             return False
-    return True
+    return False
 
 
 # torch.compile evaluates it while tracing; `token`, guarded by value, stands for all it reads.

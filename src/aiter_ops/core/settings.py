@@ -27,6 +27,12 @@ class Setting:
 SETTINGS = (
     Setting("AITER_OPS", "rules, or off", "", "rules about providers; off: every op is its reference"),
     Setting("AITER_OPS_STRICT", "0 or 1", "0", "a requested provider that cannot serve raises, naming the reason"),
+    Setting(
+        "AITER_OPS_BATCH_INVARIANT",
+        "0 or 1",
+        "0",
+        "a row's or token's result must not depend on the rest of the batch; implementations that do not state so are passed over",
+    ),
     Setting("AITER_OPS_TRACE", "0, 1 or a path", "0", "1: summary at exit; a path: JSON lines, .<pid> added"),
     Setting("AITER_OPS_VLLM", "0, 1 or all", "1", "what the vLLM plugin replaces"),
     Setting("AITER_OPS_PLUGINS", "comma list", "", "third-party providers to load; unset: all installed; empty: none"),
@@ -62,6 +68,7 @@ class Settings:
 
     rules: str = ""
     strict: bool = False
+    batch_invariant: bool = False
     trace: str = ""
     vllm: str = "1"
     plugins: tuple[str, ...] | None = None
@@ -97,6 +104,7 @@ def read_settings(env: Mapping[str, str] | None = None) -> Settings:
     return Settings(
         rules=env.get("AITER_OPS", ""),
         strict=_choice(env, "AITER_OPS_STRICT", "0", ("0", "1")) == "1",
+        batch_invariant=_choice(env, "AITER_OPS_BATCH_INVARIANT", "0", ("0", "1")) == "1",
         trace="" if trace in ("", "0") else trace,
         vllm=_choice(env, "AITER_OPS_VLLM", "1", ("0", "1", "all")),
         plugins=None if plugins is None else tuple(p.strip() for p in plugins.split(",") if p.strip()),

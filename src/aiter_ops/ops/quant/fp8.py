@@ -34,6 +34,7 @@ def _group_check(x: Tensor, group_size: int, dtype: torch.dtype | None, scale_la
     results=("q", "scale"),
     strided=("scale",),
     inline=True,
+    batch_invariant=True,
     check=_group_check,
     flops=lambda x, *rest: 3 * x.numel(),
 )
@@ -77,6 +78,7 @@ def _token_check(x: Tensor, dtype: torch.dtype | None, scale_upper_bound: Tensor
     samples=token_samples,
     results=("q", "scale"),
     inline=True,
+    batch_invariant=True,
     check=_token_check,
     flops=lambda x, *rest: 3 * x.numel(),
 )
@@ -115,7 +117,7 @@ def _tensor_check(x: Tensor, dtype: torch.dtype | None) -> None:
     flops=lambda x, *rest: 3 * x.numel(),
 )
 def per_tensor_quant(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """One scale for the whole tensor, taken from it.
+    """One scale for the whole tensor, taken from it; so a row's codes depend on every other row, by meaning.
 
     x: [..., N], bf16, fp16 or fp32. dtype: FP8 (None: this machine's) or int8.
     Returns q in x's shape and scale [1] fp32; an empty tensor has the smallest scale, 2^-126.
@@ -145,6 +147,7 @@ def _static_check(x: Tensor, scale: Tensor, dtype: torch.dtype | None) -> None:
     samples=static_samples,
     results=("q",),
     inline=True,
+    batch_invariant=True,
     check=_static_check,
     flops=lambda x, *rest: 2 * x.numel(),
 )

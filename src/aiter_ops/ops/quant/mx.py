@@ -71,6 +71,7 @@ def _check(op_name: str, x: Tensor) -> None:
     samples=mx_samples,
     results=("packed", "e8m0"),
     inline=True,
+    batch_invariant=True,
     check=lambda x, rounding: _check("mxfp4_quant", x),
     flops=lambda x, rounding: 3 * x.numel(),
 )
@@ -99,6 +100,7 @@ def mxfp4_quant(x: Tensor, rounding: Literal["floor", "even", "up"] = "even") ->
     samples=mx_samples,
     results=("q", "e8m0"),
     inline=True,
+    batch_invariant=True,
     check=lambda x, rounding: _check("mxfp8_quant", x),
     flops=lambda x, rounding: 3 * x.numel(),
 )

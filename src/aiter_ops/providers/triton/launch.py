@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 import triton
 
+from aiter_ops.core import runtime
 from aiter_ops.core.platforms import Platform, platform
 
 _ALIGNED = 15
@@ -39,6 +40,7 @@ class Job:
     num_warps: int
     num_stages: int
     options: Options = ()
+    described: tuple[tuple[torch.dtype, tuple[int, ...]], ...] = ()
 
 
 Start = Callable[[int, int, tuple[Any, ...]], None]
@@ -70,6 +72,11 @@ def _small(tensors: tuple[torch.Tensor, ...]) -> bool:
     return not torch.version.hip or all(t.nbytes < _BIG for t in tensors)
 
 
+def _forms(described: tuple[Any, ...]) -> tuple[tuple[torch.dtype, tuple[int, ...]], ...]:
+    """All that Triton specialises on of tensor descriptors."""
+    return tuple((d.base.dtype, tuple(d.block_shape)) for d in described)
+
+
 class _Compiling:
     """While `target` is set, launches are collected as jobs for it instead of being run."""
 
@@ -80,6 +87,14 @@ class _Compiling:
 def machine() -> Platform:
     """The platform tile choices are made for: this machine, or the one being compiled for."""
     return _Compiling.target or platform()
+
+
+def batch_invariant() -> bool:
+    """Whether tiles, split-K and orders of summation must not follow the number of rows (or tokens).
+
+    Kernels without sums (maxima and arithmetic on single elements round the same in any tile) need not ask.
+    """
+    return runtime.state.policy.batch_invariant
 
 
 @contextlib.contextmanager
@@ -109,25 +124,31 @@ class Launcher:
         num_warps: int = 4,
         num_stages: int = 1,
         options: Options = (),
+        described: tuple[Any, ...] = (),
     ) -> None:
-        """Start `grid` programs. Tensors that a constant switches off may be any other tensor of the call."""
+        """Start `grid` programs. Tensors that a constant switches off may be any other tensor of the call.
+
+        described: tensor descriptors (``triton.tools.tensor_descriptor``), the kernel's first parameters.
+        """
         device = tensors[0].get_device()
         if device < 0 or _Compiling.target is not None:
-            self._apart(grid, tensors, numbers, constants, num_warps, num_stages, options)
+            self._apart(grid, tensors, numbers, constants, num_warps, num_stages, options, described)
             return
         if device != torch._C._cuda_getDevice():
             with torch.cuda.device(device):
-                self(grid, tensors, numbers, constants, num_warps, num_stages, options)
+                self(grid, tensors, numbers, constants, num_warps, num_stages, options, described)
             return
         pointers = [t.data_ptr() for t in tensors]
         # all that Triton specialises on: constants, dtypes, the numbers that are not free (by value), alignment, size
         key = (device, num_warps, num_stages, options, constants, numbers[self.free :], *[t.dtype for t in tensors])
+        if described:
+            key = (*key, *_forms(described))
         start = self._started.get(key)
         if start is not None and not functools.reduce(operator.or_, pointers) & _ALIGNED and _small(tensors):
-            start(grid, torch._C._cuda_getCurrentRawStream(device), (*pointers, *numbers, *constants))
+            start(grid, torch._C._cuda_getCurrentRawStream(device), (*described, *pointers, *numbers, *constants))
             return
         made = self.kernel[(grid,)](
-            *tensors, *numbers, *constants, num_warps=num_warps, num_stages=num_stages, **dict(options)
+            *described, *tensors, *numbers, *constants, num_warps=num_warps, num_stages=num_stages, **dict(options)
         )
         if start is None and not functools.reduce(operator.or_, pointers) & _ALIGNED and _small(tensors):
             if len(self._started) >= _MOST_STARTED:
@@ -135,14 +156,24 @@ class Launcher:
             self._started[key] = _starter(made)
 
     def _apart(
-        self, grid: int, tensors: Any, numbers: Any, constants: Any, num_warps: int, num_stages: int, options: Options
+        self,
+        grid: int,
+        tensors: Any,
+        numbers: Any,
+        constants: Any,
+        num_warps: int,
+        num_stages: int,
+        options: Options,
+        described: tuple[Any, ...],
     ) -> None:
         """Collection for ahead-of-time compilation, and Triton's interpreter on CPU tensors."""
         if _Compiling.target is None:
-            self.kernel[(grid,)](*tensors, *numbers, *constants, num_warps=num_warps, num_stages=num_stages)
+            values = (*described, *tensors, *numbers, *constants)
+            self.kernel[(grid,)](*values, num_warps=num_warps, num_stages=num_stages)
             return
         forms = tuple((t.dtype, t.data_ptr() % 16 == 0) for t in tensors)
-        _Compiling.jobs.append(Job(self.kernel, forms, numbers, constants, num_warps, num_stages, options))
+        job = Job(self.kernel, forms, numbers, constants, num_warps, num_stages, options, _forms(described))
+        _Compiling.jobs.append(job)
 
 
 def fp8_predicate(target: Platform, dtype: torch.dtype | None) -> str | None:
@@ -156,9 +187,13 @@ def fp8_predicate(target: Platform, dtype: torch.dtype | None) -> str | None:
 
 def as_rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:
     """x [..., N] as rows: (tensor, row count, N, row stride in elements), copied only where no view gives unit
-    stride in a row and one stride between rows.
+    stride in a row and one stride between rows. Where batch invariance is asked for, always contiguous and aligned:
+    what the compiler knows of strides and addresses decides which lane holds which columns, and so the order of sums.
     """
     width = x.shape[-1]
+    if batch_invariant():
+        x = x.contiguous()
+        x = x.clone() if x.data_ptr() & _ALIGNED else x
     if x.is_contiguous():
         return x, x.numel() // width, width, width
     if x.dim() == 2 and x.stride(1) == 1:

@@ -85,21 +85,21 @@ def _run(start: Launcher, x: Tensor, act: str, alpha: float, limit: float | None
     return y
 
 
-@PROVIDER.implements("silu_and_mul")
+@PROVIDER.implements("silu_and_mul", batch_invariant=True)
 def silu_and_mul(x: Tensor, limit: float | None = None) -> Tensor:
     return _run(_halves, x, "silu", 1.0, limit)
 
 
-@PROVIDER.implements("gelu_and_mul")
+@PROVIDER.implements("gelu_and_mul", batch_invariant=True)
 def gelu_and_mul(x: Tensor) -> Tensor:
     return _run(_halves, x, "gelu", 1.0, None)
 
 
-@PROVIDER.implements("gelu_tanh_and_mul")
+@PROVIDER.implements("gelu_tanh_and_mul", batch_invariant=True)
 def gelu_tanh_and_mul(x: Tensor) -> Tensor:
     return _run(_halves, x, "gelu_tanh", 1.0, None)
 
 
-@PROVIDER.implements("swiglu_oai_and_mul")
+@PROVIDER.implements("swiglu_oai_and_mul", batch_invariant=True)
 def swiglu_oai_and_mul(x: Tensor, alpha: float = 1.702, limit: float = 7.0) -> Tensor:
     return _run(_interleaved, x, "swiglu_oai", alpha, limit)

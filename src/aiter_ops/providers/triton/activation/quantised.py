@@ -18,7 +18,7 @@ def _group_refusal(target: Platform) -> Predicate:
     return lambda x, group_size, dtype, scale_layout, ue8m0: fp8_predicate(target, dtype)
 
 
-@PROVIDER.implements("silu_and_mul_group_quant", refuses=_group_refusal)
+@PROVIDER.implements("silu_and_mul_group_quant", refuses=_group_refusal, batch_invariant=True)
 def silu_and_mul_group_quant(
     x: Tensor,
     group_size: int = 128,
@@ -29,6 +29,8 @@ def silu_and_mul_group_quant(
     return quantise(x, group_size, dtype, scale_layout, ue8m0, silu=True)
 
 
-@PROVIDER.implements("silu_and_mul_dynamic_quant", refuses=lambda t: lambda x, dtype: fp8_predicate(t, dtype))
+@PROVIDER.implements(
+    "silu_and_mul_dynamic_quant", refuses=lambda t: lambda x, dtype: fp8_predicate(t, dtype), batch_invariant=True
+)
 def silu_and_mul_dynamic_quant(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     return quantise(x, x.shape[-1] // 2, dtype, silu=True)

@@ -14,7 +14,7 @@ from aiter_ops.core.platforms import Platform
 from aiter_ops.ops.formulas import code_max
 from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.common import new_like, new_scales
-from aiter_ops.providers.triton.launch import Launcher, as_rows, fp8_predicate, machine
+from aiter_ops.providers.triton.launch import Launcher, as_rows, batch_invariant, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.norm import FEW, row_tile
 
 from .group_quant import group_reason
@@ -86,7 +86,7 @@ def _both(
     kv_out = new_like(kv)
     q_flat, rows, q_width, q_stride = as_rows(q)
     kv_flat, _, kv_width, kv_stride = as_rows(kv)
-    lanes, few = machine().wave_size or 32, rows <= FEW
+    lanes, few = machine().wave_size or 32, rows <= FEW and not batch_invariant()
     q_tile, kv_tile = row_tile(lanes, q_width, few, group, quant), row_tile(lanes, kv_width, few)
     q_programs = -(-rows // q_tile.rows)
     tensors = (
@@ -107,7 +107,7 @@ def _both(
     return kv_out
 
 
-@PROVIDER.implements("dual_rms_norm")
+@PROVIDER.implements("dual_rms_norm", batch_invariant=True)
 def dual_rms_norm(
     q: Tensor, q_weight: Tensor, kv: Tensor, kv_weight: Tensor, q_eps: float, kv_eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -119,7 +119,7 @@ def _dynamic(platform: Platform) -> Callable[..., str | None]:
     return lambda q, q_weight, kv, kv_weight, q_eps, kv_eps, dtype=None: fp8_predicate(platform, dtype)
 
 
-@PROVIDER.implements("dual_rms_norm_dynamic_quant", refuses=_dynamic)
+@PROVIDER.implements("dual_rms_norm_dynamic_quant", refuses=_dynamic, batch_invariant=True)
 def dual_rms_norm_dynamic_quant(
     q: Tensor,
     q_weight: Tensor,
@@ -144,7 +144,7 @@ def _group(platform: Platform) -> Callable[..., str | None]:
     return reason
 
 
-@PROVIDER.implements("dual_rms_norm_group_quant", refuses=_group)
+@PROVIDER.implements("dual_rms_norm_group_quant", refuses=_group, batch_invariant=True)
 def dual_rms_norm_group_quant(
     q: Tensor,
     q_weight: Tensor,

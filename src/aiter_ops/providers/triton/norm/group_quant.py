@@ -49,7 +49,7 @@ def _gated(platform: Platform) -> Callable[..., str | None]:
     return reason
 
 
-@PROVIDER.implements("rms_norm_group_quant", refuses=_plain)
+@PROVIDER.implements("rms_norm_group_quant", refuses=_plain, batch_invariant=True)
 def rms_norm_group_quant(
     x: Tensor,
     weight: Tensor | None,
@@ -68,7 +68,7 @@ def rms_norm_group_quant(
     return q, scale
 
 
-@PROVIDER.implements("add_rms_norm_group_quant", refuses=_add)
+@PROVIDER.implements("add_rms_norm_group_quant", refuses=_add, batch_invariant=True)
 def add_rms_norm_group_quant(
     x: Tensor,
     residual: Tensor,
@@ -89,7 +89,7 @@ def add_rms_norm_group_quant(
     return q, scale, h
 
 
-@PROVIDER.implements("gated_rms_norm_group_quant", refuses=_gated)
+@PROVIDER.implements("gated_rms_norm_group_quant", refuses=_gated, batch_invariant=True)
 def gated_rms_norm_group_quant(
     x: Tensor,
     weight: Tensor | None,

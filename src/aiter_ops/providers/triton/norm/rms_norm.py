@@ -10,7 +10,7 @@ from aiter_ops.providers.triton.common import new_like
 from .single import normalise
 
 
-@PROVIDER.implements("rms_norm")
+@PROVIDER.implements("rms_norm", batch_invariant=True)
 def rms_norm(
     x: Tensor, weight: Tensor | None, eps: float, weight_offset: float = 0.0, cast_before_weight: bool = False
 ) -> Tensor:
@@ -19,7 +19,7 @@ def rms_norm(
     return y
 
 
-@PROVIDER.implements("add_rms_norm")
+@PROVIDER.implements("add_rms_norm", batch_invariant=True)
 def add_rms_norm(
     x: Tensor,
     residual: Tensor,
@@ -34,7 +34,7 @@ def add_rms_norm(
     return y, h
 
 
-@PROVIDER.implements("add_rms_norm_pad")
+@PROVIDER.implements("add_rms_norm_pad", batch_invariant=True)
 def add_rms_norm_pad(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, pad_to: int
 ) -> tuple[Tensor, Tensor]:

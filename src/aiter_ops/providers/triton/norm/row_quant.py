@@ -32,7 +32,7 @@ def _add_static(platform: Platform) -> Callable[..., str | None]:
     return lambda x, residual, weight, scale, eps, dtype=None: fp8_predicate(platform, dtype)
 
 
-@PROVIDER.implements("rms_norm_dynamic_quant", refuses=_dynamic)
+@PROVIDER.implements("rms_norm_dynamic_quant", refuses=_dynamic, batch_invariant=True)
 def rms_norm_dynamic_quant(
     x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def rms_norm_dynamic_quant(
     return q, scale
 
 
-@PROVIDER.implements("add_rms_norm_dynamic_quant", refuses=_add_dynamic)
+@PROVIDER.implements("add_rms_norm_dynamic_quant", refuses=_add_dynamic, batch_invariant=True)
 def add_rms_norm_dynamic_quant(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,7 +53,7 @@ def add_rms_norm_dynamic_quant(
     return q, scale, h
 
 
-@PROVIDER.implements("rms_norm_static_quant", refuses=_static)
+@PROVIDER.implements("rms_norm_static_quant", refuses=_static, batch_invariant=True)
 def rms_norm_static_quant(
     x: Tensor, weight: Tensor | None, scale: Tensor, eps: float, dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -62,7 +62,7 @@ def rms_norm_static_quant(
     return q
 
 
-@PROVIDER.implements("add_rms_norm_static_quant", refuses=_add_static)
+@PROVIDER.implements("add_rms_norm_static_quant", refuses=_add_static, batch_invariant=True)
 def add_rms_norm_static_quant(
     x: Tensor, residual: Tensor, weight: Tensor | None, scale: Tensor, eps: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:

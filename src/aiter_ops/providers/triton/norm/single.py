@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from aiter_ops.providers.triton.launch import Launcher, as_rows, machine
+from aiter_ops.providers.triton.launch import Launcher, as_rows, batch_invariant, machine
 from aiter_ops.providers.triton.tiles.norm import FEW, RowTile, row_tile
 
 from .kernels import whole_rows, wide_row
@@ -100,7 +100,8 @@ def normalise(
         second, _, _, second_stride = as_rows(other)
     padded = y.shape[-1]
     modes = (layer, use, sigmoid, weight is not None, bias is not None, offset != 0.0, cast, quant, top, ue8m0)
-    tile, constants = _plan(machine().wave_size, width, padded, rows <= FEW, group, modes)
+    few = rows <= FEW and not batch_invariant()
+    tile, constants = _plan(machine().wave_size, width, padded, few, group, modes)
     tensors = (
         flat,
         second,

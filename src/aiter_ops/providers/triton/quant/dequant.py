@@ -103,7 +103,7 @@ def _refusal(target: Platform) -> Predicate:
     return predicate
 
 
-@PROVIDER.implements("dequant", refuses=_refusal)
+@PROVIDER.implements("dequant", refuses=_refusal, batch_invariant=True)
 def dequant(
     q: Tensor, scale: Tensor, out_dtype: torch.dtype | None = None, block_rows: int = 1, group_size: int | None = None
 ) -> Tensor:

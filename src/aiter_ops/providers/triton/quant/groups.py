@@ -162,7 +162,7 @@ def _group_refusal(target: Platform) -> Predicate:
     return lambda x, group_size, dtype, scale_layout, ue8m0: fp8_predicate(target, dtype)
 
 
-@PROVIDER.implements("group_quant", refuses=_group_refusal)
+@PROVIDER.implements("group_quant", refuses=_group_refusal, batch_invariant=True)
 def group_quant(
     x: Tensor,
     group_size: int = 128,
@@ -173,7 +173,11 @@ def group_quant(
     return quantise(x, group_size, dtype, scale_layout, ue8m0)
 
 
-@PROVIDER.implements("per_token_quant", refuses=lambda t: lambda x, dtype, scale_upper_bound: fp8_predicate(t, dtype))
+@PROVIDER.implements(
+    "per_token_quant",
+    refuses=lambda t: lambda x, dtype, scale_upper_bound: fp8_predicate(t, dtype),
+    batch_invariant=True,
+)
 def per_token_quant(
     x: Tensor, dtype: torch.dtype | None = None, scale_upper_bound: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

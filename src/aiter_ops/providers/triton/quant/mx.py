@@ -106,7 +106,7 @@ def _run(x: Tensor, rounding: str, fp4: bool) -> tuple[Tensor, Tensor]:
     return q, e8m0
 
 
-@PROVIDER.implements("mxfp4_quant")
+@PROVIDER.implements("mxfp4_quant", batch_invariant=True)
 def mxfp4_quant(x: Tensor, rounding: Literal["floor", "even", "up"] = "even") -> tuple[Tensor, Tensor]:
     return _run(x, rounding, True)
 
@@ -116,6 +116,6 @@ def _e4m3fn_refusal(target: Platform) -> Predicate | None:
     return (lambda x, rounding: reason) if reason else None
 
 
-@PROVIDER.implements("mxfp8_quant", refuses=_e4m3fn_refusal)
+@PROVIDER.implements("mxfp8_quant", refuses=_e4m3fn_refusal, batch_invariant=True)
 def mxfp8_quant(x: Tensor, rounding: Literal["floor", "even", "up"] = "floor") -> tuple[Tensor, Tensor]:
     return _run(x, rounding, False)

@@ -111,7 +111,9 @@ def per_tensor_quant(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tenso
     return q, scale
 
 
-@PROVIDER.implements("per_tensor_quant_static", refuses=lambda t: lambda x, scale, dtype: fp8_predicate(t, dtype))
+@PROVIDER.implements(
+    "per_tensor_quant_static", refuses=lambda t: lambda x, scale, dtype: fp8_predicate(t, dtype), batch_invariant=True
+)
 def per_tensor_quant_static(x: Tensor, scale: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     assert dtype is not None
     flat, rows, width, stride = as_rows(x)

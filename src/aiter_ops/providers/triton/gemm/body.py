@@ -1,0 +1,80 @@
+"""Device functions of kernels with a matrix product: which tile a program does, one step of the sum, the last steps."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile_of(pid, across_m, across_n, GROUP: tl.constexpr, DIES: tl.constexpr):
+    """(row, column) of the tile that program `pid` of across_m · across_n does.
+
+    Programs that run at the same time do a block of tiles GROUP high, so that they share rows of both factors in the
+    cache. DIES: consecutive programs go to that many dies in turn, each with a cache of its own; each gets a
+    contiguous part of the tiles.
+    """
+    if DIES > 1:
+        total = across_m * across_n
+        die, turn = pid % DIES, pid // DIES
+        pid = die * (total // DIES) + tl.minimum(die, total % DIES) + turn
+    if GROUP == 1:
+        return pid // across_n, pid % across_n
+    else:
+        width = GROUP * across_n
+        first = pid // width * GROUP
+        high = tl.minimum(across_m - first, GROUP)
+        return first + pid % width % high, pid % width // high
+
+
+@triton.jit
+def summed(acc, a, b, SWAP: tl.constexpr, APART: tl.constexpr):
+    """acc + a · bᵀ for a [BM, BK] and b [BN, BK]; fp32 of floats (never TF32), int32 of int8.
+
+    SWAP: acc is [BN, BM], which lets a matrix unit with tall tiles take a few rows of a. APART: the step's product is
+    made by itself and added in fp32, for matrix units that add FP8 products with fewer bits.
+    """
+    if SWAP:
+        left, right = b, a.T
+    else:
+        left, right = a, b.T
+    if APART:
+        return acc + tl.dot(left, right, input_precision="ieee")
+    else:
+        return tl.dot(left, right, acc, input_precision="ieee", out_dtype=acc.dtype)
+
+
+@triton.jit
+def across(rows, columns, SWAP: tl.constexpr):
+    """Vectors over the rows and the columns of the result, as they multiply the accumulator."""
+    if SWAP:
+        return rows[None, :], columns[:, None]
+    else:
+        return rows[:, None], columns[None, :]
+
+
+@triton.jit
+def finished(
+    acc,
+    a_scale_ptr,
+    b_scale_ptr,
+    bias_ptr,
+    row,
+    col,
+    a_scale_row,
+    b_scale_row,
+    SCALES: tl.constexpr,
+    BIAS: tl.constexpr,
+    SWAP: tl.constexpr,
+):
+    """fp32 results: the sum times the scales of its row and column where there are such, plus bias.
+
+    row, col: which rows and columns these are, below M and N.
+    """
+    y = acc.to(tl.float32)
+    if SCALES == "row":
+        a_scale, b_scale = across(
+            tl.load(a_scale_ptr + row.to(tl.int64) * a_scale_row), tl.load(b_scale_ptr + col * b_scale_row), SWAP
+        )
+        y = y * a_scale * b_scale
+    if BIAS:
+        y += across(row, tl.load(bias_ptr + col).to(tl.float32), SWAP)[1]
+    return y

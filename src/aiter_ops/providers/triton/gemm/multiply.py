@@ -1,0 +1,101 @@
+"""How a product is started: the arguments every kernel of the family is told, and which kernel does it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aiter_ops.providers.triton.launch import Launcher, as_rows, batch_invariant, machine
+from aiter_ops.providers.triton.tiles.gemm import DIES, WIDEST, ProductTile, family, product_tile
+
+from .described import described_kernel
+from .product import parts_kernel, product_kernel
+
+_product, _described, _parts = Launcher(product_kernel, 3), Launcher(described_kernel, 2), Launcher(parts_kernel, 2)
+_LANE = 4
+"""Columns of the result that a lane adds the parts of: 16 bytes a load."""
+
+Scale = tuple[Tensor, int, int]
+"""A scale with its strides between rows and between blocks of columns, in elements."""
+
+
+def too_wide(a: Tensor, b: Tensor) -> str | None:
+    """Why the kernels cannot address these factors, or None."""
+    widest = max(b.shape)
+    return None if widest <= WIDEST else f"a factor or result of {widest} columns is wider than {WIDEST}"
+
+
+def _rows_of(t: Tensor) -> Tensor:
+    """`t` [N, K] with unit stride in a row and rows that 32 bits reach; copied where it is not."""
+    return t if t.stride(1) == 1 and 0 <= t.stride(0) <= WIDEST else t.contiguous()
+
+
+def _aligned(t: Tensor) -> bool:
+    """Whether the rows of `t` [N, K] start at multiples of 16 bytes, none inside another."""
+    return t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 and t.stride(0) >= t.shape[1]
+
+
+def multiply(
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    scales: str = "none",
+    a_scale: Scale | None = None,
+    b_scale: Scale | None = None,
+    block: list[int] | None = None,
+    shuffled: bool = False,
+    tile: tuple[ProductTile, int] | None = None,
+) -> Tensor:
+    """a [..., K] · b [N, K]ᵀ + bias as `dtype`; scales ``none``, ``row`` or ``block``, see `product_kernel`.
+
+    block: rows of b and columns of both that share a scale. tile: instead of the machine's own, with the steps a
+    program does of each sum.
+    """
+    flat = _rows_of(as_rows(a)[0].view(-1, a.shape[-1]))
+    b = b.contiguous() if shuffled else _rows_of(b)
+    (m, k), n, target = flat.shape, b.shape[0], machine()
+    block_rows, block_columns = block or (0, None)
+    if tile is None:
+        aligned = _aligned(flat) and _aligned(b)
+        describable = aligned and not shuffled and block_rows % 128 == 0
+        form = (a.element_size(), aligned, describable, block_columns, batch_invariant())
+        tile = product_tile(target, m, n, k, *form)
+    shape, chunk = tile
+    y = a.new_empty((*a.shape[:-1], n), dtype=dtype)
+    a_scale, b_scale = a_scale or (flat, 0, 0), b_scale or (flat, 0, 0)
+    bias_at = y if bias is None else bias.contiguous()
+    # int8 is added exactly everywhere, and AMD's matrix units add FP8 as fp32
+    apart = target.vendor == "nvidia" and a.dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
+    tail = (scales, block_rows or 1, (block_columns or 0) // shape.depth or 1, bias is not None)
+    tensors = (a_scale[0], b_scale[0], bias_at)
+    strides = (a_scale[1], *b_scale[1:])
+    across = -(-m // shape.rows) * -(-n // shape.columns)
+    if shape.described:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        width = shape.columns // shape.halves
+        blocks = ([shape.rows, shape.depth], [width, shape.depth])
+        factors = tuple(TensorDescriptor.from_tensor(t, tile) for t, tile in zip((flat, b), blocks, strict=True))
+        constants = (shape.rows, width, shape.depth, shape.halves, shape.group, apart, *tail)
+        how = (shape.num_warps, shape.num_stages, shape.options)
+        _described(across, (*tensors, y), (m, a_scale[2], n, k, *strides), constants, *how, described=factors)
+        return y
+    steps = -(-k // shape.depth)
+    parts = -(-steps // chunk)
+    into = y
+    if parts > 1:
+        into = a.new_empty((parts, m, n), dtype=torch.int32 if a.dtype == torch.int8 else torch.float32)
+    constants = (
+        *(shape.rows, shape.columns, shape.depth, shape.group, DIES.get(family(target), 1), shape.swap, apart),
+        *(parts > 1, k % shape.depth == 0, shuffled, *tail),
+    )
+    numbers = (m, a_scale[2], chunk, n, k, flat.stride(0), b.stride(0), *strides)
+    how = (shape.num_warps, shape.num_stages, shape.options)
+    _product(across * parts, (flat, b, *tensors, into), numbers, constants, *how)
+    if parts > 1:
+        columns = _LANE * (target.wave_size or 32)
+        constants = (1 << (parts - 1).bit_length(), columns, scales if scales == "row" else "none", bias is not None)
+        numbers = (m, parts, n, a_scale[1], b_scale[1])
+        _parts(m * -(-n // columns), (into, *tensors, y), numbers, constants, 1)
+    return y
