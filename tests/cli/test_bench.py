@@ -246,6 +246,22 @@ def test_a_shape_is_measured_checked_and_recorded(counted: runner.Run, monkeypat
     assert not result["wrong"]
 
 
+@pytest.mark.parametrize("name", ["gemm_a16w16", "topk_softmax", "moe_align", "fused_moe"])
+def test_cases_of_other_families_are_measured_too(counted: runner.Run, name: str) -> None:
+    op = get_op(name)
+    case = cases(op, Shapes(gpu=False))[-1]
+    kwargs = argument_sets(op, case, CPU, 1)[0]
+    read, written = traffic(op, kwargs, 0)
+    cost = {"read": read, "written": written, "flops": op.cost(**kwargs).flops, "dots": case.dots, "large": False}
+    result = case.record() | cost | {"family": op.family, "mix": "1:0"}
+    result |= runner._on_gpu(counted, op, case, result)
+    timed = {c["name"] for c in result["contenders"]}
+    assert timed >= {"torch.eager"} | ({"torch.loop"} if name == "fused_moe" else set())
+    assert result["contenders"][0]["tflops"] == pytest.approx(result["flops"] / 2e6)
+    assert (result["floor_us"] is None) == (name != "topk_softmax")
+    assert not result["wrong"]
+
+
 def test_wrong_and_failing_contenders_are_left_out(counted: runner.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(kw: Any) -> Any:
         raise RuntimeError("no such kernel\nmore")
@@ -345,6 +361,7 @@ def test_ops_and_numbers_are_chosen() -> None:
     assert [op.name for op in choose_ops("rms_norm,silu_and_mul", "activation")] == ["silu_and_mul"]
     assert {op.family for op in choose_ops(None, "quant,norm")} == {"quant", "norm"}
     assert {op.name for op in choose_ops(None, None)} == {op.name for op in list_ops() if op.family in FAMILIES}
+    assert {op.name for op in choose_ops(None, None, quick=True)} == set(OPS)
     assert numbers("--rows", " 1, 64") == (1, 64)
 
 

@@ -169,7 +169,7 @@ def run_all(
     save: Callable[[dict[str, Any]], None],
     tell: Callable[[str], None],
 ) -> None:
-    """Measure all cases into ``found["results"]``; saved after each op, so that a stopped run keeps what it has."""
+    """Measure all cases into ``found["results"]``; saved after each, so that a stopped run keeps what it has."""
     results: list[Result] = found["results"]
     started = time.monotonic()
     with torch.inference_mode():
@@ -177,8 +177,7 @@ def run_all(
             results.append(measure(run, op, case))
             found["seconds"] = time.monotonic() - started
             tell(f"{i + 1} of {len(wanted)}, {found['seconds']:.0f} s: {line(results[-1])}")
-            if i + 1 == len(wanted) or wanted[i + 1][0] is not op:
-                save(found)
+            save(found)
             if run.device.type == "cuda":
                 torch.cuda.empty_cache()
 

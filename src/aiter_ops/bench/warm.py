@@ -29,12 +29,12 @@ from .limits import STREAMS, Streams, floor_calls, variants
 Job = tuple[str, str]
 """op and case name; or one of `STREAM_JOBS`"""
 
-SECONDS = {"gemm": 12.0, "moe": 25.0}
-"""What a job of these families is reckoned at; any other at one second."""
+SECONDS = {"gemm": 12.0, "fused_moe": 25.0}
+"""What a job of this family or op is reckoned at; any other at one second."""
 
 
 def seconds_of(op: Op) -> float:
-    return SECONDS.get(op.family, 1.0)
+    return SECONDS.get(op.name, SECONDS.get(op.family, 1.0))
 
 
 def spread(wanted: Iterable[tuple[Op, Case]], workers: int) -> list[list[Job]]:
