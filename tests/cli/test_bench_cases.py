@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from aiter_ops.bench import peers, runner
+from aiter_ops.bench import limits, peers, runner
 from aiter_ops.bench.cases import Case, Sets, Shapes, cases, find, gemm, moe, routing
 from aiter_ops.bench.checking import check
 from aiter_ops.bench.contenders import Contender, Selection
@@ -184,6 +184,13 @@ def test_the_quickest_tiles_stay_and_those_that_cannot_run_are_passed_over(monke
     assert tried == [5, 3]
     with pytest.raises(RuntimeError, match="too large"):
         tuned.quickest("b", [1], make)
+
+
+def test_peaks_are_torchs_own_products_of_every_format() -> None:
+    calls = limits.peak_calls(64, CPU)
+    assert {"torch.mm", "torch._int_mm"} <= set(calls)
+    assert {dots for dots, _ in calls.values()} <= {"bf16", "fp8", "int8"}
+    assert all(call().shape == (64, 64) for _, (call,) in calls.values())
 
 
 # --- timing ----------------------------------------------------------------------------------------------------------
