@@ -13,7 +13,7 @@ PEERS |= {"flag_gems": 1.25, "aiter_triton": 1.9, "aiter_triton.rows": 1.2}
 MATRIX_PEERS = {"torch.eager": 9.0, "torch.scaled_mm": 1.1, "vllm": 1.3, "sglang": 1.4, "deep_gemm": 1.05}
 MATRIX_PEERS |= {"aiter_triton": 2.5, "vllm_triton": 1.2, "torch.mm": 1.1}
 EXPERT_PEERS = {"torch.eager": 20.0, "torch.loop": 4.0, "vllm_triton": 1.1, "aiter_triton": 1.3, "triton_kernels": 1.2}
-ROUTER_PEERS = {"torch.eager": 10.0, "vllm": 1.4, "sglang": 1.2, "aiter_triton": 2.0}
+ROUTER_PEERS = {"torch.eager": 10.0, "vllm_moe": 1.4, "sglang": 1.2, "aiter_triton": 2.0}
 LAYERS = {"Mixtral-8x7B": (8, 2, 4096, 14336), "Qwen3-30B-A3B": (128, 8, 2048, 768)}
 
 

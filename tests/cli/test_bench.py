@@ -170,9 +170,20 @@ def test_torch_peers_compute_the_op() -> None:
 
 
 def test_every_peer_is_of_a_known_op_and_library() -> None:
-    libraries = {"torch", "vllm", "vllm_main", "sglang", "liger", "flag_gems", "aiter_triton"}
+    libraries = {
+        "torch",
+        "vllm",
+        "vllm_main",
+        "vllm_moe",
+        "vllm_triton",
+        "sglang",
+        "liger",
+        "flag_gems",
+        "aiter_triton",
+    }
+    libraries |= {"deep_gemm", "triton_kernels"}
     assert {n.split(".")[0] for table in peers.PEERS.values() for n in table} == libraries
-    assert set(peers.PEERS) <= set(OPS)
+    assert set(peers.PEERS) <= {op.name for op in list_ops()}
 
 
 def test_a_library_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
@@ -232,6 +243,22 @@ def test_a_shape_is_measured_checked_and_recorded(counted: runner.Run, monkeypat
     assert {c["name"] for c in result["contenders"]} == {"torch.eager", "torch.fused", "third"}
     assert result["floor_us"] == 2.0
     assert result["contenders"][0]["gbps"] == pytest.approx(2**16 / 2e3)
+    assert not result["wrong"]
+
+
+@pytest.mark.parametrize("name", ["gemm_a16w16", "topk_softmax", "moe_align", "fused_moe"])
+def test_cases_of_other_families_are_measured_too(counted: runner.Run, name: str) -> None:
+    op = get_op(name)
+    case = cases(op, Shapes(gpu=False))[-1]
+    kwargs = argument_sets(op, case, CPU, 1)[0]
+    read, written = traffic(op, kwargs, 0)
+    cost = {"read": read, "written": written, "flops": op.cost(**kwargs).flops, "dots": case.dots, "large": False}
+    result = case.record() | cost | {"family": op.family, "mix": "1:0"}
+    result |= runner._on_gpu(counted, op, case, result)
+    timed = {c["name"] for c in result["contenders"]}
+    assert timed >= {"torch.eager"} | ({"torch.loop"} if name == "fused_moe" else set())
+    assert result["contenders"][0]["tflops"] == pytest.approx(result["flops"] / 2e6)
+    assert (result["floor_us"] is None) == (name != "topk_softmax")
     assert not result["wrong"]
 
 
@@ -334,6 +361,7 @@ def test_ops_and_numbers_are_chosen() -> None:
     assert [op.name for op in choose_ops("rms_norm,silu_and_mul", "activation")] == ["silu_and_mul"]
     assert {op.family for op in choose_ops(None, "quant,norm")} == {"quant", "norm"}
     assert {op.name for op in choose_ops(None, None)} == {op.name for op in list_ops() if op.family in FAMILIES}
+    assert {op.name for op in choose_ops(None, None, quick=True)} == set(OPS)
     assert numbers("--rows", " 1, 64") == (1, 64)
 
 

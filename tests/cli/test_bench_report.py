@@ -112,7 +112,7 @@ def test_targets_of_products_and_experts_are_the_issues_ratios() -> None:
     loop = wanted("fused_moe", "Qwen3-30B-A3B bf16, 128 tokens")
     assert loop == {"times torch.loop": 2.1, "times vllm_triton / aiter_triton": 1.0, "times triton_kernels": 1.0}
     assert wanted("fused_moe", "Mixtral-8x7B fp8, 8192 tokens")["times torch.loop"] == 1.05
-    assert wanted("topk_softmax", "64×8, k 2") == {"times vllm / sglang": 1.0}
+    assert wanted("topk_softmax", "64×8, k 2") == {"times vllm_moe / sglang": 1.0}
     missed = targets.misses(found)
     assert all("share of the memory's rate 0.8 " in line for line in missed)
     slow = [line for line in targets.misses(DATA.matrices(slow="fused_moe")) if line.startswith("fused_moe")]

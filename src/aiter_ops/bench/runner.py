@@ -154,6 +154,8 @@ def _checked(op: Op, contender: Contender, kwargs: dict[str, Any], want: Any) ->
     """The first result of a contender against the reference's, in poisoned memory."""
     if contender.name == COMPILED:  # other global modes would compile it anew
         return check(op, contender.make(kwargs)(), want, contender.ours)
+    if contender.kind == "peer":
+        contender.make(kwargs)  # chooses tiles where none are known; poisoning costs time
     with poisoned():
         got = contender.make(kwargs)()
     torch.cuda.synchronize()
@@ -167,7 +169,7 @@ def run_all(
     save: Callable[[dict[str, Any]], None],
     tell: Callable[[str], None],
 ) -> None:
-    """Measure all cases into ``found["results"]``; saved after each op, so that a stopped run keeps what it has."""
+    """Measure all cases into ``found["results"]``; saved after each, so that a stopped run keeps what it has."""
     results: list[Result] = found["results"]
     started = time.monotonic()
     with torch.inference_mode():
@@ -175,8 +177,7 @@ def run_all(
             results.append(measure(run, op, case))
             found["seconds"] = time.monotonic() - started
             tell(f"{i + 1} of {len(wanted)}, {found['seconds']:.0f} s: {line(results[-1])}")
-            if i + 1 == len(wanted) or wanted[i + 1][0] is not op:
-                save(found)
+            save(found)
             if run.device.type == "cuda":
                 torch.cuda.empty_cache()
 

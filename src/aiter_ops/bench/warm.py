@@ -22,19 +22,19 @@ import torch
 from aiter_ops.core.op import Op
 
 from .cases import Case, Shapes, find
-from .contenders import EAGER, Selection, configure_compiler, contenders, key
+from .contenders import COMPILED, Selection, configure_compiler, contenders, key
 from .inputs import argument_sets, is_large
 from .limits import STREAMS, Streams, floor_calls, variants
 
 Job = tuple[str, str]
 """op and case name; or one of `STREAM_JOBS`"""
 
-SECONDS = {"gemm": 12.0, "moe": 25.0}
-"""What a job of these families is reckoned at; any other at one second."""
+SECONDS = {"gemm": 12.0, "fused_moe": 25.0}
+"""What a job of this family or op is reckoned at; any other at one second."""
 
 
 def seconds_of(op: Op) -> float:
-    return SECONDS.get(op.family, 1.0)
+    return SECONDS.get(op.name, SECONDS.get(op.family, 1.0))
 
 
 def spread(wanted: Iterable[tuple[Op, Case]], workers: int) -> list[list[Job]]:
@@ -158,7 +158,7 @@ def _call_all(op: Op, case: Case, selection: Selection, problems: dict[str, str]
         for calls in floor_calls([kwargs[case.floor]]).values():
             calls[0]()
     for contender in contenders(op, kwargs, case, large, selection, problems)[0]:
-        if contender.name in (EAGER, "torch.fused"):
+        if contender.kind == "torch" and contender.name != COMPILED:
             continue  # nothing to compile
         at = key(op.name, case.name, contender.name)
         _say("begin", at)

@@ -37,7 +37,9 @@ def command(
     workers: Annotated[
         int, typer.Option(help="Processes that compile ahead of timing; 0: one less than cores.", min=0)
     ] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="Two cases an op, no torch.compile.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two cases an op, no torch.compile; by default row-wise ops.")
+    ] = False,
     rules: Annotated[str, typer.Option("--use", metavar="RULES", help="Rules as in AITER_OPS, e.g. -aiter.")] = "",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Results; a table goes beside it as .md. -: stdout.")
@@ -77,7 +79,7 @@ def command(
             compile_for: Any = "none" if quick else compiled
             found = measure_all(
                 Session(
-                    choose_ops(ops, family),
+                    choose_ops(ops, family, quick),
                     shapes,
                     Selection(choose_contenders(only), compile_for),
                     min(seconds, 0.05) if quick else seconds,
@@ -159,9 +161,11 @@ def numbers(option: str, text: str | None) -> tuple[int, ...]:
     return tuple(int(p) for p in parts)
 
 
-def choose_ops(ops: str | None, family: str | None) -> list[Any]:
-    """The ops named, or those of the families named, or all that bench has cases for; ValueError for unknown ones."""
+def choose_ops(ops: str | None, family: str | None, quick: bool = False) -> list[Any]:
+    """The ops named, or those of the families named, or all that bench has cases for, or in a quick run the row-wise
+    ones; ValueError for unknown ones."""
     from aiter_ops.bench.cases import FAMILIES
+    from aiter_ops.bench.targets import ROW_WISE
     from aiter_ops.core.op import get_op, list_ops
 
     families = words(family)
@@ -173,7 +177,7 @@ def choose_ops(ops: str | None, family: str | None) -> list[Any]:
         raise ValueError(f"--ops {', '.join(other)}: not timed; families with cases: {', '.join(FAMILIES)}")
     if named:
         return [op for op in named if not families or op.family in families]
-    every = [op for op in list_ops() if op.family in (families or FAMILIES)]
+    every = [op for op in list_ops() if op.family in (families or (ROW_WISE if quick else FAMILIES))]
     return sorted(every, key=lambda op: FAMILIES.index(op.family))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -63,7 +63,7 @@ class Case:
 
     name: in tables and files, its own among the op's cases. group, tick: its place in the picture. sizes: the numbers
     behind the name. draw: values of the arguments that have no default, or another value than that. large: bound by
-    memory or arithmetic rather than latency; None: decided by its cost. dots: what its matrix products multiply.
+    memory or arithmetic rather than latency; None: decided by its cost. dots: what its matrix products multiply: bf16, fp8 or int8.
     floor: the [rows, N] argument that the latency floor reads. alike: cases of an op with the same word share kernels.
     """
 
@@ -74,7 +74,7 @@ class Case:
     sizes: dict[str, int]
     draw: Callable[[Sets], Values] = field(repr=False, compare=False)
     large: bool | None = None
-    dots: Literal["bf16", "fp8", "int8"] | None = None
+    dots: str | None = None
     floor: str | None = None
     alike: str = ""
 

@@ -43,8 +43,8 @@ def cases(op: Op, shapes: Shapes) -> list[Case]:
         few, many = [(m, *PROJECTIONS[0]) for m in FEW], [(m, *WIDE[0]) for m in MANY]
     sizes = few[:1] + few[2:3] if shapes.quick else few + many
     if shapes.rows:
-        pairs = list(dict.fromkeys(size[1:] for size in sizes))
-        sizes = [(m, *pair) for pair in pairs for m in shapes.rows]
+        factors = dict.fromkeys(size[1:] for size in sizes)
+        sizes = [(m, *pair) for pair in factors for m in shapes.rows]
     found = [case(op, *size) for size in sizes]
     if op.name == "gemm_a8w8" and not shapes.quick and not shapes.rows:
         found += [case(op, *size, dtype=torch.int8) for size in (few[5], many[0])]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 
 from .aiter_triton import aiter
-from .common import need
+from .common import filling, need
 from .registry import Call, Kwargs, peer
 from .torch_gemm import no_bias, plain_layout, product_dtype
 from .tuned import gemm_tiles, quickest, shape_key
@@ -71,11 +72,12 @@ def aiter_gemm_a8wfp4(kw: Kwargs) -> Call:
     a, b = kw["a"], kw["b"]
     y = torch.empty(a.shape[0], b.shape[0], dtype=product_dtype(kw), device=a.device)
 
-    def into(*args: Any, config: dict[str, Any]) -> torch.Tensor:
-        op(*args, config=config)
-        return y
+    single = {"NUM_KSPLIT": 1, "SPLITK_BLOCK_SIZE": 2 * a.shape[1]}
 
-    return tried("gemm_a8wfp4", kw, into, a, b, y, kw["a_scale"], kw["b_scale"], y.dtype, whole=False)
+    def make(config: dict[str, Any]) -> Call:
+        return filling(y, functools.partial(op, config=config | single), a, b, y, kw["a_scale"], kw["b_scale"], y.dtype)
+
+    return quickest(shape_key("gemm_a8wfp4", a, b), gemm_tiles(a.shape[0]), make)
 
 
 @peer("gemm_a4w4", "aiter_triton")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 
@@ -37,7 +38,7 @@ def torch_mm(kw: Kwargs) -> Call:
 def scaled_mm(kw: Kwargs, a_scale: torch.Tensor, b_scale: torch.Tensor, fast: bool) -> Call:
     no_bias(kw)
     plain_layout(kw)
-    options = {"out_dtype": product_dtype(kw), "use_fast_accum": fast}
+    options: dict[str, Any] = {"out_dtype": product_dtype(kw), "use_fast_accum": fast}
     return functools.partial(torch._scaled_mm, kw["a"], kw["b"].t(), a_scale, b_scale, **options)
 
 

@@ -36,8 +36,8 @@ def load_vllm_triton(folders: list[Path]) -> None:
     given |= {"envs": SimpleNamespace(VLLM_BATCH_INVARIANT=False)}
     names = ("write_zeros_to_output", "fused_moe_kernel", "invoke_fused_moe_triton_kernel", "get_default_config")
     SOURCES.update(functions_of(found / FUSED_MOE / "fused_moe.py", names, given))
-    names = ("_w8a8_triton_block_scaled_mm",)
-    SOURCES.update(functions_of(found / LINEAR / "fp8_utils.py", names, given), configs=found / LINEAR / "configs")
+    linear = functions_of(found / LINEAR / "fp8_utils.py", ("_w8a8_triton_block_scaled_mm",), given)
+    SOURCES.update(linear, configs=found / LINEAR / "configs")
     experts.TILES.update(folder=found / FUSED_MOE / "configs", default=SOURCES["get_default_config"])
 
 
