@@ -95,7 +95,7 @@ def gemm_a8w8(
         y = entry("gemm_a8w8_CK", A8W8)(*tensors, bias=added, dtype=out_dtype or BF16, splitK=0)
     else:
         y = entry("gemm_a8w8_bpreshuffle", A8W8)(*tensors, dtype=out_dtype or BF16)
-    return y.view(*a.shape[:-1], n)
+    return y.view(*a.shape[:-1], n)  # type: ignore[no-any-return]
 
 
 def _blockscale(platform: Platform) -> Predicate:
@@ -146,4 +146,4 @@ def gemm_a8w8_blockscale(
     else:
         name, scale = "gemm_a8w8_blockscale_bpreshuffle", scale.t().contiguous().view(scale.shape)
     y = entry(name, A8W8)(flat, b.contiguous(), scale, b_scale.contiguous(), dtype=out_dtype or BF16)
-    return y.view(*a.shape[:-1], b.shape[0])
+    return y.view(*a.shape[:-1], b.shape[0])  # type: ignore[no-any-return]
