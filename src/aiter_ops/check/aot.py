@@ -24,11 +24,13 @@ from aiter_ops.core.provider import Implementation
 from aiter_ops.core.samples import Make
 from aiter_ops.providers.triton.launch import Job, compiling_for
 
+from .matrix import Formats, dots_in, matrix_instructions
+
 ARCHS = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
 """Targets every Triton implementation is compiled for."""
 
 WHOLE = "gfx942"
-"""The target for which `compile_all` compiles every form; the others: the forms of the model widths."""
+"""The target for which `compile_all` compiles every form; the others: the forms of samples with a model's sizes."""
 
 WIDE_FROM = 2048
 """Rows of at least so many columns give every lane of a program 16 bytes of a 2-byte type."""
@@ -36,15 +38,22 @@ WIDE_FROM = 2048
 
 @dataclass(frozen=True)
 class Wanted:
-    """A compilation, and whether its memory instructions must be 16 bytes wide: aligned rows of 8·k columns."""
+    """A compilation; whether its memory instructions must be 16 bytes wide (aligned rows of 8·k columns), and whether
+    a sample with a model's sizes needs it.
+    """
 
     job: Job
     wide: bool
+    model: bool
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one compilation came to. Spills are counts of registers; scratch and lds are bytes a lane and a program."""
+    """What one compilation came to. Spills are counts of registers; scratch and lds are bytes a lane and a program.
+
+    dots: the formats of the factors of each matrix product in the source, as Triton names them. matrix: the matrix
+    instructions in the assembly.
+    """
 
     kernel: str
     arch: str
@@ -57,6 +66,8 @@ class Report:
     lds: int
     wide_loads: bool
     wide_stores: bool
+    dots: tuple[Formats, ...]
+    matrix: tuple[str, ...]
 
     @property
     def spills(self) -> int:
@@ -80,11 +91,11 @@ def collect(op: Op, target: Platform) -> list[Wanted]:
             continue
         with compiling_for(target) as jobs:
             implementation.source(**values)
-        wide = all(_wide(t) for t in tensors if t.dim() > 1)
+        wide, model = all(_wide(t) for t in tensors if t.dim() > 1), sample.size == "model"
         for job in jobs:
             form = replace(job, numbers=_specialised(job))
-            known = found.get(form)
-            found[form] = Wanted(form, wide or (known is not None and known.wide))
+            known = found.get(form, Wanted(form, False, False))
+            found[form] = Wanted(form, wide or known.wide, model or known.model)
     return list(found.values())
 
 
@@ -118,9 +129,10 @@ def _wanted_for(arch: str) -> dict[Job, tuple[str, bool]]:
     found: dict[Job, tuple[str, bool]] = {}
     for op in list_ops():
         for wanted in collect(op, platform_for(arch)):
-            first, wide = found.get(wanted.job, (op.name, False))
-            found[wanted.job] = first, wide or wanted.wide
-    return found if arch == WHOLE else {job: value for job, value in found.items() if value[1]}
+            if wanted.model or arch == WHOLE:
+                first, wide = found.get(wanted.job, (op.name, False))
+                found[wanted.job] = first, wide or wanted.wide
+    return found
 
 
 class _Undrawn(Make):
@@ -197,6 +209,8 @@ def compile_job(job: Job, target: Platform) -> Report:
         lds=compiled.metadata.shared,
         wide_loads=re.search(r"(global|buffer|flat)_load_(dwordx4|b128)\b", text) is not None,
         wide_stores=re.search(r"(global|buffer|flat)_store_(dwordx4|b128)\b", text) is not None,
+        dots=dots_in(compiled.asm["ttir"]),
+        matrix=matrix_instructions(text),
     )
 
 

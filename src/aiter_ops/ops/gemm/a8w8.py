@@ -53,6 +53,9 @@ def samples(make: Make) -> Iterator[Sample]:
     yield Sample("shuffled int8 20x96, N 48", (a, shuffled(b, "shuffled_16x16"), *scales(20, 48)), tail)
     for rows, n, k in ((1, 2112, 7168), (16, 7168, 2048), (128, 24576, 1536), (4096, 7168, 2048)):
         yield Sample(f"DeepSeek-V3 {rows}x{k}, N {n}", (*codes(rows, n, k), *scales(rows, n)), size="model")
+    for rows, n, k in ((16, 2112, 7168), (4096, 7168, 2048)):
+        fnuz = *codes(rows, n, k, FNUZ), *scales(rows, n)
+        yield Sample(f"DeepSeek-V3 fnuz {rows}x{k}, N {n}", fnuz, size="model")
     a, b = codes(64, 2112, 7168)
     b = shuffled(b, "shuffled_16x16")
     yield Sample("DeepSeek-V3 64x7168, N 2112, shuffled", (a, b, *scales(64, 2112)), tail, "model")

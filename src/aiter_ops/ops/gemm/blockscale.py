@@ -52,6 +52,8 @@ def samples(make: Make) -> Iterator[Sample]:
     for rows, n, k in ((1, 7168, 16384), (16, 2112, 7168), (128, 24576, 1536), (4096, 7168, 2048)):
         layout = "row" if rows < 128 else "col_tma4"
         yield Sample(f"DeepSeek-V3 {rows}x{k}, N {n}", call(rows, n, k, layout=layout), size="model")
+    for rows, n, k in ((16, 2112, 7168), (4096, 7168, 2048)):
+        yield Sample(f"DeepSeek-V3 fnuz {rows}x{k}, N {n}", call(rows, n, k, FNUZ), size="model")
     a, b, a_scale, b_scale = call(64, 2112, 7168, layout="col")
     b = shuffled(b, "shuffled_16x16")
     yield Sample("DeepSeek-V3 64x7168, N 2112, shuffled", (a, b, a_scale, b_scale), tail, "model")

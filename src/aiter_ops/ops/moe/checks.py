@@ -116,6 +116,13 @@ def _padding(quant: str, **pads: tuple[int, int]) -> None:
             raise bad_value(OP, name, pad, f"0 <= {name} < {size}" + f", a multiple of {each}" * (each > 1))
 
 
+def _tiled(layout: str, **weights: Tensor | None) -> None:
+    """Shuffled weights come in whole tiles of 16 rows and 32 bytes."""
+    for name, w in weights.items():
+        if layout != "plain" and w is not None and (w.shape[-2] % 16 or w.shape[-1] * w.element_size() % 32):
+            raise bad_shape(OP, name, w, f"a multiple of 16 rows and of 32 bytes a row for layout={layout!r}")
+
+
 def _constants(activation: str, swiglu_limit: float | None, beta: float | None, linear_beta: float | None) -> None:
     if swiglu_limit is not None and (activation == "situv2" or not swiglu_limit > 0):
         raise bad_value(OP, "swiglu_limit", swiglu_limit, "None or a number > 0; None for situv2")
@@ -169,6 +176,7 @@ def check(
             _shaped(name, bias, [*lead, rows])
     _padding(quant, hidden_pad=(hidden_pad, depth), intermediate_pad=(intermediate_pad, size))
     _constants(activation, swiglu_limit, beta, linear_beta)
+    _tiled(layout, w1=w1, w2=w2, shared_w1=shared_w1, shared_w2=shared_w2)
     if out_dtype is not None and out_dtype not in f.FLOATS:
         raise bad_dtype(OP, "out_dtype", out_dtype, f.FLOATS)
     if (shared_w1 is None) != (shared_w2 is None):

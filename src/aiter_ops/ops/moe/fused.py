@@ -11,6 +11,7 @@ from aiter_ops.core.compare import Tolerance
 from aiter_ops.core.op import op
 from aiter_ops.core.platforms import fp8_dtype
 from aiter_ops.ops import formulas as f
+from aiter_ops.ops.layout import unshuffled
 
 from .checks import check
 from .cost import flops, moved
@@ -34,10 +35,6 @@ def result_dtype(x: Tensor, out_dtype: torch.dtype | None) -> torch.dtype:
 
 def _fake(x: Tensor, *rest: Tensor, out_dtype: torch.dtype | None = None, **named: Any) -> Tensor:
     return x.new_empty(x.shape, dtype=result_dtype(x, out_dtype))
-
-
-def _plain(w: Tensor, layout: str) -> Tensor:
-    return w
 
 
 @op(
@@ -148,20 +145,20 @@ def fused_moe(
     h = values.new_zeros(local.numel(), unpacked(w2, quant) - intermediate_pad)
     for e, slots in groups:
         on_input = p[slots] if apply_weight_on_input else None
-        w = _plain(w1[e], layout)
+        w = unshuffled(w1[e], layout)
         h[slots] = first(values[slots // k], w, of(w1_scale, e), of(w1_bias, e), on_input, intermediate_pad)
     h = through_codes(h, quant, codes, a2_scale, local.flatten() >= 0)
     y = values.new_zeros(local.numel(), depth)
     for e, slots in groups:
-        part = second(h[slots], _plain(w2[e], layout), of(w2_scale, e))
+        part = second(h[slots], unshuffled(w2[e], layout), of(w2_scale, e))
         part = part if w2_bias is None else part + w2_bias[e, :depth].float()
         y[slots] = part if apply_weight_on_input else p[slots] * part
     out = values.new_zeros(x.shape)
     for j in range(k):
         out[:, :depth] += y[j::k]
     if shared_w1 is not None and shared_w2 is not None:
-        h = first(values, _plain(shared_w1, layout), shared_w1_scale, None, None, 0)
+        h = first(values, unshuffled(shared_w1, layout), shared_w1_scale, None, None, 0)
         h = through_codes(h, quant, codes, a2_scale, valid)
-        part = second(h, _plain(shared_w2, layout), shared_w2_scale)
+        part = second(h, unshuffled(shared_w2, layout), shared_w2_scale)
         out[:, :depth] += torch.where(valid[:, None], part, 0.0)
     return out.to(result_dtype(x, out_dtype))

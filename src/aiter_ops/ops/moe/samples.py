@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aiter_ops.core.samples import Make, Sample
+from aiter_ops.ops.layout import shuffled
 
 from .formats import GROUP, MX
 
@@ -84,79 +85,92 @@ def _sample(name: str, made: tuple[tuple[Tensor, ...], dict[str, Any]], **named:
     return Sample(name, args, {**given, **named})
 
 
+D = SIZE = 128
+"""Of most small samples: whole steps of every kernel, so that few kernels serve all."""
+
+
 def route_samples(make: Make) -> Iterator[Sample]:
     """Who goes where."""
-    yield _sample("decode 1 token", layer(make, 1, 8, 2, 128, 64))
-    yield _sample("7 tokens fp16", layer(make, 7, 8, 2, 128, 64, dtype=FP16))
+    yield _sample("decode 1 token", layer(make, 1, 8, 2, D, 64))
+    yield _sample("7 tokens fp16", layer(make, 7, 8, 2, D, SIZE, dtype=FP16))
     yield _sample("33 tokens fp32, odd sizes", layer(make, 33, 5, 3, 70, 37, dtype=FP32))
-    yield _sample("150 tokens", layer(make, 150, 8, 2, 128, 64))
-    yield _sample("zero tokens", layer(make, 0, 4, 2, 64, 32))
-    (x, w1, w2, weights, ids), _ = layer(make, 40, 6, 1, 64, 32, dtype=FP32)
+    yield _sample("150 tokens", layer(make, 150, 8, 2, D, SIZE))
+    yield _sample("zero tokens", layer(make, 0, 4, 2, D, SIZE))
+    (x, w1, w2, weights, ids), _ = layer(make, 40, 4, 1, D, SIZE, dtype=FP32)
     yield Sample("one expert takes all", (x, w1, w2, weights, torch.full_like(ids, 3)))
     yield Sample("no expert is here", (x, w1, w2, weights, torch.full_like(ids, -1)))
-    (x, w1, w2, weights, ids), _ = layer(make, 21, 8, 3, 64, 32, dtype=FP32)
+    (x, w1, w2, weights, ids), _ = layer(make, 15, 8, 2, D, SIZE, dtype=FP32)
     elsewhere = torch.tensor([2, -1, 0, -1, -1, 1, -1, 3], dtype=torch.int32, device=make.device)
-    here = (x, w1[:4], w2[:4], weights, ids)
-    yield Sample("4 of 8 experts are here", here, {"expert_map": elsewhere})
-    padded = torch.where(torch.arange(21, device=make.device)[:, None] < 13, ids, -1)
-    valid = {"num_valid_tokens": _number(make, 13)}
-    yield Sample("13 of 21 tokens are valid", (x, w1, w2, weights, padded), valid)
+    yield Sample("4 of 8 experts are here", (x, w1[:4], w2[:4], weights, ids), {"expert_map": elsewhere})
+    padded = torch.where(torch.arange(15, device=make.device)[:, None] < 11, ids, -1)
+    valid = {"num_valid_tokens": _number(make, 11)}
+    yield Sample("11 of 15 tokens are valid", (x, w1, w2, weights, padded), valid)
     yield Sample("rows beyond the valid ones hold anything", (x, w1, w2, weights, ids), valid)
+    yield Sample("no token is valid", (x, w1, w2, weights, ids), {"num_valid_tokens": _number(make, 0)})
     spoiled = x.clone()
     spoiled[2, 5], spoiled[9, 0] = float("nan"), float("inf")
     yield Sample("NaN and Inf stay in their rows", (spoiled, w1, w2, weights, ids))
-    yield Sample("no token is valid", (x, w1, w2, weights, ids), {"num_valid_tokens": _number(make, 0)})
+    args, named = layer(make, 3, 4, 2, D, SIZE, dtype=FP32, shared=SIZE, biased=True)
+    form = {"expert_map": elsewhere, "num_valid_tokens": _number(make, 2), "activation": "swiglu_oai"}
+    yield Sample("3 tokens, 2 valid, map, biases, shared", (*args[:4], args[4] * 2 + 1), {**named, **form})
 
 
 def feature_samples(make: Make) -> Iterator[Sample]:
-    yield _sample("weight on the input", layer(make, 9, 4, 1, 64, 32, dtype=FP32), apply_weight_on_input=True)
-    twice = layer(make, 9, 4, 2, 64, 32, dtype=FP32, biased=True)
+    yield _sample("weight on the input", layer(make, 9, 4, 1, D, SIZE, dtype=FP32), apply_weight_on_input=True)
+    twice = layer(make, 9, 4, 2, D, SIZE, dtype=FP32, biased=True)
     yield _sample("weight on the input, k 2, biases", twice, apply_weight_on_input=True)
-    for activation in ("gelu", "gelu_tanh", "swiglu_oai", "situv2"):
-        yield _sample(activation, layer(make, 6, 4, 2, 64, 32, dtype=FP32), activation=activation)
-    cut = layer(make, 6, 4, 2, 64, 32, dtype=FP16)
+    small = layer(make, 6, 4, 2, D, SIZE, dtype=FP32)
+    for activation in ("gelu", "gelu_tanh", "swiglu_oai"):
+        yield _sample(activation, small, activation=activation)
+    yield _sample("situv2", small, activation="situv2", beta=2.0)
+    yield _sample("situv2, linear part", small, activation="situv2", linear_beta=1.5)
+    cut = layer(make, 6, 4, 2, D, SIZE, dtype=FP16)
     yield _sample("silu, limit, interleaved", cut, swiglu_limit=0.5, gate_up="interleaved")
-    oai = layer(make, 10, 4, 2, 96, 64, biased=True)
+    oai = layer(make, 10, 4, 2, D, SIZE, biased=True)
     yield _sample("gpt-oss form", oai, activation="swiglu_oai", gate_up="interleaved", swiglu_limit=1.0)
-    pads = {"hidden_pad": 24, "intermediate_pad": 7}
-    yield _sample("padding", layer(make, 11, 4, 2, 88, 39, dtype=FP32, biased=True), **pads)
-    between = layer(make, 11, 4, 2, 88, 39, dtype=FP32, biased=True)
-    yield _sample("padding, interleaved", between, gate_up="interleaved", **pads)
-    yield _sample("shared expert", layer(make, 5, 4, 2, 64, 32, dtype=FP32, shared=48))
-    yield _sample("fp32 result", layer(make, 5, 4, 2, 64, 32), out_dtype=FP32)
-    (x, w1, w2, weights, ids), _ = layer(make, 6, 4, 2, 96, 64, dtype=FP16)
+    padded = layer(make, 11, 4, 2, D + 32, SIZE + 16, dtype=FP32, biased=True)
+    yield _sample("padding", padded, hidden_pad=32, intermediate_pad=16)
+    odd = layer(make, 33, 5, 3, 88, 39, dtype=FP32, biased=True)
+    yield _sample("padding, interleaved, odd sizes", odd, gate_up="interleaved", hidden_pad=19, intermediate_pad=4)
+    yield _sample("shared expert", layer(make, 5, 4, 2, D, SIZE, dtype=FP32, shared=64))
+    yield _sample("fp32 result", layer(make, 5, 4, 2, D, SIZE), out_dtype=FP32)
+    (x, w1, w2, weights, ids), _ = layer(make, 6, 4, 2, D, SIZE, dtype=FP16)
     turned = (w1.transpose(1, 2).contiguous().transpose(1, 2), w2.transpose(1, 2).contiguous().transpose(1, 2))
     yield Sample("transposed storage", (x.t().contiguous().t(), *turned, weights.t().contiguous().t(), ids))
-    wide = make.normal(6, 200, dtype=FP16)[:, 3:99]
+    wide = make.normal(6, D + 9, dtype=FP16)[:, 3 : D + 3]
     yield Sample("sliced", (wide, w1[1:4], w2[1:4], weights, (ids - 1).clamp(min=0)))
+    both = tuple(shuffled(w, "shuffled_16x16") for w in (w1, w2))
+    yield Sample("shuffled weights", (x, *both, weights, ids), {"layout": "shuffled_16x16"})
 
 
 def quant_samples(make: Make) -> Iterator[Sample]:
     for codes in (FN, FNUZ, INT8):
         short = str(codes).split(".")[-1]
-        made = layer(make, 9, 4, 2, 128, 64, "per_token", FP32, codes)
-        yield _sample(f"per token {short}", made)
-        made = layer(make, 9, 4, 2, 64, 32, "per_tensor", FP32, codes)
+        yield _sample(f"per token {short}", layer(make, 8, 4, 2, D, SIZE, "per_token", FP32, codes))
+        made = layer(make, 8, 4, 2, D, SIZE, "per_tensor", FP32, codes)
         yield _sample(f"per tensor {short}", made)
         yield _sample(f"static {short}", made, a1_scale=_one(make, 0.02), a2_scale=_one(make, 0.03))
-    (x, *rest), named = layer(make, 9, 4, 2, 64, 32, "per_tensor", FP32, INT8, shared=32)
+    (x, *rest), named = layer(make, 8, 4, 2, D, SIZE, "per_tensor", FP32, INT8, shared=SIZE)
     x[5:] *= 1000.0
     valid = {"num_valid_tokens": _number(make, 5)}
-    yield Sample("per tensor, 5 of 9 valid, shared", (x, *rest), {**named, **valid})
+    yield Sample("per tensor, 5 of 8 valid, shared", (x, *rest), {**named, **valid})
     for codes in (FN, FNUZ):
-        made = layer(make, 9, 3, 2, 128, 128, "per_block", codes=codes, shared=128)
+        made = layer(make, 8, 3, 2, D, SIZE, "per_block", codes=codes, shared=SIZE)
         yield _sample(f"per block {str(codes).split('.')[-1]}", made)
-    yield _sample("per block fp32", layer(make, 40, 3, 2, 256, 128, "per_block", FP32))
+        (x, w1, w2, *rest), named = layer(make, 8, 3, 2, D, SIZE, "per_token", codes=codes)
+        both = tuple(shuffled(w, "shuffled_16x16") for w in (w1, w2))
+        yield Sample(f"shuffled {str(codes).split('.')[-1]}", (x, *both, *rest), {**named, "layout": "shuffled_16x16"})
+    yield _sample("per block fp32", layer(make, 8, 3, 2, 2 * D, SIZE, "per_block", FP32))
     for quant in ("mxfp4", "mxfp4_fp8"):
-        yield _sample(quant, layer(make, 9, 4, 2, 128, 64, quant, codes=torch.uint8, shared=32))
-        yield _sample(f"{quant} fp32", layer(make, 9, 4, 2, 64, 32, quant, FP32))
-    (x, *rest), named = layer(make, 9, 4, 2, 128, 64, "per_token", FP32, FN)
-    token_scale = make.normal(9, 1, dtype=FP32).abs() / 24
+        yield _sample(quant, layer(make, 8, 4, 2, D, SIZE, quant, codes=torch.uint8, shared=64))
+        yield _sample(f"{quant} fp32", layer(make, 8, 4, 2, D, SIZE, quant, FP32))
+    (x, *rest), named = layer(make, 8, 4, 2, D, SIZE, "per_token", FP32, FN)
+    token_scale = make.normal(8, 1, dtype=FP32).abs() / 24
     yield Sample("x holds codes, per token", ((x * 24).to(FN), *rest), {**named, "a1_scale": token_scale})
-    (x, *rest), named = layer(make, 9, 3, 2, 256, 128, "per_block", FP32, FN)
-    columns = make.normal(2, 9, dtype=FP32).abs().t() / 24
+    (x, *rest), named = layer(make, 8, 3, 2, 2 * D, SIZE, "per_block", FP32, FN)
+    columns = make.normal(2, 8, dtype=FP32).abs().t() / 24
     yield Sample("x holds codes, per block", ((x * 24).to(FN), *rest), {**named, "a1_scale": columns})
-    everything = layer(make, 19, 3, 2, 256, 256, "per_block", codes=FN, shared=128, biased=True)
+    everything = layer(make, 19, 3, 2, 2 * D, 2 * SIZE, "per_block", codes=FN, shared=SIZE, biased=True)
     yield _sample(
         "everything, per block",
         everything,
@@ -168,22 +182,22 @@ def quant_samples(make: Make) -> Iterator[Sample]:
         num_valid_tokens=_number(make, 17),
         expert_map=torch.tensor([1, -1, 2], dtype=torch.int32, device=make.device),
     )
-    oss = layer(make, 12, 4, 2, 128, 64, "mxfp4", biased=True)
-    form = {"activation": "swiglu_oai", "gate_up": "interleaved", "hidden_pad": 32, "intermediate_pad": 32}
+    oss = layer(make, 12, 4, 2, D, SIZE, "mxfp4", biased=True)
+    form = {"activation": "swiglu_oai", "gate_up": "interleaved", "hidden_pad": 32, "intermediate_pad": 64}
     yield _sample("gpt-oss form, mxfp4", oss, **form)
 
 
 def model_samples(make: Make) -> Iterator[Sample]:
     """The sizes of real layers, with fewer experts where all of them would not be drawn in seconds."""
     (x, w1, w2, weights, ids), _ = layer(make, 1000, 8, 2, 4096, 1792)
-    for n in (1, 64, 1000):
+    for n in (1, 1000):
         yield Sample(f"Mixtral-8x7B TP8, {n} tokens", (x[:n], w1, w2, weights[:n], ids[:n]), size="model")
     (x, w1, w2, weights, ids), named = layer(make, 1000, 32, 8, 7168, 256, "per_block", shared=256)
-    for n in (1, 64, 1000):
+    for n in (1, 1000):
         args = x[:n], w1, w2, weights[:n], ids[:n]
         yield Sample(f"DeepSeek-V3 TP8, 32 experts, {n} tokens", args, named, size="model")
     yield Sample("Qwen3-30B-A3B TP4, 300 tokens", *layer(make, 300, 128, 8, 2048, 192), size="model")
-    made = layer(make, 100, 16, 8, 4096, 384, "per_token")
+    made = layer(make, 30, 16, 8, 4096, 384, "per_token")
     yield Sample("Qwen3-235B-A22B TP4 FP8 per channel, 16 experts", *made, size="model")
     args, named = layer(make, 64, 8, 4, 2880, 2880, "mxfp4", biased=True)
     form = {"activation": "swiglu_oai", "gate_up": "interleaved"}

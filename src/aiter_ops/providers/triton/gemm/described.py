@@ -27,7 +27,7 @@ def _stored(acc, y_ptr, a_scale_ptr, b_scale_ptr, bias_ptr, m0, n0, M, N, a_scal
     tl.store(at, y.to(y_ptr.dtype.element_ty), mask=(rm < M - m0)[:, None] & (rn < N - n0)[None, :])
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "a_scale_block"])
 def described_kernel(
     a_desc,
     b_desc,
@@ -36,10 +36,10 @@ def described_kernel(
     bias_ptr,
     y_ptr,
     M,
+    a_scale_block,
     N,
     K,
     a_scale_row,
-    a_scale_block,
     b_scale_row,
     b_scale_block,
     BM: tl.constexpr,

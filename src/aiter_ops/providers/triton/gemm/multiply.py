@@ -11,9 +11,9 @@ from aiter_ops.providers.triton.tiles.gemm import DIES, WIDEST, ProductTile, fam
 from .described import described_kernel
 from .product import parts_kernel, product_kernel
 
-_product, _parts, _described = Launcher(product_kernel), Launcher(parts_kernel), Launcher(described_kernel)
-_COLUMNS = 512
-"""Columns of the result that a program adds the parts of."""
+_product, _described, _parts = Launcher(product_kernel, 3), Launcher(described_kernel, 2), Launcher(parts_kernel, 2)
+_LANE = 4
+"""Columns of the result that a lane adds the parts of: 16 bytes a load."""
 
 Scale = tuple[Tensor, int, int]
 """A scale with its strides between rows and between blocks of columns, in elements."""
@@ -30,8 +30,8 @@ def _rows_of(t: Tensor) -> Tensor:
     return t if t.stride(1) == 1 and 0 <= t.stride(0) <= WIDEST else t.contiguous()
 
 
-def _describable(t: Tensor) -> bool:
-    """Whether the copy engine takes `t` [N, K]: rows that start at multiples of 16 bytes and do not overlap."""
+def _aligned(t: Tensor) -> bool:
+    """Whether the rows of `t` [N, K] start at multiples of 16 bytes, none inside another."""
     return t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 and t.stride(0) >= t.shape[1]
 
 
@@ -57,9 +57,10 @@ def multiply(
     (m, k), n, target = flat.shape, b.shape[0], machine()
     block_rows, block_columns = block or (0, None)
     if tile is None:
-        describable = not shuffled and block_rows % 128 == 0 and _describable(flat) and _describable(b)
-        size = a.element_size()
-        tile = product_tile(target, m, n, k, size, describable, block_columns, batch_invariant())
+        aligned = _aligned(flat) and _aligned(b)
+        describable = aligned and not shuffled and block_rows % 128 == 0
+        form = (a.element_size(), aligned, describable, block_columns, batch_invariant())
+        tile = product_tile(target, m, n, k, *form)
     shape, chunk = tile
     y = a.new_empty((*a.shape[:-1], n), dtype=dtype)
     a_scale, b_scale = a_scale or (flat, 0, 0), b_scale or (flat, 0, 0)
@@ -68,7 +69,7 @@ def multiply(
     apart = target.vendor == "nvidia" and a.dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
     tail = (scales, block_rows or 1, (block_columns or 0) // shape.depth or 1, bias is not None)
     tensors = (a_scale[0], b_scale[0], bias_at)
-    strides = (*a_scale[1:], *b_scale[1:])
+    strides = (a_scale[1], *b_scale[1:])
     across = -(-m // shape.rows) * -(-n // shape.columns)
     if shape.described:
         from triton.tools.tensor_descriptor import TensorDescriptor
@@ -78,7 +79,7 @@ def multiply(
         factors = tuple(TensorDescriptor.from_tensor(t, tile) for t, tile in zip((flat, b), blocks, strict=True))
         constants = (shape.rows, width, shape.depth, shape.halves, shape.group, apart, *tail)
         how = (shape.num_warps, shape.num_stages, shape.options)
-        _described(across, (*tensors, y), (m, n, k, *strides), constants, *how, described=factors)
+        _described(across, (*tensors, y), (m, a_scale[2], n, k, *strides), constants, *how, described=factors)
         return y
     steps = -(-k // shape.depth)
     parts = -(-steps // chunk)
@@ -89,12 +90,12 @@ def multiply(
         *(shape.rows, shape.columns, shape.depth, shape.group, DIES.get(family(target), 1), shape.swap, apart),
         *(parts > 1, k % shape.depth == 0, shuffled, *tail),
     )
-    numbers = (m, n, k, chunk, flat.stride(0), b.stride(0), *strides)
+    numbers = (m, a_scale[2], chunk, n, k, flat.stride(0), b.stride(0), *strides)
     how = (shape.num_warps, shape.num_stages, shape.options)
     _product(across * parts, (flat, b, *tensors, into), numbers, constants, *how)
     if parts > 1:
-        columns = min(1 << (n - 1).bit_length(), _COLUMNS)
-        constants = (parts, columns, scales if scales == "row" else "none", bias is not None)
-        numbers = (m, n, a_scale[1], b_scale[1])
-        _parts(m * -(-n // columns), (into, *tensors, y), numbers, constants, 4)
+        columns = _LANE * (target.wave_size or 32)
+        constants = (1 << (parts - 1).bit_length(), columns, scales if scales == "row" else "none", bias is not None)
+        numbers = (m, parts, n, a_scale[1], b_scale[1])
+        _parts(m * -(-n // columns), (into, *tensors, y), numbers, constants, 1)
     return y

@@ -8,7 +8,7 @@ import triton.language as tl
 from .body import across, finished, summed, tile_of
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "a_scale_block", "chunk"])
 def product_kernel(
     a_ptr,
     b_ptr,
@@ -17,13 +17,13 @@ def product_kernel(
     bias_ptr,
     y_ptr,
     M,
+    a_scale_block,
+    chunk,
     N,
     K,
-    chunk,
     a_row,
     b_row,
     a_scale_row,
-    a_scale_block,
     b_scale_row,
     b_scale_block,
     BM: tl.constexpr,
@@ -122,7 +122,7 @@ def product_kernel(
     tl.store(y_base + y_rows * N + y_columns, y, mask=(y_rows < M - m0) & (y_columns < N - n0))
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "parts"])
 def parts_kernel(
     part_ptr,
     a_scale_ptr,
@@ -130,23 +130,29 @@ def parts_kernel(
     bias_ptr,
     y_ptr,
     M,
+    parts,
     N,
     a_scale_row,
     b_scale_row,
-    PARTS: tl.constexpr,
+    MOST: tl.constexpr,
     BLOCK: tl.constexpr,
     SCALES: tl.constexpr,
     BIAS: tl.constexpr,
 ):
-    """y [M, N] = the sum of PARTS [M, N] in their order, with the last steps of the product; BLOCK columns a program."""
+    """y [M, N] = the sum of `parts` <= MOST [M, N] in their order, with the last steps of the product; BLOCK columns a
+    program.
+    """
     wide = tl.cdiv(N, BLOCK)
-    row = (tl.program_id(0) // wide) + tl.zeros([1], tl.int32)
+    row = tl.program_id(0) // wide
     col = tl.program_id(0) % wide * BLOCK + tl.arange(0, BLOCK)
-    there = (col < N)[None, :]
-    at = row[:, None].to(tl.int64) * N + col[None, :]
+    there = col < N
+    at = row.to(tl.int64) * N + col
     acc = tl.load(part_ptr + at, mask=there, other=0.0)
-    for part in tl.static_range(1, PARTS):
-        acc += tl.load(part_ptr + part * (M * N).to(tl.int64) + at, mask=there, other=0.0)
-    col = tl.minimum(col, N - 1)
-    y = finished(acc, a_scale_ptr, b_scale_ptr, bias_ptr, row, col, a_scale_row, b_scale_row, SCALES, BIAS, False)
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=there)
+    for part in tl.static_range(1, MOST):
+        acc += tl.load(part_ptr + part * (M * N).to(tl.int64) + at, mask=there & (part < parts), other=0.0)
+    row = row + tl.zeros([1], tl.int32)
+    y = finished(
+        acc[None, :], a_scale_ptr, b_scale_ptr, bias_ptr, row, tl.minimum(col, N - 1), a_scale_row, b_scale_row,
+        SCALES, BIAS, False,
+    )  # fmt: skip
+    tl.store((y_ptr + at)[None, :], y.to(y_ptr.dtype.element_ty), mask=there[None, :])

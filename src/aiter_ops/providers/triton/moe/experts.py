@@ -22,6 +22,8 @@ from .products import product, taken
 from .routes import Route
 
 FREE = (
+    "route",
+    "counted",
     "rows",
     "blocks",
     "tiles",
@@ -56,6 +58,8 @@ def layer_kernel(
     valid_ptr,
     out_ptr,
     out_scale_ptr,
+    route,
+    counted,
     rows,
     blocks,
     tiles,
@@ -85,9 +89,6 @@ def layer_kernel(
     SCALES: tl.constexpr,
     QUANT: tl.constexpr,
     TOP: tl.constexpr,
-    ROUTE: tl.constexpr,
-    MAP: tl.constexpr,
-    VALID: tl.constexpr,
     WHOLE: tl.constexpr,
     SWAP: tl.constexpr,
     APART: tl.constexpr,
@@ -108,7 +109,7 @@ def layer_kernel(
     PAIRS: tl.constexpr = ACT != "none"
     COLUMNS: tl.constexpr = BN // 2 if PAIRS else BN
     block, tile = tile_of(tl.program_id(0), blocks, tiles, GROUP, 1)
-    expert, row = taken(block, ids_ptr, map_ptr, owner_ptr, valid_ptr, rows, experts, mapped, k, ROUTE, MAP, VALID, BM)
+    expert, row = taken(block, ids_ptr, map_ptr, owner_ptr, valid_ptr, route, rows, experts, mapped, k, counted, BM)
     if expert < 0:
         return
     there = row < rows
@@ -202,34 +203,35 @@ def layer(
     scales: str,
     gate: Gate = NO_GATE,
     bias: Tensor | None = None,
-    weights: Tensor | None = None,
+    weighted: bool = False,
     out_scale: Tensor | None = None,
     share: int = 1,
 ) -> None:
     """Fill out [rows, N] with one layer of the experts; see `layer_kernel`.
 
-    depth: K; weights: of the router, where they multiply here; out_scale: quantise to it; share: rows of `out` that a
+    depth: K; weighted: the router's weights multiply here; out_scale: quantise to it; share: rows of `out` that a
     row of `a` serves.
     """
     width = out.shape[1]
     columns = tile.columns // 2 if gate.name != "none" else tile.columns
     tiles = -(-width // columns)
-    anything = a.values
     tensors = (
         a.values,
-        a.scale,
+        route.weights if a.scale is None else a.scale,
         w.values,
-        w.scale,
-        anything if bias is None else bias,
-        anything if weights is None else weights,
-        anything if route.ids is None else route.ids,
-        anything if route.expert_map is None else route.expert_map,
-        anything if route.owner is None else route.owner,
-        anything if route.valid is None else route.valid,
+        route.weights if w.scale is None else w.scale,
+        route.weights if bias is None else bias,
+        route.weights,
+        route.ids,
+        route.ids if route.expert_map is None else route.expert_map,
+        route.ids if route.owner is None else route.owner,
+        route.ids if route.valid is None else route.valid,
         out,
-        out if out_scale is None else out_scale,
+        route.weights if out_scale is None else out_scale,
     )
     numbers = (
+        route.kind,
+        int(route.valid is not None),
         route.rows,
         route.blocks,
         tiles,
@@ -241,7 +243,7 @@ def layer(
         gate.half,
         0 if bias is None else bias.stride(0),
         int(bias is not None),
-        int(weights is not None),
+        int(weighted),
         a.row,
         a.step,
         w.expert,
@@ -261,9 +263,6 @@ def layer(
         scales,
         out_scale is not None,
         code_max(out.dtype) if out_scale is not None else 0.0,
-        route.kind,
-        route.expert_map is not None,
-        route.valid is not None,
         depth % tile.depth == 0,
         tile.swap,
         apart(a.values),

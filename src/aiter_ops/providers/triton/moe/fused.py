@@ -75,8 +75,9 @@ class _Form:
     def scales(self) -> str:
         return SCALES[self.quant]
 
-    def tile(self, w: Operand, rows: int, programs: int) -> ExpertTile:
-        return expert_tile(machine(), rows, programs, w.values.shape[-2], w.values.dtype, self.scales)
+    def tile(self, a: Operand, w: Operand, rows: int, programs: int) -> ExpertTile:
+        width, depth = w.values.shape[-2], a.values.shape[1]
+        return expert_tile(machine(), rows, programs, width, depth, w.values.dtype, self.scales)
 
     def first(
         self,
@@ -86,15 +87,15 @@ class _Form:
         served: Served,
         size: int,
         bias: Tensor | None = None,
-        weights: Tensor | None = None,
+        weighted: bool = False,
     ) -> Operand:
         """h [rows, size] of the first layer, as the second takes it: of `between`, or quantised from fp32."""
-        tile, depth = self.tile(w, route.block, route.blocks), a.values.shape[1]
+        tile, depth = self.tile(a, w, route.block, route.blocks), a.values.shape[1]
         fused = self.quant == "per_block" and tile.columns == 2 * GROUP
         dtype = self.between if self.quant in UNCODED else self.codes if fused else torch.float32
         h = a.values.new_empty((route.rows, size), dtype=dtype)
         scale = a.values.new_empty((route.rows, size // GROUP), dtype=torch.float32) if fused else None
-        layer(a, w, route, tile, h, depth, self.scales, self.gate, bias, weights, scale, route.share)
+        layer(a, w, route, tile, h, depth, self.scales, self.gate, bias, weighted, scale, route.share)
         if scale is not None:
             return Operand(h, scale, 0, scale.stride(0), 1)
         return operands.activation(h, self.quant, self.codes, self.given, served)
@@ -107,12 +108,12 @@ class _Form:
         depth: int,
         dtype: torch.dtype,
         bias: Tensor | None = None,
-        weights: Tensor | None = None,
+        weighted: bool = False,
     ) -> Tensor:
         """y [rows, depth]."""
         y = h.values.new_empty((route.rows, depth), dtype=dtype)
-        tile = self.tile(w, route.block, route.blocks)
-        layer(h, w, route, tile, y, h.values.shape[1], self.scales, bias=bias, weights=weights)
+        tile = self.tile(h, w, route.block, route.blocks)
+        layer(h, w, route, tile, y, h.values.shape[1], self.scales, bias=bias, weighted=weighted)
         return y
 
 
@@ -157,7 +158,6 @@ def fused_moe(
     out = x.new_empty(x.shape, dtype=result_dtype(x, out_dtype))
     ids, weights = ids.contiguous(), weights.contiguous()
     expert_map, w1_bias, w2_bias = _contiguous(expert_map), _contiguous(w1_bias), _contiguous(w2_bias)
-    on_input, on_output = (weights, None) if apply_weight_on_input else (None, weights)
     slots = Served(ids, expert_map, num_valid_tokens, experts, k)
     rows = replace(slots, ids=None, expert_map=None, share=1)
     gate = _gate(activation, gate_up, half, swiglu_limit, beta, linear_beta)
@@ -167,19 +167,20 @@ def fused_moe(
     shared = None
     if shared_w1 is not None and shared_w2 is not None:
         own = shared_w1.shape[0] // 2
-        everything = all_tokens(tokens, num_valid_tokens, block_rows(tokens, 1, batch_invariant()))
+        everything = all_tokens(weights, ids, rows, block_rows(tokens, 1, batch_invariant()))
         gate = replace(form.gate, half=own if gate_up == "separated" else 1)
         h = replace(form, gate=gate).first(a, weight(shared_w1, shared_w1_scale, quant, layout), everything, rows, own)
         shared = form.second(h, weight(shared_w2, shared_w2_scale, quant, layout), everything, depth, out.dtype)
     first, second = weight(w1, w1_scale, quant, layout), weight(w2, w2_scale, quant, layout)
     few = tokens <= FEW_TOKENS and not batch_invariant()
     block = block_rows(tokens * k, experts, batch_invariant())
-    route = single_slots(ids, slots, ROWS) if few else sorted_slots(ids, slots, block)
-    h = form.first(a, first, route, slots, half - intermediate_pad, w1_bias, on_input)
+    route = single_slots(weights, ids, slots, ROWS) if few else sorted_slots(weights, ids, slots, block)
+    h = form.first(a, first, route, slots, half - intermediate_pad, w1_bias, apply_weight_on_input)
     if few:
-        tile = form.tile(second, ROWS, tokens)
-        second_layer_and_total(h, second, form.scales, tile, w2_bias, on_output, shared, slots, out, depth)
+        tile = form.tile(h, second, ROWS, tokens)
+        on_output = not apply_weight_on_input
+        second_layer_and_total(h, second, form.scales, tile, w2_bias, weights, on_output, shared, slots, out, depth)
     else:
-        y = form.second(h, second, route, depth, out.dtype, w2_bias, on_output)
+        y = form.second(h, second, route, depth, out.dtype, w2_bias, not apply_weight_on_input)
         add_up(y, shared, slots, out)
     return out

@@ -34,7 +34,7 @@ class Operand:
     """
 
     values: Tensor
-    scale: Tensor
+    scale: Tensor | None = None
     expert: int = 0
     row: int = 0
     step: int = 0
@@ -55,7 +55,7 @@ def weight(w: Tensor, scale: Tensor | None, quant: str, layout: str) -> Operand:
     shuffled = layout != "plain"
     w = w.contiguous() if shuffled else unit_stride(w)
     if scale is None:
-        return Operand(w, w, shuffled=shuffled)
+        return Operand(w, shuffled=shuffled)
     expert = scale.stride(0) if w.dim() == 3 else 0
     if quant == "per_tensor":
         return Operand(w, scale, expert, shuffled=shuffled)
@@ -69,7 +69,7 @@ def activation(x: Tensor, quant: str, dtype: torch.dtype, given: Tensor | None, 
     """
     x = unit_stride(x)
     if quant in UNCODED:
-        return Operand(x, x)
+        return Operand(x)
     if x.dtype in CODES:
         assert given is not None
         one = given.numel() == 1

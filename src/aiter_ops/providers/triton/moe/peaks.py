@@ -14,7 +14,7 @@ from aiter_ops.providers.triton.launch import Launcher
 from aiter_ops.providers.triton.quant.tensors import deal, piece_of, quantise_by_peaks
 from aiter_ops.providers.triton.tiles.quant import MOST_PEAKS
 
-from .products import local_expert
+from .products import local_expert, valid_tokens
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Served:
     share: int
 
 
-@triton.jit(do_not_specialize=["total", "programs", "experts", "mapped", "share"])
+@triton.jit(do_not_specialize=["total", "programs", "experts", "mapped", "share", "picked", "counted"])
 def served_peaks_kernel(
     x_ptr,
     ids_ptr,
@@ -43,30 +43,28 @@ def served_peaks_kernel(
     experts,
     mapped,
     share,
+    picked,
+    counted,
     stride,
     N: tl.constexpr,
     BLOCK: tl.constexpr,
     SPAN: tl.constexpr,
-    IDS: tl.constexpr,
-    MAP: tl.constexpr,
-    VALID: tl.constexpr,
 ):
     """peak[p] = the largest magnitude, as its bits, in tiles p, p + programs, ... of x, rows in use only."""
     PIECES: tl.constexpr = (N + BLOCK - 1) // BLOCK
+    valid = valid_tokens(valid_ptr, counted)
     peaks = tl.zeros([SPAN, BLOCK], tl.int32)
     for index in range(tl.program_id(0), tl.cdiv(total, SPAN), programs):
         there, _, mask = piece_of(index, total, stride, N, BLOCK, SPAN)
         row = (index * SPAN + tl.arange(0, SPAN)[:, None]) // PIECES
-        if IDS:
-            id = tl.load(ids_ptr + row, mask=row * PIECES < total, other=-1)
-            mask = mask & (local_expert(id, map_ptr, experts, mapped, MAP) >= 0)
-        if VALID:
-            mask = mask & (row // share < tl.load(valid_ptr))
+        id = tl.load(ids_ptr + row, mask=(row * PIECES < total) & (picked != 0), other=0)
+        served = (local_expert(id, map_ptr, experts, mapped) >= 0) | (picked == 0)
+        mask = mask & served & (row // share < valid)
         peaks = tl.maximum(peaks, magnitude_bits(widen(tl.load(x_ptr + there, mask=mask, other=0.0))))
     tl.store(peak_ptr + tl.program_id(0), tl.max(tl.max(peaks, axis=1), axis=0))
 
 
-_peaks = Launcher(served_peaks_kernel, free=5)
+_peaks = Launcher(served_peaks_kernel, free=7)
 
 
 def quantise_together(x: Tensor, dtype: torch.dtype, served: Served) -> tuple[Tensor, Tensor]:
@@ -76,7 +74,8 @@ def quantise_together(x: Tensor, dtype: torch.dtype, served: Served) -> tuple[Te
     peaks = x.new_empty(MOST_PEAKS, dtype=torch.int32)
     ids, where, valid = served.ids, served.expert_map, served.valid
     tensors = (x, peaks if ids is None else ids, peaks if where is None else where, peaks if valid is None else valid)
-    numbers = (dealt.total, programs, served.experts, 0 if where is None else where.numel(), served.share, x.stride(0))
-    constants = (*dealt.sizes, ids is not None, ids is not None and where is not None, valid is not None)
-    _peaks(programs, (*tensors, peaks), numbers, constants, dealt.num_warps)
+    mapped = 0 if where is None else where.numel()
+    flags = (int(ids is not None), int(valid is not None))
+    numbers = (dealt.total, programs, served.experts, mapped, served.share, *flags, x.stride(0))
+    _peaks(programs, (*tensors, peaks), numbers, dealt.sizes, dealt.num_warps)
     return quantise_by_peaks(x, peaks, programs, dealt, dtype)

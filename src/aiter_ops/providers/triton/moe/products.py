@@ -7,52 +7,45 @@ from aiter_ops.providers.triton.common import INTERPRETED
 from aiter_ops.providers.triton.gemm.body import across, summed
 from aiter_ops.providers.triton.quant.dequant import e2m1_value, e8m0_value
 
+SORTED = tl.constexpr(0)
+SINGLE = tl.constexpr(1)
+ALL = tl.constexpr(2)
+
 
 @triton.jit
-def local_expert(id, map_ptr, experts, mapped, MAP: tl.constexpr):
-    """The index among the `experts` here of each expert id, or -1; `mapped`: how many ids the map knows."""
-    if MAP:
-        known = (id >= 0) & (id < mapped)
-        id = tl.load(map_ptr + id, mask=known, other=-1)
+def local_expert(id, map_ptr, experts, mapped):
+    """The index among the `experts` here of each expert id, or -1; mapped: how many ids the map knows, 0 without one."""
+    known = (id >= 0) & (id < mapped)
+    id = tl.where(mapped > 0, tl.load(map_ptr + id, mask=known, other=-1), id)
     return tl.where((id >= 0) & (id < experts), id, -1)
 
 
 @triton.jit
-def taken(
-    block,
-    ids_ptr,
-    map_ptr,
-    owner_ptr,
-    valid_ptr,
-    rows,
-    experts,
-    mapped,
-    k,
-    ROUTE: tl.constexpr,
-    MAP: tl.constexpr,
-    VALID: tl.constexpr,
-    BM: tl.constexpr,
-):
+def valid_tokens(valid_ptr, counted):
+    """How many tokens are no padding; counted: whether valid_ptr says so, else all."""
+    return tl.load(valid_ptr, mask=counted != 0, other=2147483647)
+
+
+@triton.jit
+def taken(block, ids_ptr, map_ptr, owner_ptr, valid_ptr, route, rows, experts, mapped, k, counted, BM: tl.constexpr):
     """(expert or -1, BM rows, `rows` where there is none) of block number `block`.
 
-    ROUTE ``sorted``: ids_ptr holds slots grouped by expert, owner_ptr the expert of each block. ``slot``: one slot a
-    block, ids_ptr holds its expert id. ``all``: rows in order, one expert.
+    route SORTED: ids_ptr holds slots grouped by expert, owner_ptr the expert of each block. SINGLE: one slot a block,
+    ids_ptr holds its expert's id, k slots a token. ALL: rows in order, one expert.
     """
     lane = tl.arange(0, BM)
-    if ROUTE == "sorted":
-        expert = tl.load(owner_ptr + block)
-        return expert, tl.load(ids_ptr + block * BM + lane)
-    if VALID:
-        valid = tl.load(valid_ptr)
-    if ROUTE == "slot":
-        expert = local_expert(tl.load(ids_ptr + block), map_ptr, experts, mapped, MAP)
-        if VALID:
-            expert = tl.where(block // k < valid, expert, -1)
-        return expert, tl.where(lane == 0, block, rows)
-    row = block * BM + lane
-    if VALID:
-        row = tl.where(row < valid, row, rows)
-    return tl.where(tl.min(row, axis=0) < rows, 0, -1), row
+    valid = valid_tokens(valid_ptr, counted)
+    in_order = block * BM + lane
+    end = tl.minimum(rows, valid)
+    # one load in use of each
+    owner = tl.load(owner_ptr + block, mask=route == SORTED, other=-1)
+    id = tl.load(ids_ptr + block, mask=(route == SINGLE) & (block // k < valid), other=-1)
+    slot = tl.load(ids_ptr + in_order, mask=(route == SORTED) & (lane >= 0), other=0)
+    single = local_expert(id, map_ptr, experts, mapped)
+    expert = tl.where(route == SORTED, owner, tl.where(route == SINGLE, single, tl.where(block * BM < end, 0, -1)))
+    in_order = tl.where(in_order < end, in_order, rows)
+    row = tl.where(route == SORTED, slot, tl.where(route == SINGLE, tl.where(lane == 0, block, rows), in_order))
+    return expert, row
 
 
 @triton.jit
@@ -96,7 +89,8 @@ def product(
     ``row``: a_scale_at [BM] and w_scale_at [BN] point to one scale a row; ``block``: a_scale_at [BM] points to scales
     of 128 columns, a_scale_step apart, w_scale_at to those of the tile's rows (with PAIRS, of its even ones, and
     odd_scale_at of the odd), w_scale_step apart; ``a``: a_scale_at alone. MX: W is packed MXFP4, w_scale_at [BN] points
-    to the exponents of 32 columns, w_scale_step apart. WHOLE: BK divides K. SWAP, APART: see `summed`. SHUFFLED: W lies
+    to the exponents of 32 columns, w_scale_step apart. WHOLE: BK divides K, as it
+    must for MX. SWAP, APART: see `summed`. SHUFFLED: W lies
     in tiles of 16 rows and pieces of 16 bytes (`shuffle_weight`).
     """
     CODES: tl.constexpr = a_at.dtype.element_ty.primitive_bitwidth == 8
@@ -132,14 +126,10 @@ def product(
         else:
             inside = (column < K - step * BK)[None, :]
             a = tl.load(a_at, mask=a_there[:, None] & inside, other=0.0)
-            w = tl.load(w_ptr + w_at, mask=(byte * PACKED < K - step * BK)[None, :], other=0.0)
+            w = tl.load(w_ptr + w_at, mask=inside, other=0.0)
         if MX:
-            if WHOLE:
-                exponents = tl.load(w_scale_at)
-            else:
-                exponents = tl.load(w_scale_at, mask=(group * 32 < K - step * BK)[None, :], other=127)
+            w = mx_values(w, tl.load(w_scale_at), WIDE)
             w_scale_at += BK // 32 * w_scale_step
-            w = mx_values(w, exponents, WIDE)
             a = a.to(WIDE)
         if SCALES == "block":
             ahead = tl.minimum(step + 1, steps - 1)

@@ -12,10 +12,10 @@ from aiter_ops.providers.triton.tiles.moe import ExpertTile
 
 from .operands import Operand, apart
 from .peaks import Served
-from .products import local_expert, product
+from .products import local_expert, product, valid_tokens
 
 
-@triton.jit(do_not_specialize=["experts", "mapped"])
+@triton.jit(do_not_specialize=["experts", "mapped", "counted", "added"])
 def total_kernel(
     y_ptr,
     shared_ptr,
@@ -25,38 +25,48 @@ def total_kernel(
     out_ptr,
     experts,
     mapped,
+    counted,
+    added,
     depth,
     width,
     CHOICES: tl.constexpr,
-    MAP: tl.constexpr,
-    VALID: tl.constexpr,
-    SHARED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out[t, :depth] = y[t, 0] + y[t, 1] + … of slots served, + shared[t]; 0 beyond, and in rows that are padding.
+    """out[t, :depth] = y[t, 0] + y[t, 1] + … of slots served, + shared[t] if
+    `added`; 0 beyond, and in rows that are padding.
 
     y [T, CHOICES, depth], shared [T, depth], out [T, width], all contiguous; BLOCK columns a program.
     """
     pieces = tl.cdiv(width, BLOCK)
     token = (tl.program_id(0) // pieces).to(tl.int64)
     column = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)
-    there = column < depth
-    if VALID:
-        there = there & (token < tl.load(valid_ptr))
+    there = (column < depth) & (token < valid_tokens(valid_ptr, counted))
     total = tl.zeros([BLOCK], tl.float32)
     for j in tl.static_range(CHOICES):
         slot = token * CHOICES + j
-        served = local_expert(tl.load(ids_ptr + slot), map_ptr, experts, mapped, MAP) >= 0
+        served = local_expert(tl.load(ids_ptr + slot), map_ptr, experts, mapped) >= 0
         total += tl.load(y_ptr + slot * depth + column, mask=there & served, other=0.0).to(tl.float32)
-    if SHARED:
-        total += tl.load(shared_ptr + token * depth + column, mask=there, other=0.0).to(tl.float32)
+    shared = tl.load(shared_ptr + token * depth + column, mask=there & (added != 0), other=0.0)
+    total += shared.to(tl.float32)
     tl.store(out_ptr + token * width + column, total.to(out_ptr.dtype.element_ty), mask=column < width)
 
 
 ROWS = 16
 """Rows of a product with one row in use: the fewest that matrix units take."""
 
-FREE = ("tiles", "experts", "mapped", "k", "bias_stride", "biased", "weighted", "a_scale_row", "a_scale_step")
+FREE = (
+    "counted",
+    "added",
+    "tiles",
+    "experts",
+    "mapped",
+    "k",
+    "bias_stride",
+    "biased",
+    "weighted",
+    "a_scale_row",
+    "a_scale_step",
+)
 FREE = (*FREE, "w_scale_expert", "w_scale_row", "w_scale_step")
 
 
@@ -73,6 +83,8 @@ def token_kernel(
     map_ptr,
     valid_ptr,
     out_ptr,
+    counted,
+    added,
     tiles,
     experts,
     mapped,
@@ -92,9 +104,6 @@ def token_kernel(
     w_expert,
     w_row,
     SCALES: tl.constexpr,
-    MAP: tl.constexpr,
-    VALID: tl.constexpr,
-    SHARED: tl.constexpr,
     WHOLE: tl.constexpr,
     SWAP: tl.constexpr,
     APART: tl.constexpr,
@@ -114,12 +123,10 @@ def token_kernel(
     w_index = tl.minimum(column, depth - 1)
     there = tl.arange(0, BM) == 0
     total = tl.zeros([BM, BN], tl.float32)
-    in_use = k
-    if VALID:
-        in_use = tl.where(token < tl.load(valid_ptr), k, 0)
+    in_use = tl.where(token < valid_tokens(valid_ptr, counted), k, 0)
     for j in range(0, in_use):
         slot = (token * k + j).to(tl.int64)
-        expert = local_expert(tl.load(ids_ptr + slot), map_ptr, experts, mapped, MAP).to(tl.int64)
+        expert = local_expert(tl.load(ids_ptr + slot), map_ptr, experts, mapped).to(tl.int64)
         if expert >= 0:
             w_scale_at = w_scale_ptr + expert * w_scale_expert
             if SCALES == "block":
@@ -152,25 +159,26 @@ def token_kernel(
             bias = tl.load(bias_ptr + expert * bias_stride + w_index, mask=(w_index >= 0) & (biased != 0), other=0.0)
             weight = tl.load(weight_ptr + slot, mask=weighted != 0, other=1.0)
             total += (acc + bias.to(tl.float32)[None, :]) * weight
-    if SHARED:
-        at = shared_ptr + token.to(tl.int64) * depth + column
-        total += tl.load(at, mask=(column < depth) & (in_use > 0), other=0.0).to(tl.float32)[None, :]
+    at = shared_ptr + token.to(tl.int64) * depth + column
+    shared = tl.load(at, mask=(column < depth) & (in_use > 0) & (added != 0), other=0.0)
+    total += shared.to(tl.float32)[None, :]
     total = tl.where((column < depth)[None, :], total, 0.0)
     at = out_ptr + token.to(tl.int64) * width + column[None, :] + tl.zeros([BM], tl.int32)[:, None]
     tl.store(at, total.to(out_ptr.dtype.element_ty), mask=there[:, None] & (column < width)[None, :])
 
 
-_total, _token = Launcher(total_kernel, free=2), Launcher(token_kernel, free=len(FREE))
+_total, _token = Launcher(total_kernel, free=4), Launcher(token_kernel, free=len(FREE))
 
 
 def add_up(y: Tensor, shared: Tensor | None, served: Served, out: Tensor) -> None:
     """out [T, D] from y [slots, D less padding]; see `total_kernel`."""
     assert served.ids is not None
     ids, where, valid = served.ids, served.expert_map, served.valid
-    block = min(1024, triton.next_power_of_2(out.shape[1]))
+    block = 1024 if out.shape[1] >= 1024 else 128
     tensors = (y, y if shared is None else shared, ids, ids if where is None else where)
-    numbers = (served.experts, 0 if where is None else where.numel(), y.shape[1], out.shape[1])
-    constants = (served.share, where is not None, valid is not None, shared is not None, block)
+    flags = (int(valid is not None), int(shared is not None))
+    numbers = (served.experts, 0 if where is None else where.numel(), *flags, y.shape[1], out.shape[1])
+    constants = (served.share, block)
     grid = out.shape[0] * -(-out.shape[1] // block)
     _total(grid, (*tensors, ids if valid is None else valid, out), numbers, constants, 4)
 
@@ -181,7 +189,8 @@ def second_layer_and_total(
     scales: str,
     tile: ExpertTile,
     bias: Tensor | None,
-    weights: Tensor | None,
+    weights: Tensor,
+    weighted: bool,
     shared: Tensor | None,
     served: Served,
     out: Tensor,
@@ -193,11 +202,11 @@ def second_layer_and_total(
     tiles = -(-out.shape[1] // tile.columns)
     tensors = (
         h.values,
-        h.scale,
+        weights if h.scale is None else h.scale,
         w.values,
-        w.scale,
-        out if bias is None else bias,
-        out if weights is None else weights,
+        weights if w.scale is None else w.scale,
+        weights if bias is None else bias,
+        weights,
         out if shared is None else shared,
         ids,
         ids if where is None else where,
@@ -205,13 +214,15 @@ def second_layer_and_total(
         out,
     )
     numbers = (
+        int(valid is not None),
+        int(shared is not None),
         tiles,
         served.experts,
         0 if where is None else where.numel(),
         served.share,
         0 if bias is None else bias.stride(0),
         int(bias is not None),
-        int(weights is not None),
+        int(weighted),
         h.row,
         h.step,
         w.expert,
@@ -224,7 +235,7 @@ def second_layer_and_total(
         w.values.stride(0),
         w.values.stride(1),
     )
-    flags = (where is not None, valid is not None, shared is not None, h.values.shape[1] % tile.depth == 0)
+    whole = h.values.shape[1] % tile.depth == 0
     form = (tile.swap, apart(h.values), w.shuffled, w.values.dtype == torch.uint8)
-    constants = (scales, *flags, *form, ROWS, tile.columns, tile.depth)
+    constants = (scales, whole, *form, ROWS, tile.columns, tile.depth)
     _token(out.shape[0] * tiles, tensors, numbers, constants, tile.num_warps, tile.num_stages, tile.options)

@@ -16,6 +16,8 @@ LEAST_STEPS = 4
 """A part of a split sum has at least so many steps."""
 
 MOST_PARTS = 32
+_LEAST = {1: 32, 2: 32, 4: 16}
+"""Columns of a step where rows do not start at multiples of 16 bytes, by bytes of an element."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,12 @@ def family(machine: Platform) -> str:
     return next((name for name in TILES if arch.startswith(name)), "other")
 
 
-def fitting(tile: T, element: int, block: int | None) -> T:
-    """`tile` with a depth that divides `block`, the columns that share a scale."""
-    if block is None or block % tile.depth == 0:
-        return tile
-    return replace(tile, depth=min(tile.depth, block & -block))
+def fitting(tile: T, element: int, aligned: bool, block: int | None) -> T:
+    """`tile` with a depth that divides `block`, the columns that share a scale; short steps of rows that are read
+    element by element.
+    """
+    depth = tile.depth if aligned else min(tile.depth, _LEAST[element])
+    return replace(tile, depth=depth if block is None or block % depth == 0 else min(depth, block & -block))
 
 
 def _parts(tile: T, tiles: int, k: int, units: int) -> int:
@@ -136,12 +139,20 @@ def _parts(tile: T, tiles: int, k: int, units: int) -> int:
 
 @lru_cache(4096)
 def product_tile(
-    machine: Platform, m: int, n: int, k: int, element: int, describable: bool, block: int | None, fixed: bool
+    machine: Platform,
+    m: int,
+    n: int,
+    k: int,
+    element: int,
+    aligned: bool,
+    describable: bool,
+    block: int | None,
+    fixed: bool,
 ) -> tuple[T, int]:
     """The tile for [m, k] · [n, k]ᵀ and the steps a program does of each sum.
 
-    element: bytes of one. describable: tensor descriptors can be made of both factors. block: columns that share a
-    scale. fixed: neither may depend on m.
+    element: bytes of one. aligned: rows start at multiples of 16 bytes. describable: tensor descriptors can be made of
+    both factors. block: columns that share a scale. fixed: neither may depend on m.
     """
     choices = TILES[family(machine)][element]
     many = tuple(t for t in choices.many if describable or not t.described)
@@ -151,11 +162,11 @@ def product_tile(
         return -(-m // t.rows) * -(-n // t.columns)
 
     if fixed:
-        tile, parts = fitting(many[-1], element, block), 1
+        tile, parts = fitting(many[-1], element, aligned, block), 1
     else:
         few = next((t for most, t in choices.few if m <= most), None)
         tile = few or next((t for t in many if tiles(t) >= units), many[-1])
-        tile = fitting(tile, element, block)
+        tile = fitting(tile, element, aligned, block)
         parts = _parts(tile, tiles(tile), k, units) if tiles(tile) < units else 1
     steps = -(-k // tile.depth)
     return tile, -(-steps // parts)

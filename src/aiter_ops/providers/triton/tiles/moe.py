@@ -69,18 +69,26 @@ def block_rows(slots: int, experts: int, fixed: bool) -> int:
 
 
 @lru_cache(4096)
-def expert_tile(machine: Platform, rows: int, programs: int, width: int, dtype: torch.dtype, scales: str) -> ExpertTile:
-    """The tile of a layer in blocks of `rows` rows, `programs` of them, with `width` rows of weights of `dtype`.
-
-    The depth is in elements here.
+def expert_tile(
+    machine: Platform, rows: int, programs: int, width: int, depth: int, dtype: torch.dtype, scales: str
+) -> ExpertTile:
+    """The tile of a layer in blocks of `rows` rows, `programs` of them, with `width` rows of weights of `dtype` and
+    sums over `depth` columns. The tile's depth is in elements here, and divides `depth` where 32 does.
     """
     tile = TILES[family(machine)][rows]
     if dtype == torch.float32:
         tile = replace(tile, columns=min(tile.columns, 64), depth=128, swap=False)
+    if dtype == torch.uint8 and machine.vendor == "amd":
+        # unpacked weights and the addresses of their pieces fill the registers
+        tile = replace(tile, columns=min(tile.columns, 64))
     if scales == "block":
-        tile = replace(tile, depth=128, columns=128 if rows == 128 else tile.columns)
+        tile = replace(tile, columns=128 if rows == 128 else tile.columns)
     if rows == 16 and programs * width // tile.columns < 2 * (machine.compute_units or 128):
         tile = replace(tile, columns=32, swap=False)
+    if scales == "block":
+        return replace(tile, depth=128)
     # MXFP4 is unpacked to 16 bits
-    size = 2 if dtype == torch.uint8 else dtype.itemsize
-    return replace(tile, depth=128 if scales == "block" else tile.depth // size)
+    step = 64 if dtype == torch.uint8 else min(tile.depth // dtype.itemsize, 128)
+    while depth % step and step > 32:
+        step //= 2
+    return replace(tile, depth=step)
