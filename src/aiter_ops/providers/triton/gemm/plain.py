@@ -32,10 +32,10 @@ def _codes_refusal(target: Platform) -> Predicate:
     return predicate
 
 
-def _by_row(scale: Tensor) -> Scale:
-    """A scale a row, or one for all, which then has stride 0."""
+def _by_row(scale: Tensor, rows: int) -> Scale:
+    """A scale for each of so many rows, or one for all, which then has stride 0."""
     flat = scale.reshape(-1)
-    return flat, 0 if flat.shape[0] == 1 else flat.stride(0), 0
+    return flat, flat.stride(0) if flat.shape[0] > 1 else int(rows == 1), 0
 
 
 @PROVIDER.implements("gemm_a8w8", refuses=_codes_refusal, batch_invariant=True)
@@ -48,8 +48,8 @@ def gemm_a8w8(
     out_dtype: torch.dtype | None = None,
     layout: Literal["plain", "shuffled_16x16"] = "plain",
 ) -> Tensor:
-    dtype = out_dtype or torch.bfloat16
-    return multiply(a, b, bias, dtype, "row", _by_row(a_scale), _by_row(b_scale), shuffled=layout != "plain")
+    of_a, of_b = _by_row(a_scale, a.numel() // a.shape[-1]), _by_row(b_scale, b.shape[0])
+    return multiply(a, b, bias, out_dtype or torch.bfloat16, "row", of_a, of_b, shuffled=layout != "plain")
 
 
 def _block_refusal(target: Platform) -> Predicate:
