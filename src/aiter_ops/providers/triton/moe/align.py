@@ -107,7 +107,7 @@ def count_kernel(
     tl.store(counts_ptr + me * BINS + tl.arange(0, BINS), total)
 
 
-@triton.jit(do_not_specialize=["slots", "k", "experts", "known", "chunk", "chunks", "blocks"])
+@triton.jit(do_not_specialize=["slots", "k", "experts", "known", "chunk", "chunks", "blocks", "block"])
 def place_kernel(
     ids_ptr,
     map_ptr,
@@ -123,16 +123,16 @@ def place_kernel(
     chunk,
     chunks,
     blocks,
+    block,
     MAPPED: tl.constexpr,
     VALID: tl.constexpr,
     BINS: tl.constexpr,
     STEP: tl.constexpr,
     LINES: tl.constexpr,
-    BLOCK: tl.constexpr,
     TABLE: tl.constexpr,
     ALONE: tl.constexpr,
 ):
-    """A program places one chunk's slots in `sorted` [blocks·BLOCK], and fills its share of the padding, of the blocks'
+    """A program places one chunk's slots in `sorted` [blocks·block], and fills its share of the padding, of the blocks'
     owners and of what is not in use. ALONE: there is one chunk, and it has not been counted.
     """
     me = tl.program_id(0)
@@ -148,7 +148,7 @@ def place_kernel(
             part = tl.load(counts_ptr + line * BINS + expert[None, :], mask=line < chunks, other=0)
             total += tl.sum(part, axis=0)
             before += tl.sum(tl.where(line < me, part, 0), axis=0)
-    padded = (total + (BLOCK - 1)) // BLOCK * BLOCK
+    padded = (total + (block - 1)) // block * block
     ends = tl.cumsum(padded, axis=0)
     starts = ends - padded
     used = tl.sum(padded, axis=0)
@@ -162,21 +162,22 @@ def place_kernel(
         tl.store(sorted_ptr + target, at + side, mask=own >= 0)
         free += _count(own, BINS)
 
-    for extra in range(me, BLOCK, chunks):
+    for extra in range(me, block, chunks):
         target = starts + total + extra
         tl.store(sorted_ptr + target, tl.zeros_like(target) + slots, mask=target < ends)
-    for i in range(me, tl.max(padded, axis=0) // BLOCK, chunks):
-        tl.store(owners_ptr + starts // BLOCK + i, expert, mask=i * BLOCK < padded)
+    first, own_blocks = starts // block, padded // block
+    for i in range(me, tl.max(own_blocks, axis=0), chunks):
+        tl.store(owners_ptr + first + i, expert, mask=i < own_blocks)
     wide = tl.arange(0, 1024)
-    for rest in range(used + me * 1024, blocks * BLOCK, chunks * 1024):
-        tl.store(sorted_ptr + rest + wide, tl.zeros_like(wide) + slots, mask=rest + wide < blocks * BLOCK)
-    for rest in range(used // BLOCK + me * 1024, blocks, chunks * 1024):
+    for rest in range(used + me * 1024, blocks * block, chunks * 1024):
+        tl.store(sorted_ptr + rest + wide, tl.zeros_like(wide) + slots, mask=rest + wide < blocks * block)
+    for rest in range(used // block + me * 1024, blocks, chunks * 1024):
         tl.store(owners_ptr + rest + wide, tl.zeros_like(wide) - 1, mask=rest + wide < blocks)
     if me == 0:
         tl.store(padded_count_ptr, used)
 
 
-_counter, _placer = Launcher(count_kernel, free=5), Launcher(place_kernel, free=7)
+_counter, _placer = Launcher(count_kernel, free=5), Launcher(place_kernel, free=8)
 
 
 @PROVIDER.implements("moe_align", batch_invariant=True)
@@ -199,8 +200,8 @@ def moe_align(
     _placer(
         tile.chunks,
         (ids, places, valid, counts, sorted_ids, owners, padded_count),
-        (*numbers, tile.chunks, blocks),
-        (*constants, tile.lines, block, tile.table, tile.chunks == 1),
+        (*numbers, tile.chunks, blocks, block),
+        (*constants, tile.lines, tile.table, tile.chunks == 1),
         tile.num_warps,
     )
     return sorted_ids, owners, padded_count
