@@ -58,31 +58,50 @@ def _dtype_lines(sig: Signature) -> str:
     )
 
 
-def op_functions(sig: Signature, names: dict[str, Any], checked: bool, strided: tuple[int, ...]) -> dict[str, Any]:
-    """The four functions every op has, in one namespace that stays open: what they call is looked up there by name.
+def _graded(sig: Signature) -> str:
+    return f"grad_enabled() and ({_any(sig, '{t}.requires_grad')})"
 
-    entry: what users call; runs ``slot`` unless compilation, a mode, a subclass or a gradient is involved.
-    slow: where those go: the reference if it may be traced or must be differentiated, else the ``opaque`` op.
-    autograd: the Autograd kernel of the opaque op, which has no derivative and raises ``error`` rather than lose one.
-    reference: the function as written (``fn``), arguments checked, dtype resolved, every result contiguous.
+
+def entry(sig: Signature, names: dict[str, Any]) -> dict[str, Any]:
+    """What users call, in a namespace that stays open: what a function there calls is looked up in it by name.
+
+    It runs ``slot`` unless compilation, a mode, a subclass or a gradient is involved. ``ready`` writes what is needed
+    then (`completion`): declaring an op is part of every import and compiles one function only.
     """
     first = sig.tensors[0].name
     others = Signature(sig.name, tuple(p for p in sig.params if p.name != first), 0)
     special = f"type({first}) is not Tensor" + (
         " or " + _any(others, "type({t}) not in plain") if others.tensors else ""
     )
-    graded = f"grad_enabled() and ({_any(sig, '{t}.requires_grad')})"
     source = (
         f"def {sig.name}({sig.header}):\n{_dtype_lines(sig)}"
-        f"    if is_dynamo_compiling() or dispatch_modes() or {special}:\n        return slow({sig.call})\n"
-        f"    if {graded}:\n        return graded({sig.call})\n"
-        f"    return slot({sig.call})\n\n"
+        f"    if is_dynamo_compiling() or dispatch_modes() or {special}:\n"
+        f"        ready()\n        return slow({sig.call})\n"
+        f"    if {_graded(sig)}:\n        return graded({sig.call})\n"
+        f"    return slot({sig.call})\n"
+    )
+    namespace = {**_NAMES, **sig.defaults, "slot": None, "slow": None, **names}
+    if taken := namespace.keys() & {p.name for p in sig.params}:
+        raise TypeError(f"{sig.name}: parameter names {sorted(taken)} are taken by the generated code")
+    _run("op", sig.name, source, namespace)
+    return namespace
+
+
+def completion(sig: Signature, namespace: dict[str, Any], checked: bool, strided: tuple[int, ...]) -> None:
+    """Write the op's other functions into the namespace of its entry.
+
+    slow: where compilation and modes go: the reference if it may be traced or must be differentiated, else the
+    ``opaque`` op.
+    autograd: the Autograd kernel of the opaque op, which has no derivative and raises ``error`` rather than lose one.
+    reference: the function as written (``fn``), arguments checked, dtype resolved, every result contiguous.
+    """
+    source = (
         f"def slow({sig.header}):\n{_tensor_checks(sig)}"
-        f"    if {graded}:\n        return reference({sig.call})\n"
-        f"    if is_dynamo_compiling() and inlines({sig.name!r}, state.token, {first}.device.type):\n"
+        f"    if {_graded(sig)}:\n        return reference({sig.call})\n"
+        f"    if is_dynamo_compiling() and inlines({sig.name!r}, state.token, {sig.tensors[0].name}.device.type):\n"
         f"        return reference({sig.call})\n"
         f"    return opaque({sig.call})\n\n"
-        f"def autograd({sig.header}):\n    if {graded}:\n        raise error\n"
+        f"def autograd({sig.header}):\n    if {_graded(sig)}:\n        raise error\n"
         f"    with below():\n        return opaque({sig.call})\n\n"
         f"def reference({sig.header}):\n{_checks(sig)}" + (f"    check({sig.call})\n" if checked else "")
     )
@@ -94,11 +113,7 @@ def op_functions(sig: Signature, names: dict[str, Any], checked: bool, strided: 
         outs = [f"out{i}" for i in range(sig.results)]
         done = [n if i in strided else f"{n}.contiguous()" for i, n in enumerate(outs)]
         source += f"    {', '.join(outs)} = fn({sig.call})\n    return {', '.join(done)}\n"
-    namespace = {**_NAMES, **sig.defaults, "slot": None, **names}
-    if taken := namespace.keys() & {p.name for p in sig.params}:
-        raise TypeError(f"{sig.name}: parameter names {sorted(taken)} are taken by the generated code")
-    _run("op", sig.name, source, namespace)
-    return namespace
+    _run("rest of op", sig.name, source, namespace)
 
 
 def _tensor_checks(sig: Signature) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import codegen, provider, tracing
@@ -95,8 +94,7 @@ def use(rules: str = "", strict: bool | None = None, batch_invariant: bool | Non
         before = policy()
         rank = ENVIRONMENT + 1 + len(state.used)
         parsed, off = parse_rules(rules, "use()", rank, targets(), provider.provider_names(), platform())
-        state.policy = replace(
-            before.with_rules(parsed, strict),
+        state.policy = before.with_rules(parsed, strict)._replace(
             off=off or (before.off and not parsed),
             batch_invariant=before.batch_invariant if batch_invariant is None else batch_invariant,
         )
