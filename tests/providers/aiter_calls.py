@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import aiter_ops
+from aiter_ops.core.compare import compare
 from aiter_ops.core.evidence import version_key
 from aiter_ops.core.platforms import Platform
 from aiter_ops.ops.formulas import FP8
@@ -56,7 +57,10 @@ def cases(
     made = []
     for sample in [*op.samples(size="small"), *more]:
         args, kwargs = op.bind(sample.args, sample.kwargs, machine)
-        args, kwargs = tuple(_flavoured(v, machine) for v in args), {k: _flavoured(v, machine) for k, v in kwargs.items()}
+        args, kwargs = (
+            tuple(_flavoured(v, machine) for v in args),
+            {k: _flavoured(v, machine) for k, v in kwargs.items()},
+        )
         if not args[0].numel():
             continue  # the layer serves it
         made.append((sample.name, args, kwargs))
@@ -67,12 +71,13 @@ def cases(
     return [(name, args, kwargs, op.reference(*args, **kwargs)) for name, args, kwargs in made]
 
 
-def serve(op: aiter_ops.Op, tried: list[Case], release: str) -> list[str]:
-    """Run the adapter on every case it takes and compare; the names of those."""
+def serve(op: aiter_ops.Op, tried: list[Case], release: str, tolerance: aiter_ops.Tolerance | None = None) -> list[str]:
+    """Run the adapter on every case it takes and compare (with the op's tolerance or another); the names of those."""
     implementation, served = op.implementations["aiter"], []
     for name, args, kwargs, want in tried:
         if implementation.refuses(*args, **kwargs) is None:
-            verdict = op.compare(implementation.fn(*args, **kwargs), want)
+            got = op.as_tuple(implementation.fn(*args, **kwargs))
+            verdict = compare(got, op.as_tuple(want), op.results, tolerance or op.tolerance)
             assert verdict.ok, f"{op.name}, {name}, AITER {release}: {verdict.detail}"
             served.append(name)
     return served

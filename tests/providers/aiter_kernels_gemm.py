@@ -163,7 +163,7 @@ class GemmKernels:
         return x
 
     def shuffle_weight(self, x, layout, use_int4, is_guinterleave=False, gate_up=False, pad_k_to=0):
-        assert not (use_int4 or is_guinterleave or gate_up or pad_k_to)
+        assert not any((use_int4, is_guinterleave, gate_up, pad_k_to))
         assert x.is_contiguous()
         return self._marked(shuffled(x, {(16, 16): "shuffled_16x16", (32, 16): "shuffled_32x16"}[layout]))
 

@@ -44,7 +44,7 @@ class RoutingKernels:
         assert ids.dtype == torch.int32
         assert weights.is_contiguous()
         assert ids.is_contiguous()
-        chosen = choice.sort(-1, descending=True, stable=True).indices[:, : ids.shape[1]]
+        chosen = choice.sort(dim=-1, descending=True, stable=True).indices[:, : ids.shape[1]]
         taken = score.gather(-1, chosen)
         ids.copy_(chosen)
         weights.copy_((taken / taken.sum(-1, keepdim=True) if renorm else taken) * scale)
@@ -86,7 +86,7 @@ class RoutingKernels:
         """choice with experts of groups that do not count set to -Inf; a group counts by its `best` largest."""
         members = choice.unflatten(-1, (groups, -1))
         score = members.topk(best, -1).values.sum(-1)
-        chosen = score.sort(-1, descending=True, stable=True).indices[:, :kept]
+        chosen = score.sort(dim=-1, descending=True, stable=True).indices[:, :kept]
         out = torch.ones_like(score, dtype=torch.bool).scatter(-1, chosen, False)
         return members.masked_fill(out.unsqueeze(-1), -torch.inf).flatten(-2)
 
@@ -174,8 +174,7 @@ class MoeKernels:
     def _sorted(self, ids: Tensor, mask: Tensor | None, experts: int, rows: int) -> dict[tuple[int, int], int]:
         """(token, local expert) -> slot, of the first `rows` tokens: of two slots with one expert the later is kept."""
         count = experts if mask is None else mask.numel()
-        assert int(ids.min()) >= 0
-        assert int(ids.max()) < count, "an id out of range is a fault"
+        assert 0 <= int(ids.min()) <= int(ids.max()) < count, "an id out of range is a fault"
         local = torch.arange(count) if mask is None else torch.where(mask > 0, mask.cumsum(0) - 1, -1)
         slots = {}
         for token, chosen in enumerate(ids[:rows].tolist()):

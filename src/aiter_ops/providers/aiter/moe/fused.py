@@ -22,7 +22,7 @@ MOE = "VLLM_ROCM_USE_AITER_MOE"
 ENUM, FUSED, ON_INPUT = "aiter.ops.enum", "aiter.fused_moe", "aiter.fused_moe_bf16_asm"
 ACTIVATIONS = {"silu": "Silu", "gelu": "Gelu"}
 QUANTS = {"none": "No", "per_tensor": "per_Tensor", "per_token": "per_Token", "per_block": "per_128x128"}
-"""AITER's names, looked up in its enums at run time: their numbers moved between releases."""
+"""AITER's names; its enums are asked for their numbers at run time."""
 
 BF16 = torch.bfloat16
 MOST_TOKENS = 2**24
@@ -70,13 +70,17 @@ def _types(x: Tensor, w1: Tensor, quant: str, out_dtype: torch.dtype, platform: 
     return limits.writes(out_dtype, (BF16,), "fused_moe with coded weights")
 
 
-def _sizes(x: Tensor, w1: Tensor, w2: Tensor, ids: Tensor, out_dtype: torch.dtype) -> str | None:
+def _sizes(x: Tensor, w2: Tensor, ids: Tensor, mapped: bool) -> str | None:
     size = w2.shape[2]
     return (
         limits.multiple(x.shape[1], 128, "D")
         or limits.multiple(size, 64 if size <= 192 else 128, "I")
         or limits.at_most(x.shape[0], MOST_TOKENS - 1, "tokens")
-        or limits.at_most(ids.shape[1], w1.shape[0], "k, experts of a token apart from each other,")
+        or (
+            None
+            if mapped
+            else limits.at_most(ids.shape[1], w2.shape[0], "k, experts of a token apart from each other,")
+        )
         or limits.addressable(x)
         or limits.within_31_bits(ids.numel() * size * 2, "elements between the products")
     )
@@ -149,12 +153,12 @@ def _fused(platform: Platform) -> Predicate:
     ) -> str | None:
         absent = {"w1_bias": w1_bias, "w2_bias": w2_bias, "shared_w1": shared_w1}
         pads = hidden_pad, intermediate_pad
-        dtype = result_dtype(x, out_dtype)
+        dtype, mapped = result_dtype(x, out_dtype), expert_map is not None
         return (
             _unhonoured(activation, gate_up, quant, swiglu_limit, pads, layout, absent)
             or _types(x, w1, quant, dtype, platform)
-            or _sizes(x, w1, w2, ids, dtype)
-            or _scales(x, quant, a1_scale, a2_scale, expert_map is not None, num_valid_tokens is not None)
+            or _sizes(x, w2, ids, mapped)
+            or _scales(x, quant, a1_scale, a2_scale, mapped, num_valid_tokens is not None)
             or (_on_input(x, w1, ids, activation, quant, platform) if apply_weight_on_input else None)
             or _map(expert_map, w1.shape[0])
         )

@@ -27,9 +27,13 @@ def local_experts(expert_map: Tensor) -> int | None:
     return count
 
 
+def capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def unread(expert_map: Tensor) -> bool:
     """Whether the map would have to be read now, while a graph is captured, which cannot be."""
-    if not expert_map.is_cuda or not torch.cuda.is_current_stream_capturing():
+    if not capturing(expert_map.device):
         return False
     held = _ordered.get(expert_map)
     return expert_map.is_inference() or held is None or held[0] != expert_map._version
