@@ -43,4 +43,4 @@ def gemm_a16w16(a: Tensor, b: Tensor, bias: Tensor | None = None, out_dtype: tor
     """
     added = {} if bias is None else {"bias": bias.contiguous()}
     y = entry("gemm_a16w16", *A16W16)(rows(a), b.contiguous(), dtype=out_dtype or a.dtype, **added)
-    return y.view(*a.shape[:-1], -1)
+    return y.view(*a.shape[:-1], -1)  # type: ignore[no-any-return]

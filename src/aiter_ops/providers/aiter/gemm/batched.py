@@ -44,7 +44,7 @@ def _fp8(platform: Platform) -> Predicate:
         return (
             limits.half(x)
             or limits.takes_fp8(w.dtype, platform)
-            or limits.one_of(group_size, (32, 64, 128), "group_size", GROUPED)
+            or limits.one_of(group_size, (32, 64, 128), "group_size", "AITER's batched_gemm_a8w8")
             or limits.writes(out_dtype or x.dtype, limits.HALF, "batched_gemm_a8w8")
             or _sizes(x, w)
         )

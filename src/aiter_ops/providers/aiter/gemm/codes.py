@@ -95,7 +95,12 @@ def gemm_a8w8(
         y = entry("gemm_a8w8_CK", A8W8)(*tensors, bias=added, dtype=out_dtype or BF16, splitK=0)
     else:
         y = entry("gemm_a8w8_bpreshuffle", A8W8)(*tensors, dtype=out_dtype or BF16)
-    return y.view(*a.shape[:-1], n)
+    return y.view(*a.shape[:-1], n)  # type: ignore[no-any-return]
+
+
+def _by_column(scale: Tensor) -> Tensor:
+    """The bytes of [G, M], shown with the shape of `scale` [M, G] and its strides."""
+    return scale.t().contiguous().view(scale.shape)
 
 
 def _blockscale(platform: Platform) -> Predicate:
@@ -137,13 +142,13 @@ def gemm_a8w8_blockscale(
 ) -> Tensor:
     """AITER aiter/ops/gemm_op_a8w8.py, gemm_a8w8_blockscale (0.1.5-0.1.20), _bpreshuffle (shuffled, since 0.1.5.post4).
 
-    plain reads a_scale row by row; shuffled column by column, in a tensor of shape [M, K/128] with its strides, as
-    op_tests/test_gemm_a8w8_blockscale.py gives it in every release.
+    plain reads a_scale row by row, shuffled column by column, as op_tests/test_gemm_a8w8_blockscale.py gives it in every
+    release.
     """
     flat, scale = rows(a), a_scale.reshape(-1, a_scale.shape[-1])
     if layout == "plain":
         name, scale = "gemm_a8w8_blockscale", scale.contiguous()
     else:
-        name, scale = "gemm_a8w8_blockscale_bpreshuffle", scale.t().contiguous().view(scale.shape)
+        name, scale = "gemm_a8w8_blockscale_bpreshuffle", _by_column(scale)
     y = entry(name, A8W8)(flat, b.contiguous(), scale, b_scale.contiguous(), dtype=out_dtype or BF16)
-    return y.view(*a.shape[:-1], b.shape[0])
+    return y.view(*a.shape[:-1], b.shape[0])  # type: ignore[no-any-return]

@@ -106,7 +106,7 @@ def gemm_a16wfp4(
     y = entry("gemm_a16wfp4", *_triton("gemm_a16wfp4"))(
         rows(a), b.contiguous(), b_scale.contiguous(), atomic_add=False, dtype=out_dtype or a.dtype
     )
-    return y.view(*a.shape[:-1], -1)
+    return y.view(*a.shape[:-1], -1)  # type: ignore[no-any-return]
 
 
 def _a4(platform: Platform) -> Predicate:
@@ -166,4 +166,4 @@ def gemm_a4w4(
             dtype=dtype,
             bpreshuffle=True,
         )
-    return y.view(*a.shape[:-1], b.shape[0])
+    return y.view(*a.shape[:-1], b.shape[0])  # type: ignore[no-any-return]
