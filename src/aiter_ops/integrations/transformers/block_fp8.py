@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aiter_ops.core.platforms import fp8_dtype
+from aiter_ops.ops.layout import fnuz
 
 BLOCK = 128
 
@@ -38,15 +39,9 @@ def dequantised(weight: Tensor, scale: Tensor) -> Tensor:
 def in_format(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """An e4m3fn weight and its scales in `dtype`, with the same product.
 
-    e4m3fnuz reads every code as half of what e4m3fn does, has its NaN at 0x80 (e4m3fn's -0) and none at 0x7F and 0xFF
-    (ONNX's table of FP8 formats): the scale doubles, -0 becomes 0, NaN stays NaN.
+    `aiter_ops.to_fp8_fnuz` says how the codes and the scale change.
     """
-    if dtype == weight.dtype:
-        return weight, scale
-    codes = weight.view(torch.uint8)
-    nan = (codes & 0x7F) == 0x7F
-    codes = torch.where(codes == 0x80, 0, codes)
-    return torch.where(nan, 0x80, codes).to(torch.uint8).view(dtype), scale * 2
+    return (weight, scale) if dtype == weight.dtype else fnuz(weight, scale)
 
 
 class BlockFp8Linear(nn.Module):

@@ -66,6 +66,19 @@ def _check(op_name: str, x: Tensor) -> None:
         raise bad_shape(op_name, "x", x, "[..., N] with N a multiple of 32")
 
 
+def mxfp4_codes(x: Tensor, rounding: str) -> tuple[Tensor, Tensor]:
+    """Packed codes and exponents of x, as `mxfp4_quant` says."""
+    scaled, exponent = _blocks(x, rounding, mantissa=1, emax=2, top=6.0)
+    magnitude = scaled.abs()
+    code = torch.zeros_like(magnitude, dtype=torch.uint8)
+    for step, bound in enumerate(E2M1_BOUNDS):
+        # leaving code `step`: at a tie only if that code is odd
+        code = code + (magnitude >= bound if step % 2 else magnitude > bound).to(torch.uint8)
+    code = code | (torch.signbit(scaled) & ~scaled.isnan()).to(torch.uint8) << 3
+    code = code.flatten(-2)
+    return code[..., ::2] | code[..., 1::2] << 4, exponent.to(torch.uint8)
+
+
 @op(
     "quant",
     samples=mx_samples,
@@ -84,15 +97,7 @@ def mxfp4_quant(x: Tensor, rounding: Literal["floor", "even", "up"] = "even") ->
     Elements are rounded to nearest, ties to even. Returns packed uint8 [..., N/2] and e8m0 uint8 [..., N/32].
     A block with NaN or Inf has scale 255 (NaN).
     """
-    scaled, exponent = _blocks(x, rounding, mantissa=1, emax=2, top=6.0)
-    magnitude = scaled.abs()
-    code = torch.zeros_like(magnitude, dtype=torch.uint8)
-    for step, bound in enumerate(E2M1_BOUNDS):
-        # leaving code `step`: at a tie only if that code is odd
-        code = code + (magnitude >= bound if step % 2 else magnitude > bound).to(torch.uint8)
-    code = code | (torch.signbit(scaled) & ~scaled.isnan()).to(torch.uint8) << 3
-    code = code.flatten(-2)
-    return code[..., ::2] | code[..., 1::2] << 4, exponent.to(torch.uint8)
+    return mxfp4_codes(x, rounding)
 
 
 @op(
