@@ -18,7 +18,6 @@ os.environ["TRITON_INTERPRET"] = "1"
 import numpy as np
 import torch
 from triton.runtime import interpreter
-
 from triton_in_interpreter import use_torch_fp8_cast
 
 import aiter_ops
