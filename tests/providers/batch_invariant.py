@@ -2,7 +2,7 @@
 
     python batch_invariant.py
 
-runs every such Triton implementation of the row-wise families in Triton's interpreter, on fp32 values, and prints one
+runs every such Triton implementation of the families below, products left out, in Triton's interpreter, on fp32 values, and prints one
 JSON line: {"run": {op: count}, "wrong": [text, ...]}. The tests on a GPU import `varying` and give it all dtypes.
 """
 
@@ -22,7 +22,7 @@ import aiter_ops
 from aiter_ops.core.op import Op
 from aiter_ops.core.samples import Sample
 
-FAMILIES = ("norm", "activation", "quant")
+FAMILIES = ("norm", "activation", "quant", "gemm", "routing")
 MANY = 300
 """More rows than kernels call few."""
 
@@ -67,7 +67,7 @@ def varying(op: Op, run: Callable[..., Any], sample: Sample, count: int = MANY) 
 
 
 def stated(provider: str) -> Iterator[Op]:
-    """The row-wise ops whose implementation by `provider` states batch invariance."""
+    """The ops of these families whose implementation by `provider` states batch invariance."""
     for op in aiter_ops.list_ops():
         found = op.implementations.get(provider)
         if op.family in FAMILIES and found and found.batch_invariant:
@@ -75,7 +75,10 @@ def stated(provider: str) -> Iterator[Op]:
 
 
 def fits(op: Op, sample: Sample) -> bool:
+    """Whether every row can stand alone; a count of valid rows is about the whole batch."""
     x = sample.args[0]
+    if "num_valid_tokens" in sample.kwargs:
+        return False
     return x.dim() == 2 and x.shape[0] > 0 and (op.name != "dequant" or sample.args[1].shape[0] == x.shape[0])
 
 
@@ -85,6 +88,8 @@ def main() -> None:
     wrong: list[str] = []
     with aiter_ops.use(batch_invariant=True):
         for op in stated("triton"):
+            if op.family == "gemm":
+                continue  # NumPy's matrix product rounds a row by its place in the matrix
             for sample in op.samples(size="small"):
                 values = (*sample.args, *sample.kwargs.values())
                 known = not UNKNOWN & {v.dtype if isinstance(v, torch.Tensor) else v for v in values}

@@ -21,9 +21,8 @@ STATED = [pytest.param(op, id=op.name) for op in aiter_ops.list_ops() if op.fami
 
 def test_rows_alone_and_in_a_batch_are_the_same_bits_in_the_interpreter() -> None:
     result = in_interpreter(Path(__file__).with_name("batch_invariant.py").name)
-    assert set(result["run"]) == {op.name for op in aiter_ops.list_ops() if op.family in FAMILIES} - {
-        "per_tensor_quant"
-    }
+    rows = {op.name for op in aiter_ops.list_ops() if op.family in FAMILIES and op.family != "gemm"}
+    assert set(result["run"]) == rows - {"per_tensor_quant"}
     assert not result["wrong"], result["wrong"]
 
 

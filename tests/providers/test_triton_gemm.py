@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -152,3 +153,31 @@ def test_described_factors_are_used_on_hopper_alone_and_only_where_rows_are_alig
     assert not job.described
     with aiter_ops.use(batch_invariant=True):
         assert not jobs("gemm_a8w8_blockscale", "sm_90", args)[0].described
+
+
+WGMMA = {"bf16": r"f32\.bf16\.bf16", "f16": r"f32\.f16\.f16", "f8E4M3FN": r"f32\.e4m3\.e4m3", "i8": r"s32\.s8\.s8"}
+
+
+@pytest.mark.slow
+def test_products_of_a_models_sizes_use_hoppers_matrix_instructions_without_spills() -> None:
+    from aiter_ops.check.aot import collect
+    from aiter_ops.check.aot_nvidia import compile_nvidia
+
+    target = platform_for("sm_90", compute_units=132)
+    formats = set()
+    for name in OPS:
+        for wanted in collect(aiter_ops.get_op(name), target):
+            if not wanted.model:
+                continue
+            report = compile_nvidia(wanted.job, target)
+            assert report.stack == 0, report
+            assert report.shared <= target.lds, report
+            # two programs share a multiprocessor where one of them scales while the other multiplies
+            assert "described" not in report.kernel or report.dots != (("f8E4M3FN",) * 2,) or report.registers <= 128
+            assert bool(report.dots) == (report.kernel != "parts_kernel")
+            for left, right in report.dots:
+                assert left == right
+                formats.add(left)
+                pattern = rf"wgmma\.mma_async\.sync\.aligned\.m64n\d+k\d+\.{WGMMA[left]}"
+                assert [m for m in report.matrix if re.fullmatch(pattern, m)] == list(report.matrix) != [], report
+    assert formats == set(WGMMA)

@@ -169,7 +169,7 @@ def _specialised(job: Job) -> tuple[float, ...]:
     """The numbers, each replaced by one that Triton specialises alike."""
     free = {p.num for p in job.kernel.params if p.do_not_specialize}
     numbers: list[float] = []
-    for i, value in enumerate(job.numbers, start=len(job.tensors)):
+    for i, value in enumerate(job.numbers, start=len(job.described) + len(job.tensors)):
         if isinstance(value, int) and i not in free:
             numbers.append(1 if value == 1 else 16 if value % 16 == 0 else 17)
         else:
@@ -179,16 +179,7 @@ def _specialised(job: Job) -> tuple[float, ...]:
 
 def compile_job(job: Job, target: Platform) -> Report:
     """Compile one job for `target` (an AMD platform) and read the assembly. Raises what the compiler raises."""
-    with _compiler_for(target):
-        compiled = job.kernel.warmup(
-            *(_Pointer(dtype, aligned) for dtype, aligned in job.tensors),
-            *job.numbers,
-            *job.constants,
-            grid=(1,),
-            num_warps=job.num_warps,
-            num_stages=job.num_stages,
-            **dict(job.options),
-        )
+    compiled = compiled_for(job, target)
     text = compiled.asm["amdgcn"]
 
     def number(name: str) -> int:
@@ -214,10 +205,30 @@ def compile_job(job: Job, target: Platform) -> Report:
     )
 
 
+def compiled_for(job: Job, target: Platform) -> Any:
+    """What Triton made of one job for `target`. Raises what the compiler raises."""
+    described = ()
+    if job.described:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        described = tuple(TensorDescriptor(_Pointer(d), [256, 256], [256, 1], [*tile]) for d, tile in job.described)
+    with _compiler_for(target):
+        return job.kernel.warmup(
+            *described,
+            *(_Pointer(dtype, aligned) for dtype, aligned in job.tensors),
+            *job.numbers,
+            *job.constants,
+            grid=(1,),
+            num_warps=job.num_warps,
+            num_stages=job.num_stages,
+            **dict(job.options),
+        )
+
+
 class _Pointer:
     """What Triton asks of a tensor argument: dtype, alignment, and that it is below 2 GiB."""
 
-    def __init__(self, dtype: torch.dtype, aligned: bool) -> None:
+    def __init__(self, dtype: torch.dtype, aligned: bool = True) -> None:
         self.dtype, self._address = dtype, 0 if aligned else 2
 
     def data_ptr(self) -> int:
@@ -243,6 +254,8 @@ def _compiler_for(target: Platform) -> Iterator[None]:
             raise NotImplementedError("nothing is launched")
 
         def get_current_target(self) -> Any:
+            if target.vendor == "nvidia":
+                return GPUTarget("cuda", int(target.arch.removeprefix("sm_")), target.wave_size)
             return GPUTarget("hip", target.arch, target.wave_size)
 
         def get_active_torch_device(self) -> torch.device:

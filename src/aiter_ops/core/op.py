@@ -73,7 +73,8 @@ class Op:
             raise TypeError(f"{self.name}: results={results} for {self.signature.results} returned tensors")
         if not inline and fake is None:
             raise TypeError(f"{self.name}: an op that is not inline needs a fake=")
-        names = {**self._defaults, "fn": fn, "check": check, "graded": self._graded, "ready": self._ready()}
+        self._ready = self._completer()
+        names = {**self._defaults, "fn": fn, "check": check, "graded": self._graded, "ready": self._ready}
         self._strided = tuple(results.index(name) for name in strided)
         self._names = codegen.entry(self.signature, names)
         self.entry: Callable[..., Any] = self._names[self.name]
@@ -81,6 +82,9 @@ class Op:
         self.entry.op = self
         self._fake, self.batch_invariant = fake, batch_invariant
         self._implementations: dict[str, Implementation] = {}
+        self._reference: Callable[..., Any]
+        self._checks: Callable[..., None]
+        self._opaque: Any
         self._register()
         self.unresolve()
 
@@ -110,54 +114,56 @@ class Op:
         return self._slot(*args, **kwargs)
 
     def _run_below_autograd(self, *args: Any, **kwargs: Any) -> Any:
-        return self._completed["autograd"](*args, **kwargs)
+        self._ready()
+        return self._names["autograd"](*args, **kwargs)
 
     def _run_fake(self, *args: Any, **kwargs: Any) -> Any:
         return (self._fake or self.reference)(*args, **kwargs)
 
     # --- what is written at first need --------------------------------------------------------------------------
 
-    @property
-    def _completed(self) -> dict[str, Any]:
-        """The generated functions: the entry and, from here on, all others."""
-        if "reference" not in self._names:
-            with runtime.lock:
-                self._complete()
-        return self._names
-
     def _complete(self) -> None:
-        error = RuntimeError(
+        names = self._names
+        names["error"] = RuntimeError(
             f"aiter_ops.{self.name} as torch.ops.aiter_ops.{self.name} is inference only: an input needs grad; "
             f"call aiter_ops.{self.name} (it takes the reference then) or run under torch.inference_mode()"
         )
-        self._names.update(
-            opaque=getattr(torch.ops.aiter_ops, self.name).default,
-            below=torch._C._AutoDispatchBelowAutograd,
-            error=error,
-            inlines=runtime.inlines,
-            state=runtime.state,
-        )
-        codegen.completion(self.signature, self._names, self._check is not None, self._strided)
-        self._names["reference"].__doc__ = self._written.__doc__
+        names.update(inlines=runtime.inlines, state=runtime.state, below=torch._C._AutoDispatchBelowAutograd)
+        names["opaque"] = self._opaque = getattr(torch.ops.aiter_ops, self.name).default
+        codegen.completion(self.signature, names, self._check is not None, self._strided)
+        names["reference"].__doc__ = self._written.__doc__
+        self._checks, self._reference = names["checks"], names["reference"]
 
-    def _ready(self) -> Callable[[], bool]:
+    def _completer(self) -> Callable[[], bool]:
+        """A function that completes the op where it is not; torch.compile calls it while tracing, and goes on after."""
+
         def ready() -> bool:
-            return bool(self._completed)
+            if "_reference" not in self.__dict__:
+                with runtime.lock:
+                    if "_reference" not in self.__dict__:
+                        self._complete()
+            return True
 
-        # torch.compile calls it while tracing, and reads `slow` after that
         ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
         return ready
 
     @property
     def reference(self) -> Callable[..., Any]:
         """The op in plain PyTorch, as a plain function: arguments checked, every new result contiguous."""
-        reference: Callable[..., Any] = self._completed["reference"]
-        return reference
+        self._ready()
+        return self._reference
+
+    @property
+    def checks(self) -> Callable[..., None]:
+        """Raises TypeError or ValueError, in one line, for arguments that are not accepted."""
+        self._ready()
+        return self._checks
 
     @property
     def opaque(self) -> Any:
         """`torch.ops.aiter_ops.<name>.default`."""
-        return self._completed["opaque"]
+        self._ready()
+        return self._opaque
 
     # --- slots --------------------------------------------------------------------------------------------------
 
@@ -249,7 +255,9 @@ class Op:
                 and any(r.gpu for r in implementation.requirements)
             ):
                 reason = f"the tensors are on {first.device}, not on a GPU"
-            reason = reason or implementation.refuses(*values, **named)
+            if reason is None:
+                self.checks(*values, **named)
+                reason = implementation.refuses(*values, **named)
             if reason:
                 raise Refused(f"{self.name}: {provider} refuses: {reason}")
             return implementation.fn(*values, **named)

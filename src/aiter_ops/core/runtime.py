@@ -178,10 +178,10 @@ def _link(op: Op, found: list[Candidate], rules: Policy) -> Any:
         if tracing.recorders:
             serve = codegen.before(op.signature, tracing.hook_for(op.name, name), serve)
         if candidate.predicate is None:
-            return codegen.chain(op.signature, links, serve) if links else serve
+            return codegen.chain(op.signature, links, serve, op.checks) if links else serve
         links.append((candidate.predicate, _noter(op, name, requested), serve))
     end = _refuser(op, found, preferred)
-    return codegen.chain(op.signature, links, end) if links else end
+    return codegen.chain(op.signature, links, end, op.checks) if links else end
 
 
 def _tell(op: Op, name: str, reason: str) -> None:

@@ -33,6 +33,16 @@ class Param(NamedTuple):
         return self.name == "dtype" and self.type == "ScalarType" and self.optional
 
     @property
+    def is_eps(self) -> bool:
+        """``eps: float``, also with words before it: what is added under a root, so at least 0."""
+        return self.type == "float" and (self.name == "eps" or self.name.endswith("_eps"))
+
+    @property
+    def length(self) -> int:
+        """Of a list of integers, its length; else 0."""
+        return int(self.type[len("SymInt[") : -1]) if self.type.startswith("SymInt[") else 0
+
+    @property
     def keyword_only(self) -> bool:
         return bool(self.kind is inspect.Parameter.KEYWORD_ONLY)
 

@@ -160,7 +160,7 @@ def quant_samples(make: Make) -> Iterator[Sample]:
         (x, w1, w2, *rest), named = layer(make, 8, 3, 2, D, SIZE, "per_token", codes=codes)
         both = tuple(shuffled(w, "shuffled_16x16") for w in (w1, w2))
         yield Sample(f"shuffled {str(codes).split('.')[-1]}", (x, *both, *rest), {**named, "layout": "shuffled_16x16"})
-    yield _sample("per block fp32", layer(make, 8, 3, 2, 2 * D, SIZE, "per_block", FP32))
+    yield _sample("per block fp32", layer(make, 40, 3, 2, 2 * D, SIZE, "per_block", FP32))
     for quant in ("mxfp4", "mxfp4_fp8"):
         yield _sample(quant, layer(make, 8, 4, 2, D, SIZE, quant, codes=torch.uint8, shared=64))
         yield _sample(f"{quant} fp32", layer(make, 8, 4, 2, D, SIZE, quant, FP32))
@@ -170,7 +170,7 @@ def quant_samples(make: Make) -> Iterator[Sample]:
     (x, *rest), named = layer(make, 8, 3, 2, 2 * D, SIZE, "per_block", FP32, FN)
     columns = make.normal(2, 8, dtype=FP32).abs().t() / 24
     yield Sample("x holds codes, per block", ((x * 24).to(FN), *rest), {**named, "a1_scale": columns})
-    everything = layer(make, 19, 3, 2, 2 * D, 2 * SIZE, "per_block", codes=FN, shared=SIZE, biased=True)
+    everything = layer(make, 19, 3, 2, 2 * D, 2 * SIZE, "per_block", FP32, FN, shared=SIZE, biased=True)
     yield _sample(
         "everything, per block",
         everything,
@@ -188,22 +188,23 @@ def quant_samples(make: Make) -> Iterator[Sample]:
 
 
 def model_samples(make: Make) -> Iterator[Sample]:
-    """The sizes of real layers, with fewer experts where all of them would not be drawn in seconds."""
-    (x, w1, w2, weights, ids), _ = layer(make, 1000, 8, 2, 4096, 1792)
+    """The widths of real layers, a share of their experts: all of them would take minutes to draw."""
+    (x, w1, w2, weights, ids), _ = layer(make, 1000, 8, 2, 4096, 896)
     for n in (1, 1000):
-        yield Sample(f"Mixtral-8x7B TP8, {n} tokens", (x[:n], w1, w2, weights[:n], ids[:n]), size="model")
-    (x, w1, w2, weights, ids), named = layer(make, 1000, 32, 8, 7168, 256, "per_block", shared=256)
+        yield Sample(f"Mixtral-8x7B TP16, {n} tokens", (x[:n], w1, w2, weights[:n], ids[:n]), size="model")
+    (x, w1, w2, weights, ids), named = layer(make, 1000, 16, 8, 7168, 256, "per_block", shared=256)
     for n in (1, 1000):
         args = x[:n], w1, w2, weights[:n], ids[:n]
-        yield Sample(f"DeepSeek-V3 TP8, 32 experts, {n} tokens", args, named, size="model")
-    yield Sample("Qwen3-30B-A3B TP4, 300 tokens", *layer(make, 300, 128, 8, 2048, 192), size="model")
-    made = layer(make, 30, 16, 8, 4096, 384, "per_token")
-    yield Sample("Qwen3-235B-A22B TP4 FP8 per channel, 16 experts", *made, size="model")
-    args, named = layer(make, 64, 8, 4, 2880, 2880, "mxfp4", biased=True)
+        yield Sample(f"DeepSeek-V3 TP8, 16 experts, {n} tokens", args, named, size="model")
+    args, named = layer(make, 150, 64, 8, 2048, 192)
+    yield Sample("Qwen3-30B-A3B TP4, 64 experts, 150 tokens", args, named, size="model")
+    args, named = layer(make, 15, 8, 8, 4096, 384, "per_token")
+    yield Sample("Qwen3-235B-A22B TP4 FP8 per channel, 8 experts", args, named, size="model")
+    args, named = layer(make, 32, 4, 4, 2880, 2880, "mxfp4", biased=True)
     form = {"activation": "swiglu_oai", "gate_up": "interleaved"}
-    yield Sample("gpt-oss, 8 experts", args, {**named, **form}, size="model")
-    made = layer(make, 16, 16, 1, 5120, 1024)
-    yield Sample("Llama-4-Scout TP8, 16 tokens", made[0], {**made[1], "apply_weight_on_input": True}, size="model")
+    yield Sample("gpt-oss, 4 experts", args, {**named, **form}, size="model")
+    args, _ = layer(make, 16, 4, 1, 5120, 1024)
+    yield Sample("Llama-4-Scout TP8, 4 experts", args, {"apply_weight_on_input": True}, size="model")
 
 
 def fused_moe_samples(make: Make) -> Iterator[Sample]:

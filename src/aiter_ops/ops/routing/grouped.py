@@ -79,9 +79,9 @@ def grouped_topk(
 
     logits: [..., E] bf16, fp16 or fp32, in `groups` groups of E/groups neighbours. scoring: what the weights are, the
     softmax over all experts or the sigmoid of each. renormalize: the k weights are divided by their sum (+ 1e-20).
-    scaling: a factor on the weights after that, renormalised or not.
-    num_valid_tokens and results as `topk_softmax`. Groups and experts are ordered by logit, ties to the lower group and
-    id; an expert of another group is never chosen, whatever the scores are. A NaN counts as the largest of its group.
+    scaling: a factor on the weights after that, renormalised or not. num_valid_tokens: as `topk_softmax`.
+    Returns weights [..., k] fp32 and ids [..., k] int32. Groups and experts are ordered by logit, ties to the lower
+    group and id; an expert of another group is never chosen, whatever the scores are. A NaN is the largest of its group.
     Raises TypeError for another dtype, ValueError for another shape, groups that do not divide E, topk_groups outside
     1..groups, or k outside 1..topk_groups·E/groups.
     """
@@ -151,8 +151,9 @@ def biased_grouped_topk(
     correction bias, kept in its own precision and added in fp32. A group counts by the sum of its two largest choice
     scores; the best `topk_groups` are kept, and k experts chosen among them by choice score. The weights are the
     sigmoids of the chosen logits, divided by their sum (+ 1e-20) with `renormalize`, then times `scaling`.
-    num_valid_tokens, results, ties and errors as `grouped_topk`; an expert of another group is never chosen, also
-    where all choice scores are negative. The order is that of the choice.
+    num_valid_tokens: as `topk_softmax`.
+    Returns weights [..., k] fp32 and ids [..., k] int32 in the order of the choice, ties and errors as `grouped_topk`;
+    an expert of another group is never chosen, also where all choice scores are negative.
     """
     z = logits.float().contiguous()
     score = torch.sigmoid(z)

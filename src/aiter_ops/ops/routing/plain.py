@@ -111,7 +111,8 @@ def topk_sigmoid(
     """The k largest logits with their sigmoids as weights (the Llama 4 model code).
 
     logits: [..., E] bf16, fp16 or fp32. renormalize: the k weights are divided by their sum (+ 1e-20).
-    num_valid_tokens, results, order, ties and errors as `topk_softmax`; a NaN is chosen first, its weight is NaN.
+    num_valid_tokens: as `topk_softmax`. Returns weights [..., k] fp32 and ids [..., k] int32, order, ties and errors
+    as there; a NaN is chosen first, and its weight is NaN.
     """
     z = logits.float().contiguous()
     ids = largest(keys(z), k)
@@ -152,8 +153,8 @@ def topk_softplus_sqrt(
 
     logits: [..., E] bf16, fp16 or fp32. bias: [E], a correction that takes part in the choice only, kept in its own
     precision and added in fp32; without it the choice is by logit. renormalize: the k weights are divided by their
-    sum (+ 1e-20). scaling: a factor on the weights after that.
-    num_valid_tokens, results, ties and errors as `topk_softmax`; the order is that of the choice.
+    sum (+ 1e-20). scaling: a factor on the weights after that. num_valid_tokens: as `topk_softmax`.
+    Returns weights [..., k] fp32 and ids [..., k] int32 in the order of the choice, ties and errors as there.
     """
     z = logits.float().contiguous()
     if bias is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from aiter_ops.providers.triton.tiles.gemm import DIES, WIDEST, ProductTile, fam
 from .described import described_kernel
 from .product import parts_kernel, product_kernel
 
-_product, _described, _parts = Launcher(product_kernel, 3), Launcher(described_kernel, 2), Launcher(parts_kernel, 2)
+_product, _described, _parts = Launcher(product_kernel, 3), Launcher(described_kernel, 3), Launcher(parts_kernel, 2)
 _LANE = 4
 """Columns of the result that a lane adds the parts of: 16 bytes a load."""
 
@@ -33,6 +35,13 @@ def _rows_of(t: Tensor) -> Tensor:
 def _aligned(t: Tensor) -> bool:
     """Whether the rows of `t` [N, K] start at multiples of 16 bytes, none inside another."""
     return t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 and t.stride(0) >= t.shape[1]
+
+
+def _descriptor(t: Tensor, rows: int, columns: int) -> Any:
+    """A tensor descriptor of `t` [N, K], read in tiles of rows × columns; zeros beyond its ends."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor.from_tensor(t, [rows, columns])
 
 
 def multiply(
@@ -62,40 +71,34 @@ def multiply(
         form = (a.element_size(), aligned, describable, block_columns, batch_invariant())
         tile = product_tile(target, m, n, k, *form)
     shape, chunk = tile
-    y = a.new_empty((*a.shape[:-1], n), dtype=dtype)
-    a_scale, b_scale = a_scale or (flat, 0, 0), b_scale or (flat, 0, 0)
-    bias_at = y if bias is None else bias.contiguous()
-    # int8 is added exactly everywhere, and AMD's matrix units add FP8 as fp32
-    apart = target.vendor == "nvidia" and a.dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
-    tail = (scales, block_rows or 1, (block_columns or 0) // shape.depth or 1, bias is not None)
-    tensors = (a_scale[0], b_scale[0], bias_at)
-    strides = (a_scale[1], *b_scale[1:])
-    across = -(-m // shape.rows) * -(-n // shape.columns)
-    if shape.described:
-        from triton.tools.tensor_descriptor import TensorDescriptor
-
-        width = shape.columns // shape.halves
-        blocks = ([shape.rows, shape.depth], [width, shape.depth])
-        factors = tuple(TensorDescriptor.from_tensor(t, tile) for t, tile in zip((flat, b), blocks, strict=True))
-        constants = (shape.rows, width, shape.depth, shape.halves, shape.group, apart, *tail)
-        how = (shape.num_warps, shape.num_stages, shape.options)
-        _described(across, (*tensors, y), (m, a_scale[2], n, k, *strides), constants, *how, described=factors)
-        return y
     steps = -(-k // shape.depth)
     parts = -(-steps // chunk)
+    y = a.new_empty((*a.shape[:-1], n), dtype=dtype)
     into = y
     if parts > 1:
         into = a.new_empty((parts, m, n), dtype=torch.int32 if a.dtype == torch.int8 else torch.float32)
-    constants = (
-        *(shape.rows, shape.columns, shape.depth, shape.group, DIES.get(family(target), 1), shape.swap, apart),
-        *(parts > 1, k % shape.depth == 0, shuffled, *tail),
-    )
-    numbers = (m, a_scale[2], chunk, n, k, flat.stride(0), b.stride(0), *strides)
+    a_scale, b_scale = a_scale or (flat, 0, 0), b_scale or (flat, 0, 0)
+    scales_and_bias = (a_scale[0], b_scale[0], y if bias is None else bias.contiguous())
+    # int8 is added exactly everywhere, and AMD's matrix units add FP8 as fp32
+    apart = target.vendor == "nvidia" and a.dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
+    numbers = (m, a_scale[2], chunk, n, k)
+    strides = (a_scale[1], *b_scale[1:])
+    tail = (scales, block_rows or 1, (block_columns or 0) // shape.depth or 1, bias is not None)
+    grid = -(-m // shape.rows) * -(-n // shape.columns) * parts
     how = (shape.num_warps, shape.num_stages, shape.options)
-    _product(across * parts, (flat, b, *tensors, into), numbers, constants, *how)
+    if shape.described:
+        width = shape.columns // shape.halves
+        factors = (_descriptor(flat, shape.rows, shape.depth), _descriptor(b, width, shape.depth))
+        constants = (shape.rows, width, shape.depth, shape.halves, shape.group, apart, parts > 1, *tail)
+        _described(grid, (*scales_and_bias, into), (*numbers, *strides), constants, *how, described=factors)
+    else:
+        of_tile = (shape.rows, shape.columns, shape.depth, shape.group, DIES.get(family(target), 1), shape.swap, apart)
+        constants = (*of_tile, parts > 1, k % shape.depth == 0, shuffled, *tail)
+        rows = (flat.stride(0), b.stride(0))
+        _product(grid, (flat, b, *scales_and_bias, into), (*numbers, *rows, *strides), constants, *how)
     if parts > 1:
         columns = _LANE * (target.wave_size or 32)
         constants = (1 << (parts - 1).bit_length(), columns, scales if scales == "row" else "none", bias is not None)
         numbers = (m, parts, n, a_scale[1], b_scale[1])
-        _parts(m * -(-n // columns), (into, *tensors, y), numbers, constants, 1)
+        _parts(m * -(-n // columns), (into, *scales_and_bias, y), numbers, constants, 1)
     return y

@@ -40,7 +40,9 @@ def _refusal(target: Platform) -> Predicate:
     def refuse(
         x: Tensor, w1: Tensor, w2: Tensor, *rest: Tensor, quant: str, layout: str, **named: object
     ) -> str | None:
-        if max(w1[0].numel(), w2[0].numel()) >= MOST_ELEMENTS:
+        if quant == "per_tensor" and batch_invariant() and (named["a1_scale"] is None or named["a2_scale"] is None):
+            return "one scale for all tokens follows the batch, against AITER_OPS_BATCH_INVARIANT"
+        if max(w1.numel(), w2.numel()) // w1.shape[0] >= MOST_ELEMENTS:
             return f"an expert's weight is wider than {MOST_ELEMENTS} elements"
         codes = code_dtype(x, w1, quant, target)
         return fp8_predicate(target, codes) if codes in CODES else None
@@ -75,9 +77,12 @@ class _Form:
     def scales(self) -> str:
         return SCALES[self.quant]
 
-    def tile(self, a: Operand, w: Operand, rows: int, programs: int) -> ExpertTile:
+    def tile(self, a: Operand, w: Operand, rows: int, programs: int, gated: bool = False) -> ExpertTile:
         width, depth = w.values.shape[-2], a.values.shape[1]
-        return expert_tile(machine(), rows, programs, width, depth, w.values.dtype, self.scales)
+        return expert_tile(machine(), rows, programs, width, depth, w.values.dtype, self.scales, gated)
+
+    def rows(self, slots: int, experts: int) -> int:
+        return block_rows(machine(), slots, experts, self.scales, batch_invariant())
 
     def first(
         self,
@@ -90,8 +95,11 @@ class _Form:
         weighted: bool = False,
     ) -> Operand:
         """h [rows, size] of the first layer, as the second takes it: of `between`, or quantised from fp32."""
-        tile, depth = self.tile(a, w, route.block, route.blocks), a.values.shape[1]
-        fused = self.quant == "per_block" and tile.columns == 2 * GROUP
+        tile, depth = self.tile(a, w, route.block, route.blocks, True), a.values.shape[1]
+        if self.scales == "block" and self.gate.pair == 2:
+            # the tile's rows have one scale where gate and up alternate
+            tile = replace(tile, columns=min(tile.columns, GROUP))
+        fused = self.scales == "block" and tile.columns == 2 * GROUP
         dtype = self.between if self.quant in UNCODED else self.codes if fused else torch.float32
         h = a.values.new_empty((route.rows, size), dtype=dtype)
         scale = a.values.new_empty((route.rows, size // GROUP), dtype=torch.float32) if fused else None
@@ -121,7 +129,7 @@ def _contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
 
 
-@PROVIDER.implements("fused_moe", refuses=_refusal)
+@PROVIDER.implements("fused_moe", refuses=_refusal, batch_invariant=True)
 def fused_moe(
     x: Tensor,
     w1: Tensor,
@@ -167,14 +175,14 @@ def fused_moe(
     shared = None
     if shared_w1 is not None and shared_w2 is not None:
         own = shared_w1.shape[0] // 2
-        everything = all_tokens(weights, ids, rows, block_rows(tokens, 1, batch_invariant()))
+        everything = all_tokens(weights, ids, rows, form.rows(tokens, 1))
         gate = replace(form.gate, half=own if gate_up == "separated" else 1)
         h = replace(form, gate=gate).first(a, weight(shared_w1, shared_w1_scale, quant, layout), everything, rows, own)
         shared = form.second(h, weight(shared_w2, shared_w2_scale, quant, layout), everything, depth, out.dtype)
     first, second = weight(w1, w1_scale, quant, layout), weight(w2, w2_scale, quant, layout)
     few = tokens <= FEW_TOKENS and not batch_invariant()
-    block = block_rows(tokens * k, experts, batch_invariant())
-    route = single_slots(weights, ids, slots, ROWS) if few else sorted_slots(weights, ids, slots, block)
+    rows_each = ROWS if few else form.rows(tokens * k, experts)
+    route = (single_slots if few else sorted_slots)(weights, ids, slots, rows_each)
     h = form.first(a, first, route, slots, half - intermediate_pad, w1_bias, apply_weight_on_input)
     if few:
         tile = form.tile(h, second, ROWS, tokens)

@@ -46,7 +46,9 @@ T = ProductTile
 
 @dataclass(frozen=True)
 class Choices:
-    """few: for at most so many rows. many: from the largest; the first that gives every compute unit a tile is taken."""
+    """few: for at most so many rows, the first that can be used. many: for more, from the largest; the first that gives
+    every compute unit a tile.
+    """
 
     few: tuple[tuple[int, T], ...]
     many: tuple[T, ...]
@@ -81,22 +83,24 @@ TILES: dict[str, dict[int, Choices]] = {
             T(16, 64, 128, 4, 6, swap=True),
             T(32, 64, 128, 4, 5, swap=True),
             T(64, 64, 128, 4, 5),
+            T(128, 128, 128, 8, 3, described=True, halves=2),
             T(128, 64, 128, 4, 4),
             T(128, 128, 128, 8, 3, described=True, halves=2),
             T(128, 128, 128, 8, 4),
             T(64, 64, 128, 4, 5),
-            most=(16, 32, 64, 128),
+            most=(16, 32, 64, 128, 128),
         ),
         2: _choices(
             T(16, 64, 128, 4, 4, swap=True),
             T(32, 64, 128, 4, 4, swap=True),
             T(64, 64, 64, 4, 5),
+            T(128, 128, 64, 8, 4, described=True),
             T(128, 64, 64, 4, 4),
             T(128, 256, 64, 8, 4, described=True),
             T(128, 128, 64, 8, 4, described=True),
             T(128, 128, 64, 8, 4),
             T(64, 64, 64, 4, 5),
-            most=(16, 32, 64, 128),
+            most=(16, 32, 64, 128, 128),
         ),
         4: _choices(T(16, 64, 32, 4, 3), T(64, 64, 32, 4, 3), T(64, 64, 32, 4, 3)),
     },
@@ -155,6 +159,7 @@ def product_tile(
     both factors. block: columns that share a scale. fixed: neither may depend on m.
     """
     choices = TILES[family(machine)][element]
+    few = tuple(t for most, t in choices.few if m <= most and (describable or not t.described))
     many = tuple(t for t in choices.many if describable or not t.described)
     units = machine.compute_units or 128
 
@@ -164,8 +169,7 @@ def product_tile(
     if fixed:
         tile, parts = fitting(many[-1], element, aligned, block), 1
     else:
-        few = next((t for most, t in choices.few if m <= most), None)
-        tile = few or next((t for t in many if tiles(t) >= units), many[-1])
+        tile = few[0] if few else next((t for t in many if tiles(t) >= units), many[-1])
         tile = fitting(tile, element, aligned, block)
         parts = _parts(tile, tiles(tile), k, units) if tiles(tile) < units else 1
     steps = -(-k // tile.depth)
