@@ -52,7 +52,7 @@ PATTERNS: tuple[tuple[str, Cause], ...] = (
     (r"^needs an? (\w+ )*GPU|^serves .*; this machine is|not on a GPU", Cause.HARDWARE),
     (r"^aiter has no implementation", Cause.NO_ENTRY),
     (r"has no implementation", Cause.MISSING),
-    (r"^(gfx|sm_)\w+ has .*; asked for|^AITER (makes|takes) \w+ on \w+, not \w+", Cause.TYPE),
+    (r"^(gfx|sm_)\w+ has .*; asked for|^AITER (makes|takes) \w+ on \w+, not float8", Cause.TYPE),
     (r"\bLDS\b", Cause.LDS),
     (r"^needs AITER|\b(since|before|came with) (AITER )?0\.\d", Cause.RELEASE),
     (
