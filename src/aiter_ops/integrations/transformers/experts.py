@@ -15,7 +15,7 @@ import aiter_ops
 from aiter_ops.core.op import get_op
 
 from .recognise import ACTIVATIONS, Meaning, close, forward_of, twin_of
-from .replace import other_dtype
+from .replace import LAID_OUT, other_dtype
 
 WEIGHTS = ("gate_up_proj", "down_proj")
 BIASES = ("gate_up_proj_bias", "down_proj_bias")
@@ -111,9 +111,9 @@ def experts_forward(module: nn.Module, meaning: Experts) -> Callable[..., Any]:
 def lay_out(module: nn.Module) -> None:
     """Give turned weights the strides the op reads without a copy. Shapes and values stay, and so what is saved."""
     for name in WEIGHTS:
-        weight = module._parameters[name]
-        if weight is not None and not weight.mT.is_contiguous():
-            weight.data = weight.data.mT.contiguous().mT
+        weight: Any = module._parameters[name]
+        weight.data = weight.data.mT.contiguous().mT
+    module.__dict__[LAID_OUT] = WEIGHTS
 
 
 def arguments_of(stock: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:

@@ -20,6 +20,10 @@ SWAPPED = "_aiter_ops_swapped"
 """Name under which a module keeps the names of its swapped methods."""
 
 
+LAID_OUT = "_aiter_ops_laid_out"
+"""Name under which a module keeps the names of its parameters that were contiguous before."""
+
+
 def swap(module: nn.Module, name: str, function: Callable[..., Any]) -> None:
     """Put `function` over the class's method `name` on this instance alone."""
     module.__dict__[name] = types.MethodType(function, module)
@@ -27,7 +31,10 @@ def swap(module: nn.Module, name: str, function: Callable[..., Any]) -> None:
 
 
 def unswap(module: nn.Module) -> bool:
-    """Take every swapped method off; True where there was one."""
+    """Take every swapped method off, and give parameters their strides back; True where there was a method."""
+    for name in module.__dict__.pop(LAID_OUT, ()):
+        weight: Any = module._parameters[name]
+        weight.data = weight.data.contiguous()
     names = module.__dict__.pop(SWAPPED, ())
     for name in names:
         module.__dict__.pop(name, None)
