@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -267,7 +266,7 @@ def layer(
         tile.swap,
         apart(a.values),
         w.shuffled,
-        w.values.dtype == torch.uint8,
+        w.unpacking(a.values),
         tile.group,
         route.block,
         tile.columns,

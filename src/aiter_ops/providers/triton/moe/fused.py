@@ -11,7 +11,7 @@ from torch import Tensor
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.ops.formulas import CODES
-from aiter_ops.ops.moe.formats import GROUP, UNCODED, Quant
+from aiter_ops.ops.moe.formats import GROUP, MX, UNCODED, Quant
 from aiter_ops.ops.moe.fused import result_dtype
 from aiter_ops.ops.moe.gates import BETA, LINEAR_BETA, SWIGLU_ALPHA, SWIGLU_LIMIT, Activation
 from aiter_ops.providers.triton import PROVIDER
@@ -44,6 +44,8 @@ def _refusal(target: Platform) -> Predicate:
             return "one scale for all tokens follows the batch, against AITER_OPS_BATCH_INVARIANT"
         if max(w1.numel(), w2.numel()) // w1.shape[0] >= MOST_ELEMENTS:
             return f"an expert's weight is wider than {MOST_ELEMENTS} elements"
+        if quant == "mxfp4" and x.dtype == torch.float32 and target.vendor == "amd":
+            return f"{target.arch} has no registers left for float32 beside unpacked MXFP4; asked for float32"
         codes = code_dtype(x, w1, quant, target)
         return fp8_predicate(target, codes) if codes in CODES else None
 
@@ -74,15 +76,20 @@ class _Form:
     between: torch.dtype
 
     @property
+    def kind(self) -> str:
+        """What tiles are chosen for, see `expert_tile`."""
+        return "mx" if self.quant in MX else "block" if self.quant == "per_block" else "plain"
+
+    @property
     def scales(self) -> str:
         return SCALES[self.quant]
 
     def tile(self, a: Operand, w: Operand, rows: int, programs: int, gated: bool = False) -> ExpertTile:
         width, depth = w.values.shape[-2], a.values.shape[1]
-        return expert_tile(machine(), rows, programs, width, depth, w.values.dtype, self.scales, gated)
+        return expert_tile(machine(), rows, programs, width, depth, w.values.element_size(), self.kind, gated)
 
     def rows(self, slots: int, experts: int) -> int:
-        return block_rows(machine(), slots, experts, self.scales, batch_invariant())
+        return block_rows(machine(), slots, experts, self.kind, batch_invariant())
 
     def first(
         self,
