@@ -1,51 +1,25 @@
-"""Times candidate tiles of the products on this machine's GPU and prints a table, the fastest first.
+"""Times candidate tiles of the products on this machine's GPU; what the tiles in tiles/gemm.py come from.
 
-    PYTHONPATH=src python tools/tune_gemm.py [OP ...] [--rows 1,16] [--factors 7168x16384] [--seconds 0.3] [--json FILE]
-
-Each shape: all candidates, the machine's own tile and torch's product replay CUDA graphs over inputs that together
-pass the cache, in turn, after each was compared with the reference. What the tiles in tiles/gemm.py come from.
-Another op is tuned by one more `Study`.
+PYTHONPATH=src python tools/tune_gemm.py [OP ...] [--rows 1,16] [--factors 7168x16384] [--seconds 0.3] [--json FILE]
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from tuning import Shape, Study, main
 
-from aiter_ops import get_op, platform
-from aiter_ops.bench.inputs import Sets, cache_bytes
-from aiter_ops.bench.timing import Capture, Flush, Graph, fill, rough_us, run_rounds, sets_needed
+from aiter_ops import platform
+from aiter_ops.bench.inputs import Sets
 from aiter_ops.providers.triton.gemm.multiply import multiply
 from aiter_ops.providers.triton.tiles.gemm import LEAST_STEPS, ProductTile, product_tile
 
-Shape = tuple[int, int, int]
-"""M, N, K"""
-
-Call = Callable[[], Any]
 BF16, FP8 = torch.bfloat16, platform().fp8_dtype
 ROUTER, LARGE = (256, 7168), ((7168, 2048), (18432, 7168))
 FACTORS = ((7168, 16384), (24576, 1536), (2112, 7168))
-
-
-@dataclass(frozen=True)
-class Study:
-    """How one op is tuned. draw: sets of arguments by name; run: the op with a candidate; peer: another product."""
-
-    shapes: tuple[Shape, ...]
-    draw: Callable[[Sets, Shape], dict[str, list[Any]]]
-    run: Callable[[dict[str, Any], Any], Any]
-    candidates: Callable[[Shape], Iterator[tuple[str, Any]]]
-    own: Callable[[Shape], Any]
-    peer: Callable[[dict[str, Any]], Any]
 
 
 def tiles(m: int, element: int) -> Iterator[ProductTile]:
@@ -138,83 +112,5 @@ STUDIES = {
 }
 
 
-def measure(name: str, shape: Shape, seconds: float, share: tuple[int, int] | None) -> list[dict[str, Any]]:
-    """A row for every candidate that is right. share: (i, n): only compile every nth, from the ith on."""
-    op, this, device = get_op(name), STUDIES[name], torch.device("cuda")
-    first = {k: v[0] for k, v in this.draw(Sets(1, device, 0), shape).items()}
-    bytes_ = op.cost(**first).bytes
-    calls = {"own": this.own(shape), **dict(this.candidates(shape))}
-    if share:
-        for i, choice in enumerate(calls.values()):
-            if i % share[1] == share[0]:
-                attempt(lambda choice=choice: this.run(first, choice))
-        return []
-    sets = this.draw(Sets(sets_needed(bytes_, cache_bytes(device)), device, 0), shape)
-    given = [dict(zip(sets, values, strict=True)) for values in zip(*sets.values(), strict=True)]
-    want, flush, capture = op.reference(**given[0]), Flush(cache_bytes(device), device), Capture()
-    graphs, rows = {}, []
-    runs = {how: (lambda g, choice=choice: this.run(g, choice)) for how, choice in calls.items()}
-    for how, call in {**runs, "torch": this.peer}.items():
-        got = attempt(lambda call=call: call(given[0]))
-        verdict = op.compare(got, want) if isinstance(got, torch.Tensor) else None
-        if verdict is None or (how != "torch" and not verdict.ok):
-            rows.append({"tile": how, "us": float("inf"), "error": verdict.detail if verdict else str(got)[:90]})
-            continue
-        each = [lambda g=g, call=call: call(g) for g in given]
-        graphs[how] = Graph(fill(each, rough_us(each[0], flush)), capture)
-    for how, timing in run_rounds(graphs, flush, seconds * len(graphs)).items():
-        rates = {"GB/s": bytes_ / timing.us / 1e3, "TFLOP/s": op.cost(**first).flops / timing.us / 1e6}
-        rows.append({"tile": how, "us": timing.us, "p90": timing.p90, **{k: round(v) for k, v in rates.items()}})
-    return sorted(rows, key=lambda row: row["us"])
-
-
-def attempt(call: Call) -> Any:
-    try:
-        out = call()
-        torch.cuda.synchronize()
-        return out
-    except Exception as error:  # out of shared memory, or a tile the compiler does not take
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ops", nargs="*", choices=[*STUDIES, []], help="all by default")
-    parser.add_argument("--rows", help="only these M, by comma")
-    parser.add_argument("--factors", help="only these NxK, by comma")
-    parser.add_argument("--seconds", type=float, default=0.1, help="for each candidate")
-    parser.add_argument("--top", type=int, default=8, help="lines a shape")
-    parser.add_argument("--json", help="write all rows to a file")
-    parser.add_argument("--share", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if not options.share:
-        count = max(1, min(8, (os.cpu_count() or 2) - 1))
-        children = [subprocess.Popen([sys.executable, *sys.argv, f"--share={i},{count}"]) for i in range(count)]
-        for child in children:
-            child.wait()
-    share = tuple(map(int, options.share.split(","))) if options.share else None
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name in options.ops or STUDIES:
-        for shape in STUDIES[name].shapes:
-            m, factor = shape[0], f"{shape[1]}x{shape[2]}"
-            if options.rows and str(m) not in options.rows.split(","):
-                continue
-            if options.factors and factor not in options.factors.split(","):
-                continue
-            with torch.inference_mode():
-                rows = measure(name, shape, options.seconds, share)
-            torch.cuda.empty_cache()
-            if share:
-                continue
-            found[f"{name} {m}x{factor}"] = rows
-            print(f"\n{name} M {m}, N x K {factor}")
-            shown = [r for i, r in enumerate(rows) if i < options.top or r["tile"] in ("own", "torch")]
-            for row in shown:
-                print("  " + "  ".join(f"{v:10.2f}" if isinstance(v, float) else f"{v!s:>8}" for v in row.values()))
-            if options.json:
-                with open(options.json, "w", encoding="utf-8") as file:
-                    json.dump({"machine": platform().as_dict(), "rows": found}, file, indent=1)
-
-
 if __name__ == "__main__":
-    main()
+    main(STUDIES, __doc__)

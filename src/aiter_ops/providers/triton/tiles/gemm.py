@@ -54,23 +54,31 @@ class Choices:
     many: tuple[T, ...]
 
 
-def _amd(*tiles: T, **options: int) -> tuple[T, ...]:
-    return tuple(replace(t, options=tuple(options.items())) for t in tiles)
-
-
 def _choices(*tiles: T, most: tuple[int, ...] = (16, 64)) -> Choices:
     """`tiles` for at most so many rows each, the others for more."""
     count = len(most)
     return Choices(tuple(zip(most, tiles[:count], strict=True)), tiles[count:])
 
 
-_MFMA = {"matrix_instr_nonkdim": 16}
 _CDNA = {
-    1: _choices(
-        *_amd(T(16, 64, 128, 4, 2), T(64, 64, 128, 4, 2), T(128, 128, 128, 8, 2), T(64, 64, 128, 4, 2), **_MFMA)
-    ),
-    2: _choices(*_amd(T(16, 64, 128, 4, 2), T(64, 64, 64, 4, 2), T(128, 128, 64, 4, 2), T(64, 64, 64, 4, 2), **_MFMA)),
-    4: _choices(*_amd(T(16, 64, 64, 4, 2), T(64, 64, 32, 4, 2), T(128, 64, 32, 4, 2), T(64, 64, 32, 4, 2), **_MFMA)),
+    element: _choices(*(replace(t, options=(("matrix_instr_nonkdim", 16),)) for t in found))
+    for element, found in {
+        1: (
+            T(16, 64, 128, 4, 2),
+            T(64, 64, 128, 4, 2),
+            T(256, 128, 128, 8, 2),
+            T(128, 128, 128, 8, 2),
+            T(64, 64, 128, 4, 2),
+        ),
+        2: (
+            T(16, 64, 128, 4, 2),
+            T(64, 64, 64, 4, 2),
+            T(256, 128, 64, 8, 2),
+            T(128, 128, 64, 4, 2),
+            T(64, 64, 64, 4, 2),
+        ),
+        4: (T(16, 64, 64, 4, 2), T(64, 64, 32, 4, 2), T(128, 64, 32, 4, 2), T(64, 64, 32, 4, 2)),
+    }.items()
 }
 _RDNA = {
     1: _choices(T(16, 64, 128, 4, 2), T(64, 64, 64, 4, 2), T(128, 64, 64, 8, 2), T(64, 64, 64, 4, 2)),
@@ -110,8 +118,8 @@ TILES: dict[str, dict[int, Choices]] = {
     "gfx11": _RDNA,
     "gfx12": _RDNA,
     "other": {
-        1: _choices(T(16, 64, 128, 4, 3), T(64, 64, 128, 4, 3), T(64, 64, 128, 4, 3)),
-        2: _choices(T(16, 64, 64, 4, 3), T(64, 64, 64, 4, 3), T(64, 64, 64, 4, 3)),
+        1: _choices(T(16, 64, 128, 4, 3), T(64, 64, 128, 4, 3), T(128, 128, 64, 8, 3), T(64, 64, 128, 4, 3)),
+        2: _choices(T(16, 64, 64, 4, 3), T(64, 64, 64, 4, 3), T(128, 128, 32, 8, 3), T(64, 64, 64, 4, 3)),
         4: _choices(T(16, 64, 32, 4, 2), T(64, 64, 32, 4, 2), T(64, 64, 32, 4, 2)),
     },
 }
