@@ -46,11 +46,16 @@ def test_fp8_is_refused_with_the_reason_where_the_target_has_none() -> None:
     assert "gfx942 has float8_e4m3fnuz" in (refusal("per token float8_e4m3fn", "gfx942") or "")
     assert "gfx1100 has no FP8 type" in (refusal("mxfp4_fp8", "gfx1100") or "")
     assert "asked for float8_e4m3fn" in (refusal("x holds codes, per token", "gfx90a") or "")
-    assert "asked for float32" in (refusal("mxfp4 fp32", "gfx950") or "")
-    assert refusal("mxfp4 fp32", "sm_90") is None
     assert refusal("per block float8_e4m3fnuz", "gfx942") is None
     for arch in ARCHS:
-        for name in ("7 tokens fp16", "per token int8", "mxfp4", "shuffled weights", "gpt-oss form, mxfp4"):
+        for name in (
+            "7 tokens fp16",
+            "per token int8",
+            "mxfp4",
+            "mxfp4 fp16",
+            "shuffled weights",
+            "gpt-oss form, mxfp4",
+        ):
             assert refusal(name, arch) is None
 
 

@@ -44,8 +44,6 @@ def _refusal(target: Platform) -> Predicate:
             return "one scale for all tokens follows the batch, against AITER_OPS_BATCH_INVARIANT"
         if max(w1.numel(), w2.numel()) // w1.shape[0] >= MOST_ELEMENTS:
             return f"an expert's weight is wider than {MOST_ELEMENTS} elements"
-        if quant == "mxfp4" and x.dtype == torch.float32 and target.vendor == "amd":
-            return f"{target.arch} has no registers left for float32 beside unpacked MXFP4; asked for float32"
         codes = code_dtype(x, w1, quant, target)
         return fp8_predicate(target, codes) if codes in CODES else None
 

@@ -41,11 +41,13 @@ class Operand:
     step: int = 0
     shuffled: bool = False
 
-    def unpacking(self, a: Tensor) -> str:
-        """How a product of `a` with these weights takes them, MX of `products.product`."""
+    def unpacking(self, a: Tensor) -> tuple[str, bool]:
+        """How a product of `a` with these weights takes them: MX and FAST of `products.product`."""
         if self.values.dtype != torch.uint8:
-            return "none"
-        return "native" if a.dtype in FP8 and machine().arch in MATRIX_UNITS_WITH_SCALES else "plain"
+            return "none", False
+        arch = machine().arch
+        native = a.dtype in FP8 and arch in MATRIX_UNITS_WITH_SCALES
+        return "native" if native else "plain", arch.startswith("gfx9")
 
 
 def unit_stride(t: Tensor) -> Tensor:

@@ -2,9 +2,7 @@
 
 import triton
 import triton.language as tl
-from triton.language.target_info import is_cuda
 
-from aiter_ops.providers.triton.common import INTERPRETED
 from aiter_ops.providers.triton.gemm.body import across, summed
 from aiter_ops.providers.triton.gemm.mx_body import added
 
@@ -69,6 +67,7 @@ def product(
     APART: tl.constexpr,
     SHUFFLED: tl.constexpr,
     MX: tl.constexpr,
+    FAST: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -79,14 +78,13 @@ def product(
     ``row``: a_scale_at [BM] and w_scale_at [BN] point to one scale a row; ``block``: a_scale_at [BM] points to scales
     of 128 columns, a_scale_step apart, w_scale_at to those of the tile's rows (with PAIRS, of its even ones, and
     odd_scale_at of the odd), w_scale_step apart; ``a``: a_scale_at alone. MX: ``none``; ``plain``, ``native``: W is packed
-    MXFP4 and w_scale_at [BN] points to the exponents of 32 columns, w_scale_step apart; native as in `added`. WHOLE:
+    MXFP4 and w_scale_at [BN] points to the exponents of 32 columns, w_scale_step apart; native and FAST as in `added`. WHOLE:
     BK divides K. SWAP, APART: see `summed`. SHUFFLED: W lies
     in tiles of 16 rows and pieces of 16 bytes (`shuffle_weight`).
     """
     CODES: tl.constexpr = a_at.dtype.element_ty.primitive_bitwidth == 8
     SUM: tl.constexpr = tl.int32 if a_at.dtype.element_ty == tl.int8 else tl.float32
     PACKED: tl.constexpr = 1 if MX == "none" else 2
-    GUARD: tl.constexpr = MX != "none" and not (INTERPRETED or is_cuda())
     column = tl.arange(0, BK)
     byte = tl.arange(0, BK // PACKED)
     odd = (tl.arange(0, BN) & 1) == 1
@@ -121,8 +119,8 @@ def product(
                 exponents = tl.load(w_scale_at)
             else:
                 exponents = tl.load(w_scale_at, mask=(group * 32 < K - step * BK)[None, :], other=0)
-            acc = added(acc, a, exponents, w, exponents, "fp8" if CODES else "float", False, MX == "native", SWAP)
-            if GUARD:
+            acc = added(acc, a, exponents, w, exponents, "fp8" if CODES else "float", False, MX == "native", SWAP, FAST)
+            if FAST:
                 top = tl.maximum(top, exponents)
             w_scale_at += BK // 32 * w_scale_step
         elif SCALES == "block":
@@ -142,7 +140,7 @@ def product(
             acc = summed(acc, a, w, SWAP, APART)
         a_at += BK
         w_ptr += w_step
-    if GUARD:
+    if FAST:
         acc = tl.where(across(column, tl.max(top, axis=1) == 255, SWAP)[1], float("nan"), acc)
     acc = acc.to(tl.float32)
     if SCALES == "row":

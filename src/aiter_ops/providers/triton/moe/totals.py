@@ -108,6 +108,7 @@ def token_kernel(
     APART: tl.constexpr,
     SHUFFLED: tl.constexpr,
     MX: tl.constexpr,
+    FAST: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -151,6 +152,7 @@ def token_kernel(
                 APART,
                 SHUFFLED,
                 MX,
+                FAST,
                 BM,
                 BN,
                 BK,
@@ -235,6 +237,6 @@ def second_layer_and_total(
         w.values.stride(1),
     )
     whole = h.values.shape[1] % tile.depth == 0
-    form = (tile.swap, apart(h.values), w.shuffled, w.unpacking(h.values))
+    form = (tile.swap, apart(h.values), w.shuffled, *w.unpacking(h.values))
     constants = (scales, whole, *form, ROWS, tile.columns, tile.depth)
     _token(out.shape[0] * tiles, tensors, numbers, constants, tile.num_warps, tile.num_stages, tile.options)
