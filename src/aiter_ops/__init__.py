@@ -33,8 +33,17 @@ from .ops.gemm import (
     gemm_a16w16,
     gemm_a16wfp4,
 )
-from .ops.layout import shuffle_scale, shuffle_weight, to_fp8_fnuz, unshuffle_scale, unshuffle_weight
-from .ops.moe import fused_moe, moe_align
+from .ops.layout import (
+    shuffle_scale,
+    shuffle_weight,
+    to_fp8_fnuz,
+    unshuffle_scale,
+    unshuffle_weight,
+)
+from .ops.moe import (
+    fused_moe,
+    moe_align,
+)
 from .ops.norm import (
     add_layer_norm,
     add_rms_norm,

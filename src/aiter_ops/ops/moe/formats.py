@@ -42,19 +42,19 @@ def weight_values(w: Tensor, scale: Tensor | None, quant: str) -> Tensor:
         table = torch.tensor([*E2M1, *[-v for v in E2M1]], dtype=torch.float32, device=w.device)
         return table[nibbles(w).long()] * exponent_value(scale).repeat_interleave(BLOCK, -1)
     if quant == "per_tensor":
-        return w.float() * scale.reshape(())
+        return f.values_of(w) * scale.reshape(())
     if quant == "per_token":
-        return w.float() * scale.reshape(-1, 1)
+        return f.values_of(w) * scale.reshape(-1, 1)
     rows = scale.repeat_interleave(GROUP, 0)[: w.shape[0]]
-    return w.float() * rows.repeat_interleave(GROUP, 1)[:, : w.shape[1]]
+    return f.values_of(w) * rows.repeat_interleave(GROUP, 1)[:, : w.shape[1]]
 
 
 def code_values(q: Tensor, scale: Tensor) -> Tensor:
     """fp32 values of codes [R, K] with scales of one element, [R], [R, 1] or [R, K/128]."""
     if scale.numel() == 1:
-        return q.float() * scale.reshape(())
+        return f.values_of(q) * scale.reshape(())
     scale = scale.reshape(q.shape[0], -1)
-    return q.float() * scale.repeat_interleave(q.shape[1] // scale.shape[1], 1)
+    return f.values_of(q) * scale.repeat_interleave(q.shape[1] // scale.shape[1], 1)
 
 
 def through_codes(values: Tensor, quant: str, dtype: torch.dtype, static: Tensor | None, rows: Tensor) -> Tensor:
