@@ -74,7 +74,8 @@ _SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 def _name(value: Any) -> str:
-    return _SHORT.get(value) or str(value).removeprefix("torch.")
+    short = _SHORT.get(value) if isinstance(value, torch.dtype) else None
+    return short or str(value).removeprefix("torch.")
 
 
 def label(op: Op, sample: Sample) -> str:
