@@ -103,7 +103,7 @@ def test_tiles_fit_scales_and_the_machine(arch: str) -> None:
         for slots in (1, 64, 200, 5000, 70000):
             rows = tiles.block_rows(machine, slots, 8, kind, False)
             assert rows <= 16 or slots > 8 * 8
-            for depth in (37, 96, 128, 192, 2880, 7168):
+            for depth in (128, 7168) if kind == "block" else (37, 96, 128, 192, 2880, 7168):
                 for gated in (False, True):
                     tile = tiles.expert_tile(machine, rows, -(-slots // rows), 4096, depth, size, kind, gated)
                     assert tile.num_warps * machine.wave_size <= 1024
