@@ -34,6 +34,16 @@ def gate(g: np.ndarray, u: np.ndarray, activation: str, limit: float | None, bet
     return act(g) * u
 
 
+def in_order(w: torch.Tensor) -> torch.Tensor:
+    """A weight of layout ``shuffled_16x16`` in its own order, element by element: 16 rows by 16 bytes lie together."""
+    rows, columns = w.shape
+    piece = 16 // w.element_size()
+    n, k = np.indices((rows, columns))
+    at = (n // 16) * 16 * columns + (k // piece) * 16 * piece + (n % 16) * piece + k % piece
+    bits = w.contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[w.element_size()])
+    return bits.reshape(-1)[torch.from_numpy(at)].view(w.dtype)
+
+
 def values(w: torch.Tensor, scale: torch.Tensor | None, quant: str) -> np.ndarray:
     """float64 values of one expert's weight."""
     if scale is None:
@@ -80,6 +90,9 @@ def moe(x: Any, w1: Any, w2: Any, weights: Any, ids: Any, **named: Any) -> np.nd
     depth, is_code = x.shape[1] - pad, x.element_size() == 1
     dtype = x.dtype if is_code else named.get("dtype", torch.float8_e4m3fn) if quant == "mxfp4_fp8" else w1.dtype
     a1, a2 = named.get("a1_scale"), named.get("a2_scale")
+
+    if named.get("layout", "plain") != "plain":
+        w1, w2 = (torch.stack([in_order(e) for e in w]) for w in (w1, w2))
 
     def pick(name: str, e: int) -> torch.Tensor | None:
         return named[name][e] if name in named else None

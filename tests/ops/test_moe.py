@@ -145,7 +145,7 @@ def changed(sample: Sample, **wrong: Any) -> bool:
     return not OP.compare(OP.reference(*args, **{**sample.kwargs, **wrong}), want).ok
 
 
-@pytest.mark.parametrize("name", ["7 tokens fp16", "per block fp32", "per token int8", "mxfp4 fp32", "gpt-oss form"])
+@pytest.mark.parametrize("name", ["7 tokens fp16", "per block fp32", "per token int8", "mxfp4 fp16", "gpt-oss form"])
 def test_wrong_halves_experts_and_weights_are_noticed(name: str) -> None:
     sample = SMALL[name]
     _, w1, w2, weights, ids = sample.args
@@ -256,6 +256,7 @@ BAD: list[tuple[Sample, str, Any, type[Exception]]] = [
     (BASE, "gate_up", "halves", ValueError),
     (BASE, "quant", "fp8", ValueError),
     (BASE, "layout", "row", ValueError),
+    (SMALL["33 tokens fp32, odd sizes"], "layout", "shuffled_16x16", ValueError),
     (BASE, "shared_w1", torch.ones(64, 128, dtype=torch.bfloat16), ValueError),
     (BASE, "shared_w2_scale", torch.ones(1), ValueError),
     (BASE, "w1", BASE.args[1].to("meta"), ValueError),
@@ -268,8 +269,9 @@ BAD: list[tuple[Sample, str, Any, type[Exception]]] = [
     (BLOCK, "w1", BLOCK.args[1].view(torch.int8), TypeError),
     (CODES, "a1_scale", None, ValueError),
     (CODES, "a1_scale", torch.ones(8, 1), ValueError),
+    (SMALL["mxfp4"], "x", torch.ones(8, 128), TypeError),
     (SMALL["mxfp4"], "w1_scale", torch.ones(4, 128, 4), TypeError),
-    (SMALL["mxfp4"], "w2", torch.ones(4, 128, 64, dtype=torch.uint8), ValueError),
+    (SMALL["mxfp4"], "w2", torch.ones(4, 128, 60, dtype=torch.uint8), ValueError),
 ]
 
 

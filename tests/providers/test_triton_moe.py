@@ -48,7 +48,14 @@ def test_fp8_is_refused_with_the_reason_where_the_target_has_none() -> None:
     assert "asked for float8_e4m3fn" in (refusal("x holds codes, per token", "gfx90a") or "")
     assert refusal("per block float8_e4m3fnuz", "gfx942") is None
     for arch in ARCHS:
-        for name in ("7 tokens fp16", "per token int8", "mxfp4", "shuffled weights", "gpt-oss form, mxfp4"):
+        for name in (
+            "7 tokens fp16",
+            "per token int8",
+            "mxfp4",
+            "mxfp4 fp16",
+            "shuffled weights",
+            "gpt-oss form, mxfp4",
+        ):
             assert refusal(name, arch) is None
 
 
@@ -92,21 +99,20 @@ def test_tiles_follow_the_tokens_only_where_they_may(arch: str) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_tiles_fit_scales_and_the_machine(arch: str) -> None:
     machine = platform_for(arch, compute_units=132)
-    forms = [(torch.bfloat16, "none"), (torch.float32, "none"), (torch.int8, "row"), (torch.uint8, "none")]
-    forms += [(machine.fp8_dtype, "block"), (machine.fp8_dtype, "row")]
-    for dtype, scales in forms:
+    for size, kind in ((2, "plain"), (4, "plain"), (1, "plain"), (1, "block"), (1, "mx")):
         for slots in (1, 64, 200, 5000, 70000):
-            rows = tiles.block_rows(machine, slots, 8, scales, False)
+            rows = tiles.block_rows(machine, slots, 8, kind, False)
             assert rows <= 16 or slots > 8 * 8
-            for depth in (37, 96, 128, 192, 2880, 7168):
+            for depth in (128, 7168) if kind == "block" else (37, 96, 128, 192, 2880, 7168):
                 for gated in (False, True):
-                    tile = tiles.expert_tile(machine, rows, -(-slots // rows), 4096, depth, dtype, scales, gated)
+                    tile = tiles.expert_tile(machine, rows, -(-slots // rows), 4096, depth, size, kind, gated)
                     assert tile.num_warps * machine.wave_size <= 1024
-                    assert depth % 32 or scales == "block" or depth % tile.depth == 0
-                    if scales == "block":
+                    if kind == "block":
                         # the rows of a tile have one scale, those of its gates one and those of its ups one
                         assert tile.depth == 128
                         assert tile.columns <= (256 if gated else 128)
+                    else:
+                        assert kind == "mx" or depth % tile.depth == 0 or tile.depth == 32
 
 
 @pytest.mark.gpu

@@ -101,7 +101,7 @@ def fused_moe(
       of slots served. per_token: FP8 or int8, scales [E, 2·I(, 1)] and [E, D(, 1)], one a row of w; one scale a row.
       per_block: FP8, scales [E, ceil(2·I/128), D/128] and [E, D/128, I/128] for 128×128 blocks; one scale for 128
       neighbours of a row. mxfp4: w packed uint8 [E, 2·I, D/2] and [E, D, I/2], low nibble first, scales E8M0 uint8
-      [E, 2·I, D/32] and [E, D, I/32]; x and h stay. mxfp4_fp8: the same, and one scale a row of x and h, codes in this
+      [E, 2·I, D/32] and [E, D, I/32]; x is bf16 or fp16, x and h stay. mxfp4_fp8: the same, and one scale a row of x and h, codes in this
       machine's FP8. Formulas: `per_tensor_quant`, `per_token_quant`, `group_quant`; the codes are of w1's dtype.
       a1_scale: one element, the scale to quantise x with (not per_block); where x holds codes, their scales: one
       element, [T(, 1)], or for per_block [T, D/128] of any strides. a2_scale: one element, the scale for h.

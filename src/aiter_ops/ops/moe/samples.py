@@ -163,7 +163,8 @@ def quant_samples(make: Make) -> Iterator[Sample]:
     yield _sample("per block fp32", layer(make, 40, 3, 2, 2 * D, SIZE, "per_block", FP32))
     for quant in ("mxfp4", "mxfp4_fp8"):
         yield _sample(quant, layer(make, 8, 4, 2, D, SIZE, quant, codes=torch.uint8, shared=64))
-        yield _sample(f"{quant} fp32", layer(make, 8, 4, 2, D, SIZE, quant, FP32))
+    yield _sample("mxfp4 fp16", layer(make, 8, 4, 2, D, SIZE, "mxfp4", FP16))
+    yield _sample("mxfp4_fp8 fp32", layer(make, 8, 4, 2, D, SIZE, "mxfp4_fp8", FP32))
     (x, *rest), named = layer(make, 8, 4, 2, D, SIZE, "per_token", FP32, FN)
     token_scale = make.normal(8, 1, dtype=FP32).abs() / 24
     yield Sample("x holds codes, per token", ((x * 24).to(FN), *rest), {**named, "a1_scale": token_scale})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -94,6 +93,7 @@ def layer_kernel(
     APART: tl.constexpr,
     SHUFFLED: tl.constexpr,
     MX: tl.constexpr,
+    FAST: tl.constexpr,
     GROUP: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -149,6 +149,7 @@ def layer_kernel(
         APART,
         SHUFFLED,
         MX,
+        FAST,
         BM,
         BN,
         BK,
@@ -267,7 +268,7 @@ def layer(
         tile.swap,
         apart(a.values),
         w.shuffled,
-        w.values.dtype == torch.uint8,
+        *w.unpacking(a.values),
         tile.group,
         route.block,
         tile.columns,

@@ -11,7 +11,7 @@ from torch import Tensor
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.ops.formulas import CODES
-from aiter_ops.ops.moe.formats import GROUP, UNCODED, Quant
+from aiter_ops.ops.moe.formats import GROUP, MX, UNCODED, Quant
 from aiter_ops.ops.moe.fused import result_dtype
 from aiter_ops.ops.moe.gates import BETA, LINEAR_BETA, SWIGLU_ALPHA, SWIGLU_LIMIT, Activation
 from aiter_ops.providers.triton import PROVIDER
@@ -74,15 +74,20 @@ class _Form:
     between: torch.dtype
 
     @property
+    def kind(self) -> str:
+        """What tiles are chosen for, see `expert_tile`."""
+        return "mx" if self.quant in MX else "block" if self.quant == "per_block" else "plain"
+
+    @property
     def scales(self) -> str:
         return SCALES[self.quant]
 
     def tile(self, a: Operand, w: Operand, rows: int, programs: int, gated: bool = False) -> ExpertTile:
         width, depth = w.values.shape[-2], a.values.shape[1]
-        return expert_tile(machine(), rows, programs, width, depth, w.values.dtype, self.scales, gated)
+        return expert_tile(machine(), rows, programs, width, depth, w.values.element_size(), self.kind, gated)
 
     def rows(self, slots: int, experts: int) -> int:
-        return block_rows(machine(), slots, experts, self.scales, batch_invariant())
+        return block_rows(machine(), slots, experts, self.kind, batch_invariant())
 
     def first(
         self,

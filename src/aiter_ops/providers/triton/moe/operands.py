@@ -12,6 +12,7 @@ from aiter_ops.ops.moe.formats import UNCODED
 from aiter_ops.providers.triton.launch import machine
 from aiter_ops.providers.triton.quant.groups import quantise
 from aiter_ops.providers.triton.quant.tensors import quantise_with
+from aiter_ops.providers.triton.tiles.gemm_mx import MATRIX_UNITS_WITH_SCALES
 
 from .peaks import Served, quantise_together
 
@@ -39,6 +40,14 @@ class Operand:
     row: int = 0
     step: int = 0
     shuffled: bool = False
+
+    def unpacking(self, a: Tensor) -> tuple[str, bool]:
+        """How a product of `a` with these weights takes them: MX and FAST of `products.product`."""
+        if self.values.dtype != torch.uint8:
+            return "none", False
+        arch = machine().arch
+        native = a.dtype in FP8 and arch in MATRIX_UNITS_WITH_SCALES
+        return "native" if native else "plain", arch.startswith("gfx9")
 
 
 def unit_stride(t: Tensor) -> Tensor:

@@ -3,9 +3,8 @@
 import triton
 import triton.language as tl
 
-from aiter_ops.providers.triton.common import INTERPRETED
 from aiter_ops.providers.triton.gemm.body import across, summed
-from aiter_ops.providers.triton.quant.dequant import e2m1_value, e8m0_value
+from aiter_ops.providers.triton.gemm.mx_body import added
 
 SORTED = tl.constexpr(0)
 SINGLE = tl.constexpr(1)
@@ -49,17 +48,6 @@ def taken(block, ids_ptr, map_ptr, owner_ptr, valid_ptr, route, rows, experts, m
 
 
 @triton.jit
-def mx_values(packed, exponents, dtype: tl.constexpr):
-    """Values [R, C] of `dtype` of packed MXFP4 [R, C/2], low nibble first, with exponents [R, C/32]."""
-    ROWS: tl.constexpr = packed.shape[0]
-    GROUPS: tl.constexpr = exponents.shape[1]
-    code = packed.to(tl.int32)
-    values = tl.join(e2m1_value(code & 15), e2m1_value(code >> 4))
-    values = tl.reshape(values, [ROWS, GROUPS, 32]) * e8m0_value(exponents)[:, :, None]
-    return tl.reshape(values, [ROWS, GROUPS * 32]).to(dtype)
-
-
-@triton.jit
 def product(
     a_at,
     a_there,
@@ -79,6 +67,7 @@ def product(
     APART: tl.constexpr,
     SHUFFLED: tl.constexpr,
     MX: tl.constexpr,
+    FAST: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -88,17 +77,14 @@ def product(
     a_at [BM]: where rows of A start; w_index [BN]: rows of W [*, w_row] at w_ptr, below 2^31 elements. SCALES ``none``;
     ``row``: a_scale_at [BM] and w_scale_at [BN] point to one scale a row; ``block``: a_scale_at [BM] points to scales
     of 128 columns, a_scale_step apart, w_scale_at to those of the tile's rows (with PAIRS, of its even ones, and
-    odd_scale_at of the odd), w_scale_step apart; ``a``: a_scale_at alone. MX: W is packed MXFP4, w_scale_at [BN] points
-    to the exponents of 32 columns, w_scale_step apart. WHOLE: BK divides K, as it
-    must for MX. SWAP, APART: see `summed`. SHUFFLED: W lies
+    odd_scale_at of the odd), w_scale_step apart; ``a``: a_scale_at alone. MX: ``none``; ``plain``, ``native``: W is packed
+    MXFP4 and w_scale_at [BN] points to the exponents of 32 columns, w_scale_step apart; native and FAST as in `added`. WHOLE:
+    BK divides K. SWAP, APART: see `summed`. SHUFFLED: W lies
     in tiles of 16 rows and pieces of 16 bytes (`shuffle_weight`).
     """
     CODES: tl.constexpr = a_at.dtype.element_ty.primitive_bitwidth == 8
     SUM: tl.constexpr = tl.int32 if a_at.dtype.element_ty == tl.int8 else tl.float32
-    # MXFP4 times its scale is exact in bf16, and so are FP8 codes; the interpreter is wrong in bf16
-    HALF: tl.constexpr = (CODES or a_at.dtype.element_ty == tl.bfloat16) and not INTERPRETED
-    WIDE: tl.constexpr = tl.bfloat16 if HALF else tl.float32
-    PACKED: tl.constexpr = 2 if MX else 1
+    PACKED: tl.constexpr = 1 if MX == "none" else 2
     column = tl.arange(0, BK)
     byte = tl.arange(0, BK // PACKED)
     odd = (tl.arange(0, BN) & 1) == 1
@@ -111,9 +97,10 @@ def product(
     else:
         w_at = (w_index * w_row)[:, None] + byte[None, :]
         w_step = BK // PACKED
-    if MX:
+    if MX != "none":
         group = tl.arange(0, BK // 32)
         w_scale_at = w_scale_at[:, None] + (group * w_scale_step)[None, :]
+        top = tl.zeros([BN, BK // 32], tl.uint8)
     if SCALES == "block":
         # read a step ahead, so that the wait is over when they are needed
         a_scale, w_scale, odd_scale = tl.load(a_scale_at), tl.load(w_scale_at), tl.load(odd_scale_at)
@@ -126,12 +113,17 @@ def product(
         else:
             inside = (column < K - step * BK)[None, :]
             a = tl.load(a_at, mask=a_there[:, None] & inside, other=0.0)
-            w = tl.load(w_ptr + w_at, mask=inside, other=0.0)
-        if MX:
-            w = mx_values(w, tl.load(w_scale_at), WIDE)
+            w = tl.load(w_ptr + w_at, mask=(byte * PACKED < K - step * BK)[None, :], other=0.0)
+        if MX != "none":
+            if WHOLE:
+                exponents = tl.load(w_scale_at)
+            else:
+                exponents = tl.load(w_scale_at, mask=(group * 32 < K - step * BK)[None, :], other=0)
+            acc = added(acc, a, exponents, w, exponents, "fp8" if CODES else "float", False, MX == "native", SWAP, FAST)
+            if FAST:
+                top = tl.maximum(top, exponents)
             w_scale_at += BK // 32 * w_scale_step
-            a = a.to(WIDE)
-        if SCALES == "block":
+        elif SCALES == "block":
             ahead = tl.minimum(step + 1, steps - 1)
             next_a = tl.load(a_scale_at + ahead * a_scale_step)
             next_w = tl.load(w_scale_at + ahead * w_scale_step)
@@ -148,6 +140,8 @@ def product(
             acc = summed(acc, a, w, SWAP, APART)
         a_at += BK
         w_ptr += w_step
+    if FAST:
+        acc = tl.where(across(column, tl.max(top, axis=1) == 255, SWAP)[1], float("nan"), acc)
     acc = acc.to(tl.float32)
     if SCALES == "row":
         of_rows, of_columns = across(tl.load(a_scale_at), tl.load(w_scale_at), SWAP)

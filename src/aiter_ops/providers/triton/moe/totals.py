@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -109,6 +108,7 @@ def token_kernel(
     APART: tl.constexpr,
     SHUFFLED: tl.constexpr,
     MX: tl.constexpr,
+    FAST: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -152,6 +152,7 @@ def token_kernel(
                 APART,
                 SHUFFLED,
                 MX,
+                FAST,
                 BM,
                 BN,
                 BK,
@@ -236,6 +237,6 @@ def second_layer_and_total(
         w.values.stride(1),
     )
     whole = h.values.shape[1] % tile.depth == 0
-    form = (tile.swap, apart(h.values), w.shuffled, w.values.dtype == torch.uint8)
+    form = (tile.swap, apart(h.values), w.shuffled, *w.unpacking(h.values))
     constants = (scales, whole, *form, ROWS, tile.columns, tile.depth)
     _token(out.shape[0] * tiles, tensors, numbers, constants, tile.num_warps, tile.num_stages, tile.options)
