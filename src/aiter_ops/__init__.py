@@ -23,7 +23,27 @@ from .ops.activation import (
     silu_and_mul_group_quant,
     swiglu_oai_and_mul,
 )
-from .ops.gemm import gemm_a8w8, gemm_a8w8_blockscale, gemm_a16w16
+from .ops.gemm import (
+    bmm_a8w8_group_prequant,
+    bmm_a16wfp4,
+    gemm_a4w4,
+    gemm_a8w8,
+    gemm_a8w8_blockscale,
+    gemm_a8wfp4,
+    gemm_a16w16,
+    gemm_a16wfp4,
+)
+from .ops.layout import (
+    shuffle_scale,
+    shuffle_weight,
+    to_fp8_fnuz,
+    unshuffle_scale,
+    unshuffle_weight,
+)
+from .ops.moe import (
+    fused_moe,
+    moe_align,
+)
 from .ops.norm import (
     add_layer_norm,
     add_rms_norm,
@@ -49,6 +69,13 @@ from .ops.quant import (
     per_tensor_quant,
     per_tensor_quant_static,
     per_token_quant,
+)
+from .ops.routing import (
+    biased_grouped_topk,
+    grouped_topk,
+    topk_sigmoid,
+    topk_softmax,
+    topk_softplus_sqrt,
 )
 
 if TYPE_CHECKING:

@@ -137,5 +137,5 @@ def gemm_a8w8_blockscale(
     y = torch.zeros(flat.shape[0], b.shape[0], dtype=FP32, device=a.device)
     for i in range(blocks):
         part = slice(i * columns, (i + 1) * columns)
-        y += flat[:, part].float() @ plain[:, part].float().t() * a_scale[:, i, None] * b_scale[:, i]
+        y += f.values_of(flat[:, part]) @ f.values_of(plain[:, part]).t() * a_scale[:, i, None] * b_scale[:, i]
     return c.finish(y, bias, out_dtype or BF16, a.shape[:-1])

@@ -13,9 +13,20 @@ from aiter_ops.core.op import op
 from aiter_ops.core.samples import Make, Sample
 from aiter_ops.ops import formulas as f
 
-from .mx import exponent_value
+from .mx import BLOCK, exponent_value
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+def e2m1_values(packed: Tensor) -> Tensor:
+    """fp32 [..., N] of packed E2M1 codes, uint8 [..., N/2], low nibble first."""
+    table = torch.tensor([*E2M1, *[-v for v in E2M1]], dtype=torch.float32, device=packed.device)
+    return table[nibbles(packed).long()]
+
+
+def mxfp4_values(packed: Tensor, e8m0: Tensor) -> Tensor:
+    """fp32 [..., N] of MXFP4: packed uint8 [..., N/2] and E8M0 scales uint8 [..., N/32]; exact."""
+    return e2m1_values(packed) * exponent_value(e8m0).repeat_interleave(BLOCK, dim=-1)
 
 
 def dequant_samples(make: Make) -> Iterator[Sample]:
@@ -82,11 +93,7 @@ def dequant(
     out_dtype: bf16, fp16 or fp32, None: fp32. Returns [..., N], the fp32 product rounded once.
     Raises TypeError or ValueError for dtypes and shapes that do not fit.
     """
-    if q.dtype == torch.uint8:
-        table = torch.tensor([*E2M1, *[-v for v in E2M1]], dtype=torch.float32, device=q.device)
-        values = table[nibbles(q).long()]
-    else:
-        values = q.float()
+    values = e2m1_values(q) if q.dtype == torch.uint8 else q.float()
     factor = exponent_value(scale) if scale.dtype == torch.uint8 else scale
     if scale.numel() == 1:
         factor = factor.reshape(())

@@ -23,9 +23,11 @@ E2M1_BOUNDS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 def mx_samples(make: Make) -> Iterator[Sample]:
     for name, size, x in row_inputs(make, odd=False):
         yield Sample(name, (x,), size=size)
-    x = make.normal(6, 384, dtype=FP32, scale=3.0)
-    yield Sample("floor", (x,), {"rounding": "floor"})
-    yield Sample("up", (x,), {"rounding": "up"})
+    x, bf16 = make.normal(6, 384, dtype=FP32, scale=3.0), make.normal(6, 384, scale=3.0)
+    for rounding in ("floor", "even", "up"):
+        yield Sample(rounding, (x,), {"rounding": rounding})
+        yield Sample(f"{rounding} bf16", (bf16,), {"rounding": rounding})
+    yield Sample("up 64x7168", (make.normal(64, 7168),), {"rounding": "up"}, size="model")
 
 
 def shared_exponent(amax: Tensor, rounding: str, mantissa: int, emax: int, top: float) -> Tensor:
@@ -66,6 +68,19 @@ def _check(op_name: str, x: Tensor) -> None:
         raise bad_shape(op_name, "x", x, "[..., N] with N a multiple of 32")
 
 
+def mxfp4_codes(x: Tensor, rounding: str) -> tuple[Tensor, Tensor]:
+    """Packed codes and exponents of x, as `mxfp4_quant` says."""
+    scaled, exponent = _blocks(x, rounding, mantissa=1, emax=2, top=6.0)
+    magnitude = scaled.abs()
+    code = torch.zeros_like(magnitude, dtype=torch.uint8)
+    for step, bound in enumerate(E2M1_BOUNDS):
+        # leaving code `step`: at a tie only if that code is odd
+        code = code + (magnitude >= bound if step % 2 else magnitude > bound).to(torch.uint8)
+    code = code | (torch.signbit(scaled) & ~scaled.isnan()).to(torch.uint8) << 3
+    code = code.flatten(-2)
+    return code[..., ::2] | code[..., 1::2] << 4, exponent.to(torch.uint8)
+
+
 @op(
     "quant",
     samples=mx_samples,
@@ -84,15 +99,7 @@ def mxfp4_quant(x: Tensor, rounding: Literal["floor", "even", "up"] = "even") ->
     Elements are rounded to nearest, ties to even. Returns packed uint8 [..., N/2] and e8m0 uint8 [..., N/32].
     A block with NaN or Inf has scale 255 (NaN).
     """
-    scaled, exponent = _blocks(x, rounding, mantissa=1, emax=2, top=6.0)
-    magnitude = scaled.abs()
-    code = torch.zeros_like(magnitude, dtype=torch.uint8)
-    for step, bound in enumerate(E2M1_BOUNDS):
-        # leaving code `step`: at a tie only if that code is odd
-        code = code + (magnitude >= bound if step % 2 else magnitude > bound).to(torch.uint8)
-    code = code | (torch.signbit(scaled) & ~scaled.isnan()).to(torch.uint8) << 3
-    code = code.flatten(-2)
-    return code[..., ::2] | code[..., 1::2] << 4, exponent.to(torch.uint8)
+    return mxfp4_codes(x, rounding)
 
 
 @op(

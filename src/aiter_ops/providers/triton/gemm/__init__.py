@@ -1,5 +1,5 @@
-"""Matrix products: a kernel with plain loads for any GPU, and one that uses Hopper's copy engine."""
+"""Matrix products: kernels with plain loads for any GPU, and one that uses Hopper's copy engine."""
 
-from . import plain
+from . import batched, mx, plain
 
-__all__ = ["plain"]
+__all__ = ["batched", "mx", "plain"]

@@ -1,0 +1,222 @@
+"""Batches of products with quantised weights: the absorbed projections of MLA (arXiv:2405.04434, section 2.1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from aiter_ops.core.checks import bad_dtype, bad_shape
+from aiter_ops.core.compare import Tolerance
+from aiter_ops.core.op import op
+from aiter_ops.core.samples import Make, Sample
+from aiter_ops.ops import formulas as f
+from aiter_ops.ops.quant.dequant import mxfp4_values
+from aiter_ops.ops.quant.mx import BLOCK
+
+from . import common as c
+from .a8w8 import FEW_BITS
+from .a16w16 import CUT
+from .common import FN, FNUZ, FP16, FP32
+from .mx import as_mxfp4, drawn_mxfp4, mxfp4
+
+# --- what both share --------------------------------------------------------------------------------------------------
+
+
+def _heads(make: Make, heads: int, rows: int, k: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """x [heads, rows, k] as attention has it: a transposed view of [rows, heads, k]."""
+    return make.normal(rows, heads, k, dtype=dtype).transpose(0, 1)
+
+
+def _x(op: str, x: Tensor) -> None:
+    if x.dtype not in f.FLOATS:
+        raise bad_dtype(op, "x", x.dtype, f.FLOATS)
+    if x.dim() != 3 or x.shape[2] < 1:
+        raise bad_shape(op, "x", x, "[B, M, K] with K >= 1")
+
+
+def _fits(op: str, x: Tensor, w: Tensor, columns: int) -> None:
+    if w.dim() != 3 or w.shape[0] != x.shape[0] or w.shape[1] < 1 or w.shape[2] != columns:
+        raise bad_shape(op, "w", w, f"[{x.shape[0]}, N, {columns}] with N >= 1, B as in x")
+
+
+def _fake(x: Tensor, w: Tensor, transpose_bm: bool, dtype: torch.dtype | None) -> Tensor:
+    b, m, _ = x.shape
+    return x.new_empty((m, b, w.shape[1]) if transpose_bm else (b, m, w.shape[1]), dtype=dtype or x.dtype)
+
+
+def _flops(x: Tensor, w: Tensor) -> int:
+    return 2 * x.numel() * w.shape[1]
+
+
+def _finish(y: Tensor, bias: Tensor | None, transpose_bm: bool, dtype: torch.dtype) -> Tensor:
+    """fp32 y [B, M, N], plus bias [B, N], rounded once."""
+    if bias is not None:
+        y = y + bias.float().unsqueeze(1)
+    y = y.to(dtype)
+    return y.transpose(0, 1).clone(memory_format=torch.contiguous_format) if transpose_bm else y
+
+
+# --- FP8 --------------------------------------------------------------------------------------------------------------
+
+ABSORBED = ((128, 512), (512, 128))
+"""K and N of DeepSeek-V3's absorbed projections, with 128 heads: queries into the latent space, values out of it."""
+
+
+def fp8_samples(make: Make) -> Iterator[Sample]:
+    def call(x: Tensor, n: int, dtype: torch.dtype = FN, scale: float = 0.01) -> tuple[Tensor, Tensor, Tensor]:
+        w = c.drawn_codes(make, x.shape[0], n, x.shape[2], dtype=dtype)
+        return x, w, torch.tensor([scale], device=make.device)
+
+    yield Sample("3x7x256, N 64", call(make.normal(3, 7, 256, dtype=FP32), 64))
+    yield Sample("heads 4x1x128, N 96", call(_heads(make, 4, 1, 128), 96), {"transpose_bm": True})
+    yield Sample("heads 3x5x128, N 33, to fp32", call(_heads(make, 3, 5, 128), 33), {"out_dtype": FP32})
+    bias = call(make.normal(2, 19, 128, dtype=FP16), 48)
+    yield Sample("fp16 2x19x128, N 48, bias", (*bias, 128, make.normal(2, 48, dtype=FP32)))
+    groups = call(make.normal(2, 33, 192, dtype=FP32), 40)
+    yield Sample("groups of 64, 2x33x192, N 40", groups, {"group_size": 64, "transpose_bm": True})
+    yield Sample("groups of 96, 1x4x96, N 24", call(make.normal(1, 4, 96, dtype=FP32), 24), {"group_size": 96})
+    yield Sample("fnuz 2x9x256, N 64", call(make.normal(2, 9, 256), 64, FNUZ))
+    x = make.normal(3, 6, 128, dtype=FP32)
+    x[1, 2] = 0
+    yield Sample("a row of zeros", call(x, 32))
+    yield Sample("zero rows", call(make.normal(3, 0, 128), 32), {"transpose_bm": True})
+    x, w, scale = call(make.normal(2, 128, 6, dtype=FP32).transpose(1, 2), 48)
+    strided = w.transpose(1, 2).contiguous().transpose(1, 2)
+    yield Sample("strided 2x6x128, N 48", (x, strided, scale.reshape(())))
+    for k, n in ABSORBED:
+        for rows in (1, 16, 64, 500):
+            shape = f"DeepSeek-V3 128x{rows}x{k}, N {n}"
+            yield Sample(shape, call(_heads(make, 128, rows, k), n), {"transpose_bm": True}, "model")
+        fnuz = call(_heads(make, 128, 16, k), n, FNUZ)
+        yield Sample(f"DeepSeek-V3 fnuz 128x16x{k}, N {n}", fnuz, {"transpose_bm": True}, "model")
+    yield Sample("DeepSeek-V3 at TP 8 16x32x512, N 128", call(_heads(make, 16, 32, 512), 128), size="model")
+    yield Sample("DeepSeek-V3 at TP 8 fnuz 16x1x128, N 512", call(_heads(make, 16, 1, 128), 512, FNUZ), size="model")
+
+
+def _fp8_check(
+    x: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    group_size: int,
+    bias: Tensor | None,
+    transpose_bm: bool,
+    out_dtype: torch.dtype | None,
+) -> None:
+    name = "bmm_a8w8_group_prequant"
+    _x(name, x)
+    if w.dtype not in f.FP8:
+        raise bad_dtype(name, "w", w.dtype, f.FP8)
+    _fits(name, x, w, x.shape[2])
+    f.one_scale(name, "w_scale", w_scale)
+    f.grouped(name, x.shape[2], group_size, w.dtype)
+    if bias is not None:
+        if bias.dtype not in f.FLOATS:
+            raise bad_dtype(name, "bias", bias.dtype, f.FLOATS)
+        if bias.shape != w.shape[:2]:
+            raise bad_shape(name, "bias", bias, f"{list(w.shape[:2])}, a value for every row of w")
+    if out_dtype is not None and out_dtype not in f.FLOATS:
+        raise bad_dtype(name, "out_dtype", out_dtype, f.FLOATS)
+
+
+@op(
+    "gemm",
+    samples=fp8_samples,
+    tolerance=Tolerance(fp32=FEW_BITS),
+    fake=lambda x, w, w_scale, group_size=128, bias=None, transpose_bm=False, out_dtype=None: _fake(
+        x, w, transpose_bm, out_dtype
+    ),
+    check=_fp8_check,
+    flops=lambda x, w, *rest: _flops(x, w),
+)
+def bmm_a8w8_group_prequant(
+    x: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    group_size: int = 128,
+    bias: Tensor | None = None,
+    transpose_bm: bool = False,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """x[b] · w[b]ᵀ · w_scale + bias[b] for every b; x is quantised inside, to FP8 with a scale for a group of columns.
+
+    x: [B, M, K], bf16, fp16 or fp32, of any strides (a transposed view of [M, B, K], say); rounded as `group_quant`
+    does, in the format of w. w: [B, N, K], float8_e4m3fn or float8_e4m3fnuz; w_scale: one fp32 element for all.
+    group_size: divides K. bias: [B, N], a float dtype. transpose_bm: the result is [M, B, N], not [B, M, N].
+    out_dtype: bf16, fp16 or fp32, None: that of x. A group's product is summed in fp32, multiplied by its scale and
+    added in fp32; the result is rounded once.
+    Returns [B, M, N] or [M, B, N]. Raises TypeError for other dtypes, ValueError for shapes that do not fit.
+    """
+    q, scale = f.quantise_groups(x.float(), group_size, w.dtype, "row", False)
+    y = torch.zeros(*x.shape[:2], w.shape[1], dtype=FP32, device=x.device)
+    for i in range(x.shape[2] // group_size):
+        part = slice(i * group_size, (i + 1) * group_size)
+        y += (q[..., part].float() @ w[..., part].float().transpose(1, 2)) * scale[..., i, None]
+    return _finish(y * w_scale.reshape(()), bias, transpose_bm, out_dtype or x.dtype)
+
+
+# --- MXFP4 ------------------------------------------------------------------------------------------------------------
+
+
+def mx_samples(make: Make) -> Iterator[Sample]:
+    def call(x: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        return x, *drawn_mxfp4(make, x.shape[0], n, x.shape[2])
+
+    yield Sample("3x7x128, N 64", call(make.normal(3, 7, 128, dtype=FP32), 64))
+    yield Sample("heads 4x1x128, N 96", call(_heads(make, 4, 1, 128), 96), {"transpose_bm": True})
+    yield Sample("odd 2x33x96, N 45", call(make.normal(2, 33, 96, dtype=FP32), 45), {"transpose_bm": True})
+    yield Sample("fp16 2x5x64, N 40, to fp32", call(make.normal(2, 5, 64, dtype=FP16), 40), {"out_dtype": FP32})
+    inside = call(make.normal(2, 9, 192, dtype=FP32, scale=3.0), 48)
+    yield Sample("activations to MXFP4", inside, {"prequant": True, "transpose_bm": True})
+    yield Sample("zero rows", call(make.normal(3, 0, 64), 32), {"transpose_bm": True})
+    x, w, scale = call(make.normal(2, 64, 6, dtype=FP32).transpose(1, 2), 32)
+    strided = w.transpose(1, 2).contiguous().transpose(1, 2), scale.transpose(0, 1).contiguous().transpose(0, 1)
+    yield Sample("strided 2x6x64, N 32", (x, *strided))
+    for k, n in ABSORBED:
+        for rows in (1, 16, 64, 500):
+            tail = {"transpose_bm": True, "prequant": rows == 64}
+            yield Sample(f"DeepSeek-V3 128x{rows}x{k}, N {n}", call(_heads(make, 128, rows, k), n), tail, "model")
+
+
+def _mx_check(
+    x: Tensor, w: Tensor, w_scale: Tensor, transpose_bm: bool, out_dtype: torch.dtype | None, prequant: bool
+) -> None:
+    name = "bmm_a16wfp4"
+    _x(name, x)
+    if x.shape[2] % BLOCK:
+        raise bad_shape(name, "x", x, "[B, M, K] with K a multiple of 32")
+    if w.dtype == torch.uint8:
+        _fits(name, x, w, x.shape[2] // 2)
+    mxfp4(name, "w", w, w_scale, "[B, N, K/2]", x.shape[2])
+    if out_dtype is not None and out_dtype not in f.FLOATS:
+        raise bad_dtype(name, "out_dtype", out_dtype, f.FLOATS)
+
+
+@op(
+    "gemm",
+    samples=mx_samples,
+    tolerance=Tolerance(fp32=CUT),
+    fake=lambda x, w, w_scale, transpose_bm=False, out_dtype=None, prequant=False: _fake(x, w, transpose_bm, out_dtype),
+    check=_mx_check,
+    flops=lambda x, w, *rest: _flops(x, w),
+)
+def bmm_a16wfp4(
+    x: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    transpose_bm: bool = False,
+    out_dtype: torch.dtype | None = None,
+    prequant: bool = False,
+) -> Tensor:
+    """x[b] · w[b]ᵀ for every b with an MXFP4 weight, summed in fp32.
+
+    x: [B, M, K], bf16, fp16 or fp32, of any strides. w: packed E2M1, uint8 [B, N, K/2], low nibble first; w_scale:
+    E8M0, uint8 [B, N, K/32]. K is a multiple of 32. transpose_bm: the result is [M, B, N], not [B, M, N]. out_dtype:
+    bf16, fp16 or fp32, None: that of x. prequant: x is first rounded to MXFP4 as `mxfp4_quant` does (what AITER's
+    entry computes).
+    Returns [B, M, N] or [M, B, N], rounded once. Raises TypeError for other dtypes, ValueError for shapes that do not
+    fit.
+    """
+    y = (as_mxfp4(x) if prequant else x.float()) @ mxfp4_values(w, w_scale).transpose(1, 2)
+    return _finish(y, None, transpose_bm, out_dtype or x.dtype)

@@ -1,0 +1,96 @@
+"""Tiles of the products with MXFP4 weights and of the batched ones, by architecture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from aiter_ops.core.platforms import Platform
+from aiter_ops.providers.triton.tiles.gemm import LEAST_STEPS, MOST_PARTS, Choices, ProductTile, family
+from aiter_ops.providers.triton.tiles.quant import next_power_of_two
+
+MATRIX_UNITS_WITH_SCALES = ("gfx950", "gfx1250")
+"""Architectures whose matrix instructions take FP8 and FP4 with a scale for 32 elements (AMD CDNA 4 ISA, section 7)."""
+
+T = ProductTile
+_CDNA = Choices(
+    ((16, T(16, 64, 256, 4, 2)), (64, T(64, 64, 128, 4, 2))), (T(128, 128, 128, 8, 2), T(64, 64, 128, 4, 2))
+)
+_RDNA = Choices(((16, T(16, 64, 128, 4, 2)),), (T(64, 64, 64, 8, 2),))
+MX_TILES = {
+    "sm90": Choices(
+        ((16, T(16, 64, 256, 4, 4)), (64, T(64, 128, 128, 8, 4, swap=True))),
+        (T(128, 128, 128, 8, 3, swap=True), T(64, 128, 128, 8, 4, swap=True)),
+    ),
+    "gfx942": _CDNA,
+    "gfx950": _CDNA,
+    "gfx90a": _CDNA,
+    "gfx11": _RDNA,
+    "gfx12": _RDNA,
+    "other": Choices(((16, T(16, 64, 128, 4, 3)),), (T(64, 64, 64, 4, 3),)),
+}
+"""Tiles of products with an MXFP4 weight by architecture family; columns are those of the result, depth counts codes."""
+
+FIXED = 32
+"""Rows of a tile where no tile may follow the number of rows."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """rows of x and columns of the result a program makes, warps (or waves), stages of the pipeline over K.
+
+    turned: the weight is the left factor of the matrix instructions: NVIDIA's warp-group instructions have 64 rows,
+    which a weight fills and a few tokens do not.
+    """
+
+    rows: int
+    columns: int
+    num_warps: int
+    num_stages: int
+    turned: bool
+
+
+def _rows(machine: Platform, m: int, fixed: bool, most: int) -> int:
+    least = 8 if machine.vendor == "nvidia" else 16
+    return FIXED if fixed else max(least, min(next_power_of_two(m), most))
+
+
+@lru_cache(4096)
+def fp8_batch_tile(machine: Platform, batch: int, m: int, n: int, groups: int, fixed: bool) -> Tile:
+    """Bytes of the weight come first: columns enough for two programs a compute unit, and every group in flight.
+
+    fixed: the same for any number of rows.
+    """
+    nvidia = machine.vendor == "nvidia"
+    # on gfx120x Triton converts to FP8 in many instructions with masks, which spread over more warps fit registers
+    small = machine.arch.startswith("gfx120")
+    rows = _rows(machine, m, fixed, 32 if small else 64)
+    columns = 128
+    tiles = batch * (1 if fixed else -(-m // rows))
+    while columns > 32 and tiles * -(-n // columns) < 2 * (machine.compute_units or 128):
+        columns //= 2
+    stages = min(groups + 1, 5) if nvidia else 1 if small else min(groups, 2)
+    return Tile(rows, columns, 8 if small else 4, stages, nvidia)
+
+
+@lru_cache(4096)
+def mx_tile(machine: Platform, batch: int, m: int, n: int, k: int, element: int, fixed: bool) -> tuple[T, int]:
+    """The tile for `batch` products [m, k] · [n, k]ᵀ with an MXFP4 weight, and the steps a program does of each sum.
+
+    Only a lone product's sum is split. element: bytes of one of the activations. fixed: neither may depend on m.
+    """
+    choices = MX_TILES[family(machine)]
+    units = machine.compute_units or 128
+
+    def tiles(t: T) -> int:
+        return batch * -(-m // t.rows) * -(-n // t.columns)
+
+    few = None if fixed else next((t for most, t in choices.few if m <= most), None)
+    many = choices.many[-1:] if fixed else choices.many
+    tile = few or next((t for t in many if tiles(t) >= units), many[-1])
+    tile = replace(tile, depth=min(tile.depth, max(64, next_power_of_two(k))))
+    steps = -(-k // tile.depth)
+    parts = 1
+    if batch == 1 and not fixed and tiles(tile) < units:
+        parts = max(1, min(2 * units // tiles(tile), steps // LEAST_STEPS, MOST_PARTS))
+    return tile, -(-steps // parts)
