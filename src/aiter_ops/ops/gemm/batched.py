@@ -19,7 +19,7 @@ from . import common as c
 from .a8w8 import FEW_BITS
 from .a16w16 import CUT
 from .common import FN, FNUZ, FP16, FP32
-from .mx import as_mxfp4, drawn_mxfp4, mxfp4
+from .mx import HALVES, as_mxfp4, drawn_mxfp4, mxfp4
 
 # --- what both share --------------------------------------------------------------------------------------------------
 
@@ -30,8 +30,8 @@ def _heads(make: Make, heads: int, rows: int, k: int, dtype: torch.dtype = torch
 
 
 def _x(op: str, x: Tensor) -> None:
-    if x.dtype not in f.FLOATS:
-        raise bad_dtype(op, "x", x.dtype, f.FLOATS)
+    if x.dtype not in HALVES:
+        raise bad_dtype(op, "x", x.dtype, HALVES)
     if x.dim() != 3 or x.shape[2] < 1:
         raise bad_shape(op, "x", x, "[B, M, K] with K >= 1")
 
@@ -69,20 +69,19 @@ def fp8_samples(make: Make) -> Iterator[Sample]:
         w = c.drawn_codes(make, x.shape[0], n, x.shape[2], dtype=dtype)
         return x, w, torch.tensor([scale], device=make.device)
 
-    yield Sample("3x7x256, N 64", call(make.normal(3, 7, 256, dtype=FP32), 64))
+    yield Sample("3x7x256, N 64", call(make.normal(3, 7, 256, dtype=FP16), 64))
     yield Sample("heads 4x1x128, N 96", call(_heads(make, 4, 1, 128), 96), {"transpose_bm": True})
-    yield Sample("heads 3x5x128, N 33, to fp32", call(_heads(make, 3, 5, 128), 33), {"out_dtype": FP32})
-    bias = call(make.normal(2, 19, 128, dtype=FP16), 48)
-    yield Sample("fp16 2x19x128, N 48, bias", (*bias, 128, make.normal(2, 48, dtype=FP32)))
-    groups = call(make.normal(2, 33, 192, dtype=FP32), 40)
+    odd = call(_heads(make, 3, 5, 128, FP16), 33)
+    yield Sample("heads 3x5x128, N 33, bias, to fp32", (*odd, 128, make.normal(3, 33, dtype=FP32)), {"out_dtype": FP32})
+    groups = call(make.normal(2, 33, 192, dtype=FP16), 40)
     yield Sample("groups of 64, 2x33x192, N 40", groups, {"group_size": 64, "transpose_bm": True})
-    yield Sample("groups of 96, 1x4x96, N 24", call(make.normal(1, 4, 96, dtype=FP32), 24), {"group_size": 96})
+    yield Sample("groups of 96, 1x4x96, N 24", call(make.normal(1, 4, 96, dtype=FP16), 24), {"group_size": 96})
     yield Sample("fnuz 2x9x256, N 64", call(make.normal(2, 9, 256), 64, FNUZ))
-    x = make.normal(3, 6, 128, dtype=FP32)
+    x = make.normal(3, 6, 128, dtype=FP16)
     x[1, 2] = 0
     yield Sample("a row of zeros", call(x, 32))
     yield Sample("zero rows", call(make.normal(3, 0, 128), 32), {"transpose_bm": True})
-    x, w, scale = call(make.normal(2, 128, 6, dtype=FP32).transpose(1, 2), 48)
+    x, w, scale = call(make.normal(2, 128, 6, dtype=FP16).transpose(1, 2), 48)
     strided = w.transpose(1, 2).contiguous().transpose(1, 2)
     yield Sample("strided 2x6x128, N 48", (x, strided, scale.reshape(())))
     for k, n in ABSORBED:
@@ -141,7 +140,7 @@ def bmm_a8w8_group_prequant(
 ) -> Tensor:
     """x[b] · w[b]ᵀ · w_scale + bias[b] for every b; x is quantised inside, to FP8 with a scale for a group of columns.
 
-    x: [B, M, K], bf16, fp16 or fp32, of any strides (a transposed view of [M, B, K], say); rounded as `group_quant`
+    x: [B, M, K], bf16 or fp16, of any strides (a transposed view of [M, B, K], say); rounded as `group_quant`
     does, in the format of w. w: [B, N, K], float8_e4m3fn or float8_e4m3fnuz; w_scale: one fp32 element for all.
     group_size: divides K. bias: [B, N], a float dtype. transpose_bm: the result is [M, B, N], not [B, M, N].
     out_dtype: bf16, fp16 or fp32, None: that of x. A group's product is summed in fp32, multiplied by its scale and
@@ -163,16 +162,15 @@ def mx_samples(make: Make) -> Iterator[Sample]:
     def call(x: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
         return x, *drawn_mxfp4(make, x.shape[0], n, x.shape[2])
 
-    yield Sample("3x7x128, N 64", call(make.normal(3, 7, 128, dtype=FP32), 64))
+    yield Sample("3x7x128, N 64", call(make.normal(3, 7, 128, dtype=FP16), 64))
     yield Sample("heads 4x1x128, N 96", call(_heads(make, 4, 1, 128), 96), {"transpose_bm": True})
-    yield Sample("odd 2x33x96, N 45", call(make.normal(2, 33, 96, dtype=FP32), 45), {"transpose_bm": True})
-    yield Sample("fp16 2x5x64, N 40, to fp32", call(make.normal(2, 5, 64, dtype=FP16), 40), {"out_dtype": FP32})
-    inside = call(make.normal(2, 9, 192, dtype=FP32, scale=3.0), 48)
-    yield Sample("activations to MXFP4", inside, {"prequant": True, "transpose_bm": True})
+    yield Sample("odd 2x33x96, N 45", call(make.normal(2, 33, 96, dtype=FP16), 45), {"transpose_bm": True})
+    inside = call(make.normal(2, 9, 192, dtype=FP16, scale=3.0), 48)
+    yield Sample("activations to MXFP4, to fp32", inside, {"prequant": True, "out_dtype": FP32})
     yield Sample("zero rows", call(make.normal(3, 0, 64), 32), {"transpose_bm": True})
-    x, w, scale = call(make.normal(2, 64, 6, dtype=FP32).transpose(1, 2), 32)
+    x, w, scale = call(make.normal(2, 128, 6, dtype=FP16).transpose(1, 2), 32)
     strided = w.transpose(1, 2).contiguous().transpose(1, 2), scale.transpose(0, 1).contiguous().transpose(0, 1)
-    yield Sample("strided 2x6x64, N 32", (x, *strided))
+    yield Sample("strided 2x6x128, N 32", (x, *strided))
     for k, n in ABSORBED:
         for rows in (1, 16, 64, 500):
             tail = {"transpose_bm": True, "prequant": rows == 64}
@@ -211,7 +209,7 @@ def bmm_a16wfp4(
 ) -> Tensor:
     """x[b] · w[b]ᵀ for every b with an MXFP4 weight, summed in fp32.
 
-    x: [B, M, K], bf16, fp16 or fp32, of any strides. w: packed E2M1, uint8 [B, N, K/2], low nibble first; w_scale:
+    x: [B, M, K], bf16 or fp16, of any strides. w: packed E2M1, uint8 [B, N, K/2], low nibble first; w_scale:
     E8M0, uint8 [B, N, K/32]. K is a multiple of 32. transpose_bm: the result is [M, B, N], not [B, M, N]. out_dtype:
     bf16, fp16 or fp32, None: that of x. prequant: x is first rounded to MXFP4 as `mxfp4_quant` does (what AITER's
     entry computes).

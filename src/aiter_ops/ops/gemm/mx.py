@@ -39,6 +39,9 @@ def mxfp4(op: str, name: str, packed: Tensor, scale: Tensor, shape: str, k: int 
         raise bad_shape(op, f"{name}_scale", scale, f"{want}, an E8M0 scale for 32 columns")
 
 
+HALVES = (BF16, FP16)
+
+
 def weight(op: str, a: Tensor, b: Tensor, b_scale: Tensor) -> None:
     """a is [..., K] with K a multiple of 32; b is MXFP4 [N, K/2] with scales."""
     if a.dim() < 1 or a.shape[-1] < 1 or a.shape[-1] % BLOCK:
@@ -63,20 +66,20 @@ def drawn_mxfp4(make: Make, *shape: int) -> tuple[Tensor, Tensor]:
     return packed, make.normal(*lead, k // BLOCK, dtype=FP32, scale=1.5, mean=121.0).round().to(torch.uint8)
 
 
-def _shapes(make: Make, a16: bool) -> Iterator[tuple[str, Tensor, tuple[Tensor, Tensor]]]:
-    """Names, 16- or 32-bit a, and MXFP4 b of small calls."""
-    yield "ragged 7x256, N 64", make.normal(7, 256, dtype=FP32), drawn_mxfp4(make, 64, 256)
-    yield "decode 1x128, N 96", make.normal(1, 128), drawn_mxfp4(make, 96, 128)
-    yield "odd 33x96, N 45", make.normal(33, 96, dtype=FP32), drawn_mxfp4(make, 45, 96)
+def _shapes(make: Make) -> Iterator[tuple[str, Tensor, tuple[Tensor, Tensor]]]:
+    """Names, 16-bit a, and MXFP4 b of small calls."""
+    yield "ragged 7x256, N 64", make.normal(7, 256, dtype=FP16), drawn_mxfp4(make, 64, 256)
+    yield "decode 1x256, N 96", make.normal(1, 256), drawn_mxfp4(make, 96, 256)
+    yield "odd 33x288, N 45", make.normal(33, 288, dtype=FP16), drawn_mxfp4(make, 45, 288)
     yield "odd 5x32, N 1", make.normal(5, 32), drawn_mxfp4(make, 1, 32)
-    yield "leading dimensions 2x3x160", make.normal(2, 3, 160, dtype=FP32), drawn_mxfp4(make, 40, 160)
-    yield "one row without dimensions", make.normal(64, dtype=FP16 if a16 else FP32), drawn_mxfp4(make, 48, 64)
+    yield "leading dimensions 2x3x288", make.normal(2, 3, 288, dtype=FP16), drawn_mxfp4(make, 48, 288)
+    yield "one row without dimensions", make.normal(256, dtype=FP16), drawn_mxfp4(make, 48, 256)
     yield "zero rows", make.normal(0, 64), drawn_mxfp4(make, 32, 64)
-    packed, scale = drawn_mxfp4(make, 48, 128)
+    packed, scale = drawn_mxfp4(make, 48, 256)
     strided = packed.t().contiguous().t(), scale.t().contiguous().t()
-    yield "strided 6x128", make.transposed(6, 128, FP16 if a16 else FP32), strided
+    yield "strided 6x256", make.transposed(6, 256, FP16), strided
     expanded = packed[:1].expand(20, -1), scale[:1].expand(20, -1)
-    yield "sliced 6x128, expanded weight", make.sliced(6, 128, FP32), expanded
+    yield "sliced 6x256, expanded weight", make.sliced(6, 256, FP16), expanded
 
 
 MODELS = (("gpt-oss", 1, 5120, 2880), ("DeepSeek-V3", 1, 7168, 16384), ("DeepSeek-V3", 16, 2112, 7168))
@@ -84,13 +87,13 @@ MODELS = (*MODELS, ("DeepSeek-V3", 64, 24576, 1536), ("gpt-oss", 1000, 2880, 409
 
 
 def a16_samples(make: Make) -> Iterator[Sample]:
-    for name, a, b in _shapes(make, True):
+    for name, a, b in _shapes(make):
         yield Sample(name, (a, *b))
-    fp16 = make.normal(17, 96, dtype=FP16), *drawn_mxfp4(make, 33, 96)
+    fp16 = make.normal(17, 288, dtype=FP16), *drawn_mxfp4(make, 33, 288)
     yield Sample("fp16 with bias, to fp32", (*fp16, make.normal(33, dtype=FP32)), {"out_dtype": FP32})
-    for dtype in (FP32, FP16):
-        inside = make.normal(9, 192, dtype=dtype, scale=3.0), *drawn_mxfp4(make, 48, 192)
-        yield Sample(f"activations to MXFP4, {dtype}", (*inside, make.normal(48, dtype=FP32)), {"prequant": True})
+    for dtype in (BF16, FP16):
+        inside = make.normal(9, 256, dtype=dtype, scale=3.0), *drawn_mxfp4(make, 48, 256)
+        yield Sample(f"activations to MXFP4, {dtype}", inside, {"prequant": True})
     for model, rows, n, k in MODELS:
         call = make.normal(rows, k), *drawn_mxfp4(make, n, k)
         yield Sample(f"{model} {rows}x{k}, N {n}", (*call, make.normal(n)), size="model")
@@ -106,12 +109,14 @@ def a8_samples(make: Make) -> Iterator[Sample]:
     def order(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor) -> tuple[Tensor, ...]:
         return a, b, a_scale, b_scale
 
-    for name, a, b in _shapes(make, False):
+    for name, a, b in _shapes(make):
         yield Sample(name, order(*call(a, b)))
-    yield Sample("fnuz 9x128, N 40", call(make.normal(9, 128), drawn_mxfp4(make, 40, 128), FNUZ), {"out_dtype": FP16})
-    yield Sample("to fp32 70x64, N 33", call(make.normal(70, 64), drawn_mxfp4(make, 33, 64)), {"out_dtype": FP32})
+    yield Sample("fnuz 9x256, N 48", call(make.normal(9, 256), drawn_mxfp4(make, 48, 256), FNUZ))
+    yield Sample("to fp32 70x256, N 33", call(make.normal(70, 256), drawn_mxfp4(make, 33, 256)), {"out_dtype": FP32})
     for model, rows, n, k in MODELS:
         yield Sample(f"{model} {rows}x{k}, N {n}", call(make.normal(rows, k), drawn_mxfp4(make, n, k)), size="model")
+    fnuz = call(make.normal(16, 7168), drawn_mxfp4(make, 2112, 7168), FNUZ)
+    yield Sample("DeepSeek-V3 fnuz 16x7168, N 2112", fnuz, size="model")
 
 
 def a4_samples(make: Make) -> Iterator[Sample]:
@@ -124,14 +129,13 @@ def a4_samples(make: Make) -> Iterator[Sample]:
 
     tail = {"layout": "shuffled_16x16"}
     yield Sample("ragged 7x256, N 64", call((7, 256), 64))
-    yield Sample("decode 1x128, N 96, bias", (*call((1, 128), 96), make.normal(96)))
-    yield Sample("odd 33x96, N 45, to fp32", call((33, 96), 45), {"out_dtype": FP32})
+    yield Sample("decode 1x256, N 96, bias", (*call((1, 256), 96), make.normal(96)))
+    yield Sample("odd 33x288, N 45, to fp32", call((33, 288), 45), {"out_dtype": FP32})
     yield Sample("odd 5x32, N 1", call((5, 32), 1))
-    yield Sample("leading dimensions 2x3x160, fp32 bias", (*call((2, 3, 160), 40), make.normal(40, dtype=FP32)))
-    yield Sample("one row without dimensions, to fp16", call((64,), 48), {"out_dtype": FP16})
+    yield Sample("leading dimensions 2x3x288, fp32 bias", (*call((2, 3, 288), 48), make.normal(48, dtype=FP32)))
+    yield Sample("one row without dimensions, to fp16", call((256,), 48), {"out_dtype": FP16})
     yield Sample("zero rows", call((0, 64), 32))
-    strided = tuple(t.t().contiguous().t() for t in call((6, 128), 48))
-    yield Sample("strided 6x128", strided)
+    yield Sample("strided 6x256", tuple(t.t().contiguous().t() for t in call((6, 256), 48)))
     yield Sample("shuffled 6x512, N 64", call((6, 512), 64, True), tail)
     yield Sample("shuffled 40x256, N 96, bias", (*call((40, 256), 96, True), make.normal(96)), tail)
     for model, rows, n, k in MODELS:
@@ -175,8 +179,8 @@ def gemm_a8wfp4(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, out_dtyp
 def _a16_check(
     a: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None, out_dtype: torch.dtype | None, prequant: bool
 ) -> None:
-    if a.dtype not in f.FLOATS:
-        raise bad_dtype("gemm_a16wfp4", "a", a.dtype, f.FLOATS)
+    if a.dtype not in HALVES:
+        raise bad_dtype("gemm_a16wfp4", "a", a.dtype, HALVES)
     weight("gemm_a16wfp4", a, b, b_scale)
     c.result("gemm_a16wfp4", b, bias, out_dtype)
 
@@ -199,7 +203,7 @@ def gemm_a16wfp4(
 ) -> Tensor:
     """a · bᵀ + bias with an MXFP4 weight, summed in fp32.
 
-    a: [..., K], bf16, fp16 or fp32, of any strides. b: packed E2M1, uint8 [N, K/2], low nibble first; b_scale: E8M0,
+    a: [..., K], bf16 or fp16, of any strides. b: packed E2M1, uint8 [N, K/2], low nibble first; b_scale: E8M0,
     uint8 [N, K/32]. K is a multiple of 32, N any number. bias: [N], a float dtype. out_dtype: bf16, fp16 or fp32, None:
     that of a. prequant: a is first rounded to MXFP4 as `mxfp4_quant` does (what AITER's entry of this name computes).
     Returns [..., N], rounded once. Raises TypeError for other dtypes, ValueError for shapes that do not fit.

@@ -22,7 +22,7 @@ from .mx_body import added
 from .product import parts_kernel
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "N", "chunk", "a_scale_row"])
 def mx_kernel(
     a_ptr,
     a_scale_ptr,
@@ -32,11 +32,11 @@ def mx_kernel(
     y_ptr,
     M,
     N,
-    K,
     chunk,
+    a_scale_row,
+    K,
     a_batch,
     a_row,
-    a_scale_row,
     b_batch,
     b_row,
     b_scale_batch,
@@ -55,15 +55,15 @@ def mx_kernel(
     KIND: tl.constexpr,
     PREQUANT: tl.constexpr,
     NATIVE: tl.constexpr,
-    GUARD: tl.constexpr,
+    FAST: tl.constexpr,
     BIAS: tl.constexpr,
 ):
     """y = a · bᵀ + bias of a [batch, M, K] and MXFP4 b [batch, N, K/2], a tile of BM × BN a program, K in steps of BK.
 
     KIND of a: ``float``; ``fp8`` with a scale a row; ``mxfp4`` [M, K/2] with scales [M, K/32]. PREQUANT, NATIVE: see
     `added`. SPLIT: a program does only `chunk` steps, and y is [parts, M, N], the parts' sums. EVEN: BK divides K.
-    SHUFFLED: b and its scales are as `shuffle_weight` and `shuffle_scale` leave them. GUARD: scales of 255 are looked
-    for, and their rows and columns become NaN.
+    SHUFFLED: b and its scales are as `shuffle_weight` and `shuffle_scale` leave them. FAST: the sum does not
+    heed scales of 255; they are looked for, and their rows and columns become NaN.
     """
     across_m, across_n = tl.cdiv(M, BM), tl.cdiv(N, BN)
     pid = tl.program_id(0)
@@ -124,8 +124,8 @@ def mx_kernel(
             b_scale = tl.load(b_scale_base + b_scale_here, mask=(rs < left // 32)[None, :], other=0)
             if KIND == "mxfp4":
                 a_scale = tl.load(a_scale_base + a_scale_at, mask=(rs < left // 32)[None, :], other=0)
-        acc = added(acc, a, a_scale, b, b_scale, KIND, PREQUANT, NATIVE, SWAP)
-        if GUARD:
+        acc = added(acc, a, a_scale, b, b_scale, KIND, PREQUANT, NATIVE, SWAP, FAST)
+        if FAST:
             top_a, top_b = tl.maximum(top_a, a_scale), tl.maximum(top_b, b_scale)
         a_base += A_BYTES
         a_scale_base += BK // 32
@@ -134,7 +134,7 @@ def mx_kernel(
         else:
             b_base += BYTES
             b_scale_base += BK // 32
-    if GUARD:
+    if FAST:
         nan_rows, nan_columns = across(tl.max(top_a, axis=1) == 255, tl.max(top_b, axis=1) == 255, SWAP)
         acc = tl.where(nan_rows | nan_columns, float("nan"), acc)
     if KIND == "fp8":
@@ -148,7 +148,7 @@ def mx_kernel(
     tl.store(y_base + y_rows * y_row + y_columns, y, mask=(y_rows < M - m0) & (y_columns < N - n0))
 
 
-_mx, _parts = Launcher(mx_kernel), Launcher(parts_kernel)
+_mx, _parts = Launcher(mx_kernel, free=4), Launcher(parts_kernel)
 _COLUMNS = 512
 """Columns of the result that a program adds the parts of."""
 
@@ -170,23 +170,30 @@ def multiply_mx(
     target, (batch, m, _), (n, bytes_of_row) = machine(), a.shape, b.shape[1:]
     k = bytes_of_row * 2
     kind = "mxfp4" if a.dtype == torch.uint8 else "float" if a.element_size() > 1 else "fp8"
-    tile, chunk = mx_tile(target, batch, m, n, k, a.element_size(), batch_invariant())
+    two = a.dtype == torch.float16 and not prequant
+    tile, chunk = mx_tile(target, batch, m, n, k, two, batch_invariant())
     steps = -(-k // tile.depth)
     parts = -(-steps // chunk)
     into = y if parts == 1 else a.new_empty((parts, m, n), dtype=torch.float32)
     scale = b_scale if a_scale is None else a_scale
     a_scale_row = 0 if a_scale is None else a_scale.stride(0)
-    strides = (a.stride(0), a.stride(1), a_scale_row, *b.stride()[:2], *b_scale.stride()[:2], *into.stride()[:2])
-    native = kind == "fp8" and target.arch in MATRIX_UNITS_WITH_SCALES
+    rows = (a.stride(1), b.stride(1), b_scale.stride(1), into.stride(1) if parts == 1 else n)
+    batches = (0, 0, 0, m * n if parts > 1 else 0)
+    if batch > 1:
+        batches = (a.stride(0), b.stride(0), b_scale.stride(0), y.stride(0))
+    strides = [n for pair in zip(batches, rows, strict=True) for n in pair]
+    native = kind != "float" and target.arch in MATRIX_UNITS_WITH_SCALES
     constants = (
         *(tile.rows, tile.columns, tile.depth, tile.group, DIES.get(family(target), 1), tile.swap, parts > 1),
         *(k % tile.depth == 0, shuffled, kind, prequant, native),
-        *(target.vendor == "amd" and not INTERPRETED.value, bias is not None),
+        *(target.arch.startswith("gfx9") and not INTERPRETED.value, bias is not None),
     )
     grid = -(-m // tile.rows) * -(-n // tile.columns) * batch * parts
     bias_at = y if bias is None else bias.contiguous()
     tensors = (a, scale, b, b_scale, bias_at, into)
-    _mx(grid, tensors, (m, n, k, chunk, *strides), constants, tile.num_warps, tile.num_stages, tile.options)
+    _mx(
+        grid, tensors, (m, n, chunk, a_scale_row, k, *strides), constants, tile.num_warps, tile.num_stages, tile.options
+    )
     if parts > 1:
         columns = min(1 << (n - 1).bit_length(), _COLUMNS)
         constants = (parts, columns, "none", bias is not None)

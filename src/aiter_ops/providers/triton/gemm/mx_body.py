@@ -9,9 +9,11 @@ from triton.language.target_info import is_cuda
 
 from aiter_ops.providers.triton.common import INTERPRETED, magnitude_bits
 from aiter_ops.providers.triton.quant.dequant import e2m1_value, e8m0_value
-from aiter_ops.providers.triton.quant.mx import ONES, shared_exponent
+from aiter_ops.providers.triton.quant.mx import shared_exponent
 
 from .body import summed
+
+ROUND_TO_HALVES = tl.constexpr(1.5 * 2**22)
 
 _UNPACK = tl.constexpr(
     """{
@@ -47,36 +49,40 @@ times too small (subnormal as the code is), which one product repairs and anothe
 
 
 @triton.jit
-def _over_blocks(scale, PACKED: tl.constexpr):
-    """[N, G] -> [N, 16·G] (PACKED) or [N, 32·G]: every scale beside each of its bytes or elements."""
+def _over_blocks(scale):
+    """[N, G] -> [N, 16·G]: every scale beside each byte of its block."""
     N: tl.constexpr = scale.shape[0]
     G: tl.constexpr = scale.shape[1]
-    EACH: tl.constexpr = 16 if PACKED else 32
-    return tl.reshape(tl.broadcast_to(scale[:, :, None], [N, G, EACH]), [N, EACH * G])
+    return tl.reshape(tl.broadcast_to(scale[:, :, None], [N, G, 16]), [N, 16 * G])
+
+
+@triton.jit
+def cut_to_bf16(x):
+    """The upper 16 bits of fp32 x as bf16: x itself where 8 bits hold it. Many AMD GPUs round in many instructions."""
+    return (x.to(tl.int32, bitcast=True) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
 
 
 @triton.jit
 def values(packed, e8m0):
     """The values of the low and of the high nibbles of MXFP4 [N, K/2] under scales [N, K/32], each [N, K/2].
 
-    bf16; fp32 in the interpreter, which computes bf16 wrongly. NVIDIA only: other compilers have `tl.dot_scaled`.
+    bf16; fp32 in the interpreter, which computes bf16 wrongly.
     """
-    if INTERPRETED:
-        scale = _over_blocks(e8m0_value(e8m0), True)
-        codes = packed.to(tl.int32)
-        return e2m1_value(codes & 15) * scale, e2m1_value(codes >> 4) * scale
-    else:
+    if is_cuda() and not INTERPRETED:
         code = e8m0.to(tl.int16)
         bits = tl.where(code == 0, 0x40, tl.where(code == 255, 0x7FFF, code << 7)).to(tl.int16)
-        scale = _over_blocks(bits.to(tl.bfloat16, bitcast=True), True)
+        scale = _over_blocks(bits.to(tl.bfloat16, bitcast=True))
         return tl.inline_asm_elementwise(
-            _UNPACK,
-            "=r,=r,=r,=r,r,r,r",
-            [packed, scale],
-            dtype=(tl.bfloat16, tl.bfloat16),
-            is_pure=True,
-            pack=4,
+            _UNPACK, "=r,=r,=r,=r,r,r,r", [packed, scale], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
         )
+    else:
+        scale = _over_blocks(e8m0_value(e8m0))
+        codes = packed.to(tl.int32)
+        low, high = e2m1_value(codes & 15) * scale, e2m1_value(codes >> 4) * scale
+        if INTERPRETED:
+            return low, high
+        else:
+            return cut_to_bf16(low), cut_to_bf16(high)
 
 
 @triton.jit
@@ -88,23 +94,22 @@ def rounded_to_mxfp4(x):
     exponent = shared_exponent(tl.max(magnitude_bits(blocks), axis=2), "even", True)
     # 1/scale = 2^(127 - exponent) is a normal number: exponents end at 253
     y = blocks * ((254 - exponent) << 23).to(tl.float32, bitcast=True)[:, :, None]
-    size = tl.abs(y)
-    # steps of 0.5, 1 and 2: a sum with 2^23 keeps no fraction, so it rounds to nearest, ties to even
-    small, middle, large = (size * 2.0 + ONES) - ONES, (size + ONES) - ONES, (size * 0.5 + ONES) - ONES
-    size = tl.where(size < 2.0, small * 0.5, tl.where(size < 4.0, middle, large * 2.0))
-    y = tl.where(y < 0.0, -size, size) * e8m0_value(exponent)[:, :, None]
+    # of values in [p, 2p) the step is p/2, below 1 as above it; a sum with 1.5·2^22·p keeps no smaller bit: it rounds
+    # to nearest, ties to even
+    p = tl.maximum(magnitude_bits(y) & 0x7F800000, 0x3F800000).to(tl.float32, bitcast=True)
+    y = ((y + p * ROUND_TO_HALVES) - p * ROUND_TO_HALVES) * e8m0_value(exponent)[:, :, None]
     return tl.reshape(y, [M, G * 32])
 
 
 @triton.jit
-def _step(acc, x, w, w_scale, low, high, SWAP: tl.constexpr):
+def _step(acc, x, w, w_scale, low, high, SWAP: tl.constexpr, FAST: tl.constexpr):
     """acc + x · wᵀ for bf16 x [M, K] (fp32 in the interpreter) and MXFP4 w, given as it is or as its values."""
     if INTERPRETED or is_cuda():
         even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]))
         acc = summed(acc, even, low, SWAP, False)
         return summed(acc, odd, high, SWAP, False)
     else:
-        return tl.dot_scaled(x, None, "bf16", w.T, w_scale, "e2m1", acc, fast_math=True)
+        return tl.dot_scaled(x, None, "bf16", w.T, w_scale, "e2m1", acc, fast_math=FAST)
 
 
 @triton.jit
@@ -118,42 +123,44 @@ def added(
     PREQUANT: tl.constexpr,
     NATIVE: tl.constexpr,
     SWAP: tl.constexpr,
+    FAST: tl.constexpr,
 ):
     """acc + x · wᵀ for MXFP4 w [N, K/2] with scales [N, K/32]; acc [M, N] fp32, or [N, M] with SWAP.
 
     KIND of x: ``float`` [M, K]; ``fp8`` [M, K]; ``mxfp4`` [M, K/2] with x_scale [M, K/32]. PREQUANT: floats are rounded
-    to MXFP4 first. NATIVE: the matrix unit takes FP8 and FP4 with scales of blocks. Scales of 255 give any sum here,
-    except on NVIDIA.
+    to MXFP4 first. NATIVE: the matrix unit takes FP8 and FP4 with scales of blocks. FAST: scales of 255 may give any
+    sum, which saves AMD GPUs half of the instructions that make values of codes.
     """
     low, high = w, w
     if INTERPRETED or is_cuda():
         low, high = values(w, w_scale)
     if KIND == "mxfp4":
-        if INTERPRETED or is_cuda():
-            even, odd = values(x, x_scale)
-            acc = summed(acc, even, low, SWAP, False)
-            return summed(acc, odd, high, SWAP, False)
+        if NATIVE:
+            return tl.dot_scaled(x, x_scale, "e2m1", w.T, w_scale, "e2m1", acc, fast_math=FAST)
         else:
-            return tl.dot_scaled(x, x_scale, "e2m1", w.T, w_scale, "e2m1", acc, fast_math=True)
+            even, odd = values(x, x_scale)
+            if INTERPRETED or is_cuda():
+                acc = summed(acc, even, low, SWAP, False)
+                return summed(acc, odd, high, SWAP, False)
+            else:
+                x = tl.reshape(tl.join(even, odd), [x.shape[0], x.shape[1] * 2])
+                return _step(acc, x, w, w_scale, low, high, SWAP, FAST)
     elif KIND == "fp8":
         if NATIVE:
-            return tl.dot_scaled(x, None, "e4m3", w.T, w_scale, "e2m1", acc, fast_math=True)
+            return tl.dot_scaled(x, None, "e4m3", w.T, w_scale, "e2m1", acc, fast_math=FAST)
         else:
-            return _step(acc, x.to(tl.float32 if INTERPRETED else tl.bfloat16), w, w_scale, low, high, SWAP)
+            wide = x.to(tl.float32)
+            return _step(acc, wide if INTERPRETED else cut_to_bf16(wide), w, w_scale, low, high, SWAP, FAST)
     elif INTERPRETED:
         x = x.to(tl.float32)
-        return _step(acc, rounded_to_mxfp4(x) if PREQUANT else x, w, w_scale, low, high, SWAP)
+        return _step(acc, rounded_to_mxfp4(x) if PREQUANT else x, w, w_scale, low, high, SWAP, FAST)
     elif PREQUANT:
-        return _step(acc, rounded_to_mxfp4(x.to(tl.float32)).to(tl.bfloat16), w, w_scale, low, high, SWAP)
+        return _step(acc, cut_to_bf16(rounded_to_mxfp4(x.to(tl.float32))), w, w_scale, low, high, SWAP, FAST)
     elif x.dtype == tl.bfloat16:
-        return _step(acc, x, w, w_scale, low, high, SWAP)
+        return _step(acc, x, w, w_scale, low, high, SWAP, FAST)
     else:
-        # two bf16 hold an fp16, three an fp32
-        PIECES: tl.constexpr = 2 if x.dtype == tl.float16 else 3
-        rest = x.to(tl.float32)
-        for _ in tl.static_range(PIECES):
-            piece = rest.to(tl.bfloat16)
-            acc = _step(acc, piece, w, w_scale, low, high, SWAP)
-            rest = rest - piece.to(tl.float32)
-            rest = tl.where(rest == rest, rest, 0.0)
-        return acc
+        # two bf16 hold an fp16; the rest of an Inf is any number
+        upper = cut_to_bf16(x.to(tl.float32))
+        lower = cut_to_bf16(tl.maximum(x.to(tl.float32) - upper.to(tl.float32), -1.0))
+        acc = _step(acc, upper, w, w_scale, low, high, SWAP, FAST)
+        return _step(acc, lower, w, w_scale, low, high, SWAP, FAST)

@@ -13,17 +13,15 @@ MATRIX_UNITS_WITH_SCALES = ("gfx950", "gfx1250")
 """Architectures whose matrix instructions take FP8 and FP4 with a scale for 32 elements (AMD CDNA 4 ISA, section 7)."""
 
 T = ProductTile
-_CDNA = Choices(
-    ((16, T(16, 64, 256, 4, 2)), (64, T(64, 64, 128, 4, 2))), (T(128, 128, 128, 8, 2), T(64, 64, 128, 4, 2))
-)
-_RDNA = Choices(((16, T(16, 64, 128, 4, 2)),), (T(64, 64, 64, 8, 2),))
+_CDNA = Choices(((16, T(16, 64, 128, 4, 2)),), (T(64, 128, 128, 8, 2),))
+_RDNA = Choices(((16, T(16, 64, 128, 4, 1)),), (T(64, 64, 128, 8, 1),))
 MX_TILES = {
     "sm90": Choices(
-        ((16, T(16, 64, 256, 4, 4)), (64, T(64, 128, 128, 8, 4, swap=True))),
+        ((16, T(16, 64, 128, 4, 4)), (64, T(64, 128, 128, 8, 4, swap=True))),
         (T(128, 128, 128, 8, 3, swap=True), T(64, 128, 128, 8, 4, swap=True)),
     ),
     "gfx942": _CDNA,
-    "gfx950": _CDNA,
+    "gfx950": Choices(_CDNA.few, (T(128, 128, 128, 8, 2), T(64, 128, 128, 8, 2))),
     "gfx90a": _CDNA,
     "gfx11": _RDNA,
     "gfx12": _RDNA,
@@ -33,6 +31,14 @@ MX_TILES = {
 
 FIXED = 32
 """Rows of a tile where no tile may follow the number of rows."""
+
+TWO = {
+    "gfx942": T(32, 64, 128, 4, 1),
+    "gfx950": T(64, 64, 128, 8, 1),
+    "gfx90a": T(32, 64, 128, 4, 1),
+    "gfx11": T(32, 64, 128, 8, 1),
+}
+"""For more than 16 rows of fp16, which are taken as two bf16 and need more registers."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,14 @@ def fp8_batch_tile(machine: Platform, batch: int, m: int, n: int, groups: int, f
 
 
 @lru_cache(4096)
-def mx_tile(machine: Platform, batch: int, m: int, n: int, k: int, element: int, fixed: bool) -> tuple[T, int]:
+def mx_tile(machine: Platform, batch: int, m: int, n: int, k: int, two: bool, fixed: bool) -> tuple[T, int]:
     """The tile for `batch` products [m, k] · [n, k]ᵀ with an MXFP4 weight, and the steps a program does of each sum.
 
-    Only a lone product's sum is split. element: bytes of one of the activations. fixed: neither may depend on m.
+    Only a lone product's sum is split. two: activations are taken as two bf16. fixed: neither may depend on m.
     """
     choices = MX_TILES[family(machine)]
+    if two and family(machine) in TWO:
+        choices = replace(choices, few=choices.few[:1], many=(TWO[family(machine)],))
     units = machine.compute_units or 128
 
     def tiles(t: T) -> int:
@@ -88,7 +96,7 @@ def mx_tile(machine: Platform, batch: int, m: int, n: int, k: int, element: int,
     few = None if fixed else next((t for most, t in choices.few if m <= most), None)
     many = choices.many[-1:] if fixed else choices.many
     tile = few or next((t for t in many if tiles(t) >= units), many[-1])
-    tile = replace(tile, depth=min(tile.depth, max(64, next_power_of_two(k))))
+    tile = replace(tile, depth=min(tile.depth, max(128, next_power_of_two(k))))
     steps = -(-k // tile.depth)
     parts = 1
     if batch == 1 and not fixed and tiles(tile) < units:
