@@ -12,14 +12,10 @@ from aiter_ops.providers.triton.launch import Launcher, as_rows, batch_invariant
 from aiter_ops.providers.triton.tiles.gemm import DIES, WIDEST, ProductTile, family, product_tile
 
 from .described import described_kernel
-from .product import parts_kernel, product_kernel
+from .parts import Scale, add_parts
+from .product import product_kernel
 
-_product, _described, _parts = Launcher(product_kernel, 3), Launcher(described_kernel, 3), Launcher(parts_kernel, 2)
-_LANE = 4
-"""Columns of the result that a lane adds the parts of: 16 bytes a load."""
-
-Scale = tuple[Tensor, int, int]
-"""A scale with its strides between rows and between blocks of columns, in elements."""
+_product, _described = Launcher(product_kernel, 3), Launcher(described_kernel, 3)
 
 
 def too_wide(a: Tensor, b: Tensor) -> str | None:
@@ -104,10 +100,5 @@ def multiply(
         rows = (flat.stride(0), b.stride(0))
         _product(grid, (flat, b, *scales_and_bias, into), (*numbers, *rows, *strides), constants, *how)
     if parts > 1:
-        columns = _LANE * (target.wave_size or 32)
-        most, last = 1 << (parts - 1).bit_length(), scales if scales == "row" else "none"
-        constants = (most, split[1], columns, last, bias is not None)
-        numbers = (m, parts, n, a_scale[1], b_scale[1])
-        options = (("launch_pdl", True),) if split[1] else ()
-        _parts(m * -(-n // columns), (into, *scales_and_bias, y), numbers, constants, 1, options=options)
+        add_parts(into, y, bias, (a_scale, b_scale) if scales == "row" else None, split[1])
     return y

@@ -19,7 +19,7 @@ from aiter_ops.providers.triton.tiles.gemm_mx import MATRIX_UNITS_WITH_SCALES, m
 
 from .body import across, finished, tile_of
 from .mx_body import added
-from .product import parts_kernel
+from .parts import add_parts
 
 
 @triton.jit(do_not_specialize=["M", "N", "chunk", "a_scale_row"])
@@ -148,9 +148,7 @@ def mx_kernel(
     tl.store(y_base + y_rows * y_row + y_columns, y, mask=(y_rows < M - m0) & (y_columns < N - n0))
 
 
-_mx, _parts = Launcher(mx_kernel, free=4), Launcher(parts_kernel)
-_COLUMNS = 512
-"""Columns of the result that a program adds the parts of."""
+_mx = Launcher(mx_kernel, free=4)
 
 
 def multiply_mx(
@@ -195,9 +193,7 @@ def multiply_mx(
         grid, tensors, (m, n, chunk, a_scale_row, k, *strides), constants, tile.num_warps, tile.num_stages, tile.options
     )
     if parts > 1:
-        columns = min(1 << (n - 1).bit_length(), _COLUMNS)
-        constants = (parts, columns, "none", bias is not None)
-        _parts(m * -(-n // columns), (into, a, a, bias_at, y), (m, n, 0, 0), constants, 4)
+        add_parts(into, y, bias)
     return y
 
 
