@@ -1,4 +1,9 @@
-"""The experts: order the slots by expert, two grouped products, and every token's sum."""
+"""The experts: order the slots by expert, two grouped products, and every token's sum.
+
+A few tokens are not sorted: each slot is a block of its own, and a token's second products are summed where they are
+made. Nothing is added in an order that varies, so a call repeats to the bit. Tiles follow the number of tokens, and
+with them a result's last bits, unless batch invariance is asked for: then every step is the same for any batch.
+"""
 
 from __future__ import annotations
 

@@ -74,13 +74,13 @@ def product(
 ):
     """fp32 [BM, BN] of A·Wᵀ over K columns, scaled; rows of A that are not `a_there` give anything.
 
-    a_at [BM]: where rows of A start; w_index [BN]: rows of W [*, w_row] at w_ptr, below 2^31 elements. SCALES ``none``;
-    ``row``: a_scale_at [BM] and w_scale_at [BN] point to one scale a row; ``block``: a_scale_at [BM] points to scales
-    of 128 columns, a_scale_step apart, w_scale_at to those of the tile's rows (with PAIRS, of its even ones, and
-    odd_scale_at of the odd), w_scale_step apart; ``a``: a_scale_at alone. MX: ``none``; ``plain``, ``native``: W is packed
-    MXFP4 and w_scale_at [BN] points to the exponents of 32 columns, w_scale_step apart; native and FAST as in `added`. WHOLE:
-    BK divides K. SWAP, APART: see `summed`. SHUFFLED: W lies
-    in tiles of 16 rows and pieces of 16 bytes (`shuffle_weight`).
+    a_at [BM]: where rows of A start; w_index [BN]: rows of W [*, w_row] at w_ptr, below 2^31 elements.
+    SCALES ``none``; ``row``: a_scale_at [BM] and w_scale_at [BN] point to one scale a row; ``block``: a_scale_at [BM]
+    points to scales of 128 columns, a_scale_step apart, w_scale_at to those of the tile's rows (with PAIRS, of its even
+    ones, and odd_scale_at of the odd), w_scale_step apart; ``a``: a_scale_at alone.
+    MX ``none``; ``plain``, ``native`` (see `added`, and for FAST): W is packed MXFP4, w_scale_at [BN] points to the
+    exponents of 32 columns, w_scale_step apart. SHUFFLED: W lies in tiles of 16 rows and pieces of 16 bytes
+    (`shuffle_weight`). WHOLE: BK divides K. SWAP, APART: see `summed`.
     """
     CODES: tl.constexpr = a_at.dtype.element_ty.primitive_bitwidth == 8
     SUM: tl.constexpr = tl.int32 if a_at.dtype.element_ty == tl.int8 else tl.float32
