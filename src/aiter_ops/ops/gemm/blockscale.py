@@ -73,7 +73,7 @@ def _check(
     c.factors(name, a, b, f.FP8)
     c.result(name, b, bias, out_dtype)
     c.shuffled(name, b, layout)
-    if len(block) != 2 or min(block) < 1:
+    if min(block) < 1:
         raise bad_value(name, "block", list(block), "[rows, columns] of b that share a scale, each >= 1")
     rows, columns = block
     if a.shape[-1] % columns:
