@@ -47,7 +47,7 @@ def parts_kernel(
         wait_for_last()
     acc = tl.load(part_ptr + at, mask=there, other=0.0)
     for part in tl.static_range(1, MOST):
-        acc += tl.load(part_ptr + part * (M * N).to(tl.int64) + at, mask=there & (part < parts), other=0.0)
+        acc += tl.load(part_ptr + part * (M.to(tl.int64) * N) + at, mask=there & (part < parts), other=0.0)
     row = row + tl.zeros([1], tl.int32)
     y = finished(
         acc[None, :], a_scale_ptr, b_scale_ptr, bias_ptr, row, tl.minimum(col, N - 1), a_scale_row, b_scale_row,
