@@ -99,6 +99,32 @@ FUNCTIONS = {
     ),
     "aiter.ops.triton.quant": ("dynamic_mxfp4_quant",),
     "aiter.ops.triton.quant.quant": ("dynamic_mxfp4_quant",),
+    "aiter.ops.gemm_op_a8w8": (
+        "gemm_a8w8_CK",
+        "gemm_a8w8_bpreshuffle",
+        "gemm_a8w8_blockscale",
+        "gemm_a8w8_blockscale_bpreshuffle",
+    ),
+    "aiter.ops.gemm_op_a4w4": ("gemm_a4w4",),
+    **{
+        f"{package}.{name}": (name,)
+        for name in ("gemm_a16w16", "gemm_a8wfp4", "gemm_a16wfp4", "gemm_afp4wfp4")
+        for package in ("aiter.ops.triton", "aiter.ops.triton.gemm.basic")
+    },
+    **{
+        f"{package}.{name}": (name,)
+        for name in (
+            "batched_gemm_a8w8_a_per_token_group_prequant_w_per_batched_tensor_quant",
+            "batched_gemm_a16wfp4",
+        )
+        for package in ("aiter.ops.triton", "aiter.ops.triton.gemm.batched")
+    },
+    "aiter.ops.moe_op": ("topk_softmax", "topk_sigmoid"),
+    "aiter.ops.topk": ("topk_gating", "grouped_topk", "moe_fused_gate", "biased_grouped_topk_hip"),
+    "aiter.fused_moe": ("fused_moe",),
+    "aiter.fused_moe_bf16_asm": ("asm_moe_tkw1",),
+    "aiter.ops.shuffle": ("shuffle_weight", "shuffle_weight_a16w4", "shuffle_scale_a16w4"),
+    "aiter.utility.fp4_utils": ("e8m0_shuffle",),
 }
 
 

@@ -33,7 +33,17 @@ from .ops.gemm import (
     gemm_a16w16,
     gemm_a16wfp4,
 )
-from .ops.layout import shuffle_scale, shuffle_weight, to_fp8_fnuz, unshuffle_scale, unshuffle_weight
+from .ops.layout import (
+    shuffle_scale,
+    shuffle_weight,
+    to_fp8_fnuz,
+    unshuffle_scale,
+    unshuffle_weight,
+)
+from .ops.moe import (
+    fused_moe,
+    moe_align,
+)
 from .ops.norm import (
     add_layer_norm,
     add_rms_norm,
@@ -59,6 +69,13 @@ from .ops.quant import (
     per_tensor_quant,
     per_tensor_quant_static,
     per_token_quant,
+)
+from .ops.routing import (
+    biased_grouped_topk,
+    grouped_topk,
+    topk_sigmoid,
+    topk_softmax,
+    topk_softplus_sqrt,
 )
 
 if TYPE_CHECKING:

@@ -16,15 +16,20 @@ import typer
 from typer.testing import CliRunner
 
 from aiter_ops.bench import limits, peers, runner, timing, warm
+from aiter_ops.bench.cases import FAMILIES, Shapes, cases, rows
 from aiter_ops.bench.checking import check, poisoned
-from aiter_ops.bench.contenders import Contender, Selection, contenders, unknown_contenders
-from aiter_ops.bench.inputs import argument_sets, is_large, traffic
+from aiter_ops.bench.contenders import Contender, Selection, contenders, key, unknown_contenders
+from aiter_ops.bench.inputs import argument_sets, traffic
 from aiter_ops.cli.bench import choose_ops, numbers
 from aiter_ops.cli.bench import command as bench
 from aiter_ops.core.op import get_op, list_ops
 
 CPU = torch.device("cpu")
 OPS = [op.name for op in list_ops() if op.family in ("norm", "activation", "quant")]
+
+
+def drawn(name: str, count: int, width: int, sets: int = 1) -> list[dict[str, Any]]:
+    return argument_sets(get_op(name), rows.case(get_op(name), count, width), CPU, sets)
 
 
 @pytest.fixture
@@ -41,7 +46,7 @@ def command() -> Any:
 @pytest.mark.parametrize("name", OPS)
 def test_every_op_takes_its_inputs_and_is_right_by_its_own_check(name: str) -> None:
     op = get_op(name)
-    first, second = argument_sets(op, 3, 4096, CPU, 2)
+    first, second = drawn(name, 3, 4096, 2)
     assert list(first) == list(op.parameters)
     assert all(t.data_ptr() % 16 == 0 for t in second.values() if isinstance(t, torch.Tensor))
     assert not torch.equal(*(s[op.signature.tensors[0].name].float() for s in (first, second)))
@@ -53,14 +58,14 @@ def test_every_op_takes_its_inputs_and_is_right_by_its_own_check(name: str) -> N
 
 
 def test_width_is_the_width_of_the_result() -> None:
-    kwargs = argument_sets(get_op("silu_and_mul"), 2, 128, CPU, 1)[0]
+    kwargs = drawn("silu_and_mul", 2, 128)[0]
     assert get_op("silu_and_mul").reference(**kwargs).shape == (2, 128)
     assert traffic(get_op("silu_and_mul"), kwargs, 0) == (2 * 256 * 2, 2 * 128 * 2)
 
 
 def test_a_scale_of_the_whole_tensor_is_read_twice_beyond_the_cache() -> None:
     op = get_op("per_tensor_quant")
-    kwargs = argument_sets(op, 4, 1024, CPU, 1)[0]
+    kwargs = drawn(op.name, 4, 1024)[0]
     assert traffic(op, kwargs, 10_000) == (8192, 4096 + 4)
     assert traffic(op, kwargs, 8000) == (8192 + 192, 4096 + 4)
 
@@ -68,7 +73,7 @@ def test_a_scale_of_the_whole_tensor_is_read_twice_beyond_the_cache() -> None:
 def test_mixes_of_the_ops_are_those_streams_have() -> None:
     def mix(name: str) -> str:
         op = get_op(name)
-        return limits.mix_of(*traffic(op, argument_sets(op, 16, 4096, CPU, 1)[0], 1 << 30))
+        return limits.mix_of(*traffic(op, drawn(name, 16, 4096)[0], 1 << 30))
 
     assert mix("rms_norm") == mix("add_rms_norm") == "1:1"
     assert mix("silu_and_mul") == mix("group_quant") == "2:1"
@@ -82,7 +87,7 @@ def test_mixes_of_the_ops_are_those_streams_have() -> None:
 
 def test_a_result_that_rounds_elsewhere_is_marked_and_a_wrong_one_is_not_taken() -> None:
     op = get_op("rms_norm")
-    kwargs = argument_sets(op, 8, 512, CPU, 1)[0]
+    kwargs = drawn(op.name, 8, 512)[0]
     want = op.reference(**kwargs)
     rounded = op.reference(**{**kwargs, "cast_before_weight": True})
     twice = want.clone()
@@ -97,7 +102,7 @@ def test_a_result_that_rounds_elsewhere_is_marked_and_a_wrong_one_is_not_taken()
 
 def test_what_a_peer_does_not_return_is_named_and_its_scale_may_be_flat() -> None:
     op = get_op("add_rms_norm_dynamic_quant")
-    kwargs = argument_sets(op, 8, 512, CPU, 1)[0]
+    kwargs = drawn(op.name, 8, 512)[0]
     q, scale, h = op.reference(**kwargs)
     got = check(op, (q.view(torch.uint8), scale.flatten(), None), (q, scale, h), ours=False)
     assert (got.verdict, got.missing) == ("rounds", ("h",))
@@ -105,7 +110,7 @@ def test_what_a_peer_does_not_return_is_named_and_its_scale_may_be_flat() -> Non
 
 def test_unwritten_memory_does_not_pass() -> None:
     op = get_op("rms_norm")
-    kwargs = argument_sets(op, 8, 512, CPU, 1)[0]
+    kwargs = drawn(op.name, 8, 512)[0]
     with poisoned():
         lazy = torch.empty_like(kwargs["x"])
         lazy[:7] = op.reference(**kwargs)[:7]
@@ -138,17 +143,18 @@ def test_wall_time_is_of_the_call() -> None:
 
 def test_contenders_are_chosen_and_the_rest_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     op = get_op("rms_norm")
-    kwargs = argument_sets(op, 8192, 128, CPU, 1)[0]
+    case, one = rows.case(op, 8192, 128), rows.case(op, 1, 128)
+    kwargs = argument_sets(op, case, CPU, 1)[0]
     monkeypatch.setitem(peers.LOADED, "vllm", None)
     monkeypatch.setitem(peers.LOADED, "liger", "not found")
-    problems = {"rms_norm 8192x128 torch.fused": "failed there"}
-    found, left_out = contenders(op, kwargs, 8192, 128, Selection(), problems)
+    problems = {key("rms_norm", "8192×128", "torch.fused"): "failed there"}
+    found, left_out = contenders(op, kwargs, case, True, Selection(), problems)
     names = [c.name for c in found]
     assert {"torch.eager", "torch.compile", "vllm"} <= set(names)
     assert left_out["liger"] == "not found"
     assert left_out["torch.fused"] == "failed there"
     assert "triton" in left_out or names[0] == "triton"
-    few, _ = contenders(op, kwargs, 1, 128, Selection(("torch",)), {})
+    few, _ = contenders(op, kwargs, one, False, Selection(("torch",)), {})
     assert [c.name for c in few] == ["torch.eager", "torch.fused"]
     assert unknown_contenders(["vllm", "ours", "torch", "triton", "nobody"], ["triton"]) == ["nobody"]
 
@@ -156,7 +162,7 @@ def test_contenders_are_chosen_and_the_rest_is_left_out_with_the_reason(monkeypa
 def test_torch_peers_compute_the_op() -> None:
     for name in ("rms_norm", "layer_norm", "dual_rms_norm"):
         op = get_op(name)
-        kwargs = argument_sets(op, 5, 256, CPU, 1)[0]
+        kwargs = drawn(name, 5, 256)[0]
         for peer, factory in peers.PEERS[name].items():
             if peer.startswith("torch"):
                 got = check(op, factory(kwargs)(), op.reference(**kwargs), ours=False)
@@ -164,9 +170,20 @@ def test_torch_peers_compute_the_op() -> None:
 
 
 def test_every_peer_is_of_a_known_op_and_library() -> None:
-    libraries = {"torch", "vllm", "vllm_main", "sglang", "liger", "flag_gems", "aiter_triton"}
+    libraries = {
+        "torch",
+        "vllm",
+        "vllm_main",
+        "vllm_moe",
+        "vllm_triton",
+        "sglang",
+        "liger",
+        "flag_gems",
+        "aiter_triton",
+    }
+    libraries |= {"deep_gemm", "triton_kernels"}
     assert {n.split(".")[0] for table in peers.PEERS.values() for n in table} == libraries
-    assert set(peers.PEERS) <= set(OPS)
+    assert set(peers.PEERS) <= {op.name for op in list_ops()}
 
 
 def test_a_library_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
@@ -181,7 +198,9 @@ def test_a_library_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
 
 
 class CountedGraph:
-    def __init__(self, calls: list[timing.Call], capture: object) -> None:
+    eager = False
+
+    def __init__(self, calls: list[timing.Call], capture: object = None) -> None:
         for call in calls:
             call()
         self.calls = len(calls)
@@ -193,6 +212,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> runner.Run:
     one = timing.Timing(2.0, 1.9, 2.2, 20, 3)
     monkeypatch.setattr(runner, "Capture", lambda: None)
     monkeypatch.setattr(runner, "Graph", CountedGraph)
+    monkeypatch.setattr(runner, "Timed", CountedGraph)
     monkeypatch.setattr(runner, "rough_us", lambda call, flush: 100.0)
     monkeypatch.setattr(runner, "host_us", lambda call: call() is None or 5.0)
     monkeypatch.setattr(runner, "run_rounds", lambda graphs, flush, seconds: dict.fromkeys(graphs, one))
@@ -204,16 +224,17 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> runner.Run:
     return run
 
 
-def measured(run: runner.Run, monkeypatch: pytest.MonkeyPatch, extra: Contender, rows: int = 4) -> dict[str, Any]:
+def measured(run: runner.Run, monkeypatch: pytest.MonkeyPatch, extra: Contender) -> dict[str, Any]:
     op = get_op("rms_norm")
+    case = rows.case(op, 4, 128)
 
     def with_extra(*args: Any) -> tuple[list[Contender], dict[str, str]]:
         found, left_out = contenders(*args)
         return [*found, extra], left_out
 
     monkeypatch.setattr(runner, "contenders", with_extra)
-    head = {"op": "rms_norm", "rows": rows, "width": 128, "mix": "1:1", "large": is_large(rows)}
-    return head | runner._on_gpu(run, op, rows, 128, 1 << 16)
+    head = case.record() | {"mix": "1:1", "large": False, "read": 1 << 15, "written": 1 << 15, "flops": 0}
+    return head | runner._on_gpu(run, op, case, head)
 
 
 def test_a_shape_is_measured_checked_and_recorded(counted: runner.Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +246,22 @@ def test_a_shape_is_measured_checked_and_recorded(counted: runner.Run, monkeypat
     assert not result["wrong"]
 
 
+@pytest.mark.parametrize("name", ["gemm_a16w16", "topk_softmax", "moe_align", "fused_moe"])
+def test_cases_of_other_families_are_measured_too(counted: runner.Run, name: str) -> None:
+    op = get_op(name)
+    case = cases(op, Shapes(gpu=False))[-1]
+    kwargs = argument_sets(op, case, CPU, 1)[0]
+    read, written = traffic(op, kwargs, 0)
+    cost = {"read": read, "written": written, "flops": op.cost(**kwargs).flops, "dots": case.dots, "large": False}
+    result = case.record() | cost | {"family": op.family, "mix": "1:0"}
+    result |= runner._on_gpu(counted, op, case, result)
+    timed = {c["name"] for c in result["contenders"]}
+    assert timed >= {"torch.eager"} | ({"torch.loop"} if name == "fused_moe" else set())
+    assert result["contenders"][0]["tflops"] == pytest.approx(result["flops"] / 2e6)
+    assert (result["floor_us"] is None) == (name != "topk_softmax")
+    assert not result["wrong"]
+
+
 def test_wrong_and_failing_contenders_are_left_out(counted: runner.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(kw: Any) -> Any:
         raise RuntimeError("no such kernel\nmore")
@@ -233,7 +270,7 @@ def test_wrong_and_failing_contenders_are_left_out(counted: runner.Run, monkeypa
     assert result["left_out"]["third"].startswith("wrong: out: relative error")
     result = measured(counted, monkeypatch, Contender("third", "peer", broken))
     assert result["left_out"]["third"] == "RuntimeError: no such kernel"
-    counted.problems["rms_norm triton"] = "killed its process (signal 11)"
+    counted.problems[key("rms_norm", "", "triton")] = "killed its process (signal 11)"
     result = measured(counted, monkeypatch, Contender("mine", "ours", lambda kw: lambda: kw["x"]))
     assert set(result["wrong"]) == {"mine", "triton"}
 
@@ -242,17 +279,19 @@ def test_wrong_and_failing_contenders_are_left_out(counted: runner.Run, monkeypa
 
 
 def test_jobs_of_an_op_and_width_stay_together() -> None:
-    jobs = [(op, rows, width) for op in ("a", "b", "c") for rows in (1, 64) for width in (4096, 8192)]
-    shares = warm.spread(jobs, 4)
+    ops = [get_op(name) for name in ("rms_norm", "group_quant", "silu_and_mul")]
+    wanted = [(op, case) for op in ops for case in cases(op, Shapes((1, 64), (4096, 8192)))]
+    shares = warm.spread(wanted, 4)
+    jobs = [(op.name, case.name) for op, case in wanted] + warm.STREAM_JOBS
     assert sorted(job for share in shares for job in share) == sorted(jobs)
-    assert max(len(s) for s in shares) == 4
-    assert any({("a", 1, 4096), ("a", 64, 4096)} <= set(share) for share in shares)
+    assert max(len(s) for s in shares) <= 6
+    assert any({("rms_norm", "1×4096"), ("rms_norm", "64×4096")} <= set(share) for share in shares)
 
 
 def test_a_childs_log_says_what_killed_it() -> None:
-    text = "begin\ta 1x8 vllm\nend\ta 1x8 vllm\ndone\ta 1x8\nbegin\tb 1x8 liger\nfail\tb 1x8 liger\tbad\nend\tb 1x8 liger\n"
-    assert warm.read_log(text) == (None, {"a 1x8"}, {"b 1x8 liger": "bad"})
-    assert warm.read_log(text + "begin\tb 1x8 sglang\n")[0] == "b 1x8 sglang"
+    text = "begin\ta|1×8|vllm\nend\ta|1×8|vllm\ndone\ta|1×8\nbegin\tb|1×8|liger\nfail\tb|1×8|liger\tbad\nend\tb|1×8|liger\n"
+    assert warm.read_log(text) == (None, {"a|1×8"}, {"b|1×8|liger": "bad"})
+    assert warm.read_log(text + "begin\tb|1×8|sglang\n")[0] == "b|1×8|sglang"
 
 
 def test_a_child_that_dies_is_started_again_without_the_contender(
@@ -264,16 +303,16 @@ def test_a_child_that_dies_is_started_again_without_the_contender(
         def __init__(self, command: list[str], stdout: Any, stderr: Any, env: dict[str, str]) -> None:
             starts.append(json.loads(Path(command[-1]).read_text()))
             self.code = -signal.SIGSEGV if len(starts) == 1 else 0
-            stdout.write("done\ta 1x8\nbegin\ta 64x8 vllm\n" if len(starts) == 1 else "done\ta 64x8\n")
+            stdout.write("done\ta|1×8\nbegin\ta|64×8|vllm\n" if len(starts) == 1 else "done\ta|64×8\n")
 
         def poll(self) -> int:
             return self.code
 
     monkeypatch.setattr(warm.subprocess, "Popen", Process)
-    child = warm.Child([("a", 1, 8), ("a", 64, 8)], {}, tmp_path, 0)
+    child = warm.Child([("a", "1×8"), ("a", "64×8")], {}, tmp_path, 0)
     assert not child.finished()
-    assert starts[1]["jobs"] == [["a", 64, 8]]
-    assert starts[1]["problems"] == {"a vllm": "killed its process (signal 11)"}
+    assert starts[1]["jobs"] == [["a", "64×8"]]
+    assert starts[1]["problems"] == {key("a", "", "vllm"): "killed its process (signal 11)"}
     assert child.finished()
 
 
@@ -300,6 +339,7 @@ def test_without_a_gpu_the_references_are_timed_and_it_says_so(command: Any, tmp
     [
         (["--ops", "rms_nrom"], "did you mean 'rms_norm'"),
         (["--family", "norms"], "accepted: norm, activation, quant"),
+        (["--ops", "rms_norm", "--cases", "7x7"], "no case of these ops has such a name"),
         (["--rows", "0"], "--rows 0: accepted: integers >= 1"),
         (["--widths", "a"], "--widths a: accepted"),
         (["--compile", "some"], "accepted: none, large, all"),
@@ -320,7 +360,8 @@ def test_what_is_not_known_is_said_in_one_line(command: Any, args: list[str], sa
 def test_ops_and_numbers_are_chosen() -> None:
     assert [op.name for op in choose_ops("rms_norm,silu_and_mul", "activation")] == ["silu_and_mul"]
     assert {op.family for op in choose_ops(None, "quant,norm")} == {"quant", "norm"}
-    assert len(choose_ops(None, None)) == len(OPS)
+    assert {op.name for op in choose_ops(None, None)} == {op.name for op in list_ops() if op.family in FAMILIES}
+    assert {op.name for op in choose_ops(None, None, quick=True)} == set(OPS)
     assert numbers("--rows", " 1, 64") == (1, 64)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,8 @@ def test_text_speed_and_a_table_of_choices(model: Path, capsys: pytest.CaptureFi
     assert "tokens/s" in out
     rows = {line.split()[0]: line.split()[1:3] for line in lines if line.startswith(("rms_norm ", "add_rms", "silu"))}
     assert rows == {"rms_norm": ["torch", "10"], "add_rms_norm": ["torch", "5"], "silu_and_mul": ["torch", "5"]}
+    left = r"left to torch in one pass: 8 (linear|mm) in Linear, 1 \w*scaled_dot_product\w* in LlamaAttention"
+    assert re.fullmatch(left, lines[-1])
     reason = next(line for line in lines if line.startswith("rms_norm "))
     assert "aiter: " in reason
     assert "triton: " in reason
@@ -83,6 +86,7 @@ def test_json_alone_on_stdout(model: Path, capsys: pytest.CaptureFixture[str]) -
     assert code == 0
     assert (answer["tokens"], answer["dtype"], answer["class"]) == (3, "float32", "LlamaForCausalLM")
     assert {(o["op"], o["calls"]) for o in answer["ops"]} == {("rms_norm", 6), ("add_rms_norm", 3), ("silu_and_mul", 3)}
+    assert {(o["cls"], o["calls"]) for o in answer["outside"]} == {("Linear", 8), ("LlamaAttention", 1)}
     assert {r["op"] for r in answer["replaced"]} == {"rms_norm", "add_rms_norm", "silu_and_mul"}
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from typing import Literal
 
@@ -137,7 +140,7 @@ def test_every_op_documents_itself(target: aiter_ops.Op) -> None:
     assert target.entry.__doc__
     assert "Returns" in target.doc or "As `" in target.doc
     assert re.search(r"\[(\.\.\.|[A-Z]\b)", target.doc) or "x's shape" in target.doc
-    names = [s.name for s in target.samples()]
+    names = [s.name for s in target.samples(values=False)]
     assert len(names) == len(set(names)), "sample names repeat"
     one, two = next(target.samples(seed=3)), next(target.samples(seed=3))
     assert torch.equal(one.args[0].view(torch.uint8), two.args[0].view(torch.uint8))
@@ -179,3 +182,40 @@ def test_predicates_take_the_ops_own_parameters_by_name(target: aiter_ops.Op, ar
         predicate = implementation.predicate(there) if implementation.predicate else None
         if predicate:
             assert predicate(**named) == predicate(*args, **kwargs)
+
+
+def test_declaring_costs_little_more_than_registering() -> None:
+    """Every import of the package declares every op. The best of a few rounds, since other work disturbs a clock."""
+    from aiter_ops.core import runtime
+
+    library = torch.library.Library("aiter_ops_test", "DEF")
+
+    def declare(number: int) -> None:
+        def declared(x: Tensor, size: int = 128, dtype: torch.dtype | None = None) -> Tensor: ...
+
+        declared.__name__ = f"declared_{number}_for_test"
+        op("norm", samples=no_samples, inline=True)(declared)
+
+    def register(number: int) -> None:
+        name = f"registered_{number}"
+        library.define(f"{name}(Tensor x, int size=128, ScalarType? dtype=None) -> Tensor")
+        for key in ("CompositeExplicitAutograd", "Autograd", "Meta"):
+            library.impl(name, _fine, key)
+
+    best = dict.fromkeys((declare, register), float("inf"))
+    try:
+        for first in range(0, 50, 10):
+            for way in best:
+                start = time.process_time()
+                for number in range(first, first + 10):
+                    way(number)
+                best[way] = min(best[way], time.process_time() - start)
+    finally:
+        for name in [n for n in runtime.ops if n.endswith("_for_test")]:
+            del runtime.ops[name]
+    assert best[declare] < 10 * best[register], best
+
+
+def test_import_writes_the_entries_alone() -> None:
+    code = "import aiter_ops; assert not any('slow' in op._names for op in aiter_ops.list_ops())"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

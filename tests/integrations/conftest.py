@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+import aiter_ops
+from aiter_ops.core import provider as providers
 
 TEXT = "In the beginning God created the heaven and the earth. And the earth was without form, and void. " * 4
 
@@ -112,6 +116,34 @@ def deepseek_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             stored[name] = tensor.to(torch.bfloat16).clone()
     save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
+    _say_block_fp8(directory, config)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def mixtral_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Experts alone in block FP8, under the names Mixtral's and MiniMax's checkpoints use."""
+    from safetensors.torch import save_file
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    directory = tmp_path_factory.mktemp("mixtral")
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "num_local_experts": 3, "num_hidden_layers": 1}
+    config = MixtralConfig(vocab_size=_tokenizer(directory), eos_token_id=0, bos_token_id=None, **LLAMA | sizes)
+    stored: dict[str, torch.Tensor] = {}
+    for name, tensor in randomise(MixtralForCausalLM(config)).state_dict().items():
+        prefix, _, part = name.replace(".mlp.", ".block_sparse_moe.").rpartition(".")
+        if part in ("gate_up_proj", "down_proj"):
+            for i, weight in enumerate(tensor):
+                for which, value in zip(("w1", "w3") if "up" in part else ("w2",), weight.split(128), strict=True):
+                    _put_fp8(stored, f"{prefix}.{i}.{which}.weight", value)
+        else:
+            stored[f"{prefix}.{part}"] = tensor.to(torch.bfloat16).clone()
+    save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
+    _say_block_fp8(directory, config)
+    return directory
+
+
+def _say_block_fp8(directory: Path, config: Any) -> None:
     written = config.to_dict() | {"dtype": "bfloat16"}
     written["quantization_config"] = {
         "quant_method": "fp8",
@@ -119,7 +151,6 @@ def deepseek_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "activation_scheme": "dynamic",
     }
     (directory / "config.json").write_text(json.dumps(written))
-    return directory
 
 
 def _put_fp8(stored: dict[str, torch.Tensor], name: str, weight: torch.Tensor) -> None:
@@ -131,3 +162,14 @@ def _put_fp8(stored: dict[str, torch.Tensor], name: str, weight: torch.Tensor) -
             scale[i, j] = weight[block].abs().max() / 448
             codes[block] = (weight[block] / scale[i, j]).to(torch.float8_e4m3fn)
     stored[name], stored[f"{name}_scale_inv"] = codes, scale
+
+
+@pytest.fixture
+def wrong_provider() -> Iterator[providers.Provider]:
+    """A provider that can be asked for; what it registers is forgotten afterwards."""
+    provider = providers._providers["wrong"] = providers.Provider("wrong")
+    yield provider
+    del providers._providers["wrong"]
+    for op in aiter_ops.list_ops():
+        op._implementations.pop("wrong", None)
+        op.unresolve()

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 import aiter_ops
 from aiter_ops.integrations.transformers import kernelize
-from aiter_ops.integrations.transformers.block_fp8 import BlockFp8Linear, decoded, dequantised, in_format
+from aiter_ops.integrations.transformers.block_fp8 import (
+    BlockFp8Experts,
+    BlockFp8Linear,
+    decoded,
+    dequantised,
+    in_format,
+)
 
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 
@@ -63,15 +69,18 @@ def test_the_layer_is_close_to_the_unquantised_product(dtype: torch.dtype) -> No
     assert torch.equal(y[0, 0], bias)
 
 
-def test_the_op_takes_the_place_of_the_quantisation() -> None:
-    layer = nn.Sequential(BlockFp8Linear(*example()))
-    x = torch.randn(3, 256)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_ops_take_the_place_of_the_layer(dtype: torch.dtype) -> None:
+    layer = nn.Sequential(BlockFp8Linear(*example(), torch.linspace(-1, 1, 200, dtype=dtype)))
+    x = torch.randn(3, 256, generator=torch.Generator().manual_seed(0)).to(dtype)
     stock = layer(x)
     report = kernelize(layer)
-    assert [(r.path, r.op) for r in report.replaced] == [("0", "group_quant")]
+    assert [(r.path, r.op) for r in report.replaced] == [("0", "gemm_a8w8_blockscale"), ("0", "group_quant")]
     with aiter_ops.record() as calls:
-        assert torch.equal(layer(x), stock)
-    assert [(c.op, c.count) for c in calls] == [("group_quant", 1)]
+        ours = layer(x)
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours, stock, rtol=2.0**-7 if dtype == torch.bfloat16 else 1e-5, atol=2.0**-8)
+    assert [(c.op, c.count) for c in calls] == [("group_quant", 1), ("gemm_a8w8_blockscale", 1)]
 
 
 def test_a_cast_leaves_codes_and_scales_alone() -> None:
@@ -84,3 +93,6 @@ def test_a_cast_leaves_codes_and_scales_alone() -> None:
     assert torch.equal(layer.weight.view(torch.uint8), before[0].view(torch.uint8))
     assert torch.equal(layer.weight_scale_inv, before[1])
     assert set(layer.state_dict()) == {"weight", "weight_scale_inv", "bias"}
+    codes = torch.stack([before[0], before[0]]), torch.stack([before[1], before[1]])
+    experts = BlockFp8Experts(codes, codes, "silu").half()
+    assert {p.dtype for p in experts.parameters()} == {FN, torch.float32}

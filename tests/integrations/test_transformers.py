@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +60,30 @@ def test_block_fp8_keeps_its_weights_and_says_what_it_dequantises(deepseek_direc
     layers = {n: m for n, m in loaded.model.named_modules() if isinstance(m, BlockFp8Linear)}
     assert len(layers) == 16
     assert loaded.notes == [
-        "block FP8: 16 linear layers keep their FP8 weights",
-        "block FP8: 12 weights dequantised to float32 (experts, odd shapes)",
+        "block FP8: 16 linear layers and 4 experts keep their FP8 weights",
     ]
     from safetensors.torch import load_file
 
     stored = load_file(deepseek_directory / "model.safetensors")
     name = "model.layers.0.self_attn.kv_a_proj_with_mqa"
     assert torch.equal(layers[name].weight.view(torch.uint8), stored[f"{name}.weight"].view(torch.uint8))
-    expert = "model.layers.1.mlp.experts.2.down_proj.weight"
-    fused = loaded.model.model.layers[1].mlp.experts.down_proj[2]
-    assert torch.equal(fused, stored[expert].float() * stored[f"{expert}_scale_inv"])
+    expert = "model.layers.1.mlp.experts.2.{}_proj.weight"
+    fused = loaded.model.model.layers[1].mlp.experts
+    for which, rows in (("gate", slice(0, 128)), ("up", slice(128, 256))):
+        got, want = fused.gate_up_proj[2, rows], stored[expert.format(which)]
+        assert torch.equal(got.view(torch.uint8), want.view(torch.uint8))
+    assert torch.equal(fused.down_proj_scale_inv[2], stored[expert.format("down") + "_scale_inv"])
+    assert sum(loaded.model.state_dict()[n].dtype == torch.float8_e4m3fn for n in loaded.model.state_dict()) == 18
     report = kernelize(loaded.model)
-    assert sum(r.op == "group_quant" for r in report.replaced) == 16
+    assert sum(r.op == "gemm_a8w8_blockscale" for r in report.replaced) == 16
     restore(loaded.model)
+
+
+def test_block_fp8_can_be_dequantised_whole(deepseek_directory: Path) -> None:
+    loaded = load(deepseek_directory, torch.float32, dequantise=True)
+    assert loaded.block_fp8
+    assert loaded.notes == ["block FP8: 28 weights dequantised to float32, such as model.layers.0.mlp.down_proj"]
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
 
 
 def test_code_in_a_checkpoint_is_ignored_and_named(broken: Path) -> None:
@@ -186,19 +196,16 @@ def test_without_transformers_the_install_line(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("kind", ["llama", "deepseek"])
 def test_the_comparison_holds(kind: str, request: pytest.FixtureRequest) -> None:
     checks = compare(request.getfixturevalue(f"{kind}_directory"), "In the beginning", steps=24)
-    assert [c.name for c in checks] == ["fp32 greedy tokens", "fp32 perplexity", "bf16 logits", "bf16 greedy tokens"]
+    names = ["fp32 greedy tokens", "fp32 perplexity", "bf16 logits", "bf16 greedy tokens"]
+    if kind == "deepseek":
+        change = checks.pop(2)
+        assert change.name == "change by block FP8"
+        assert change.ok is None
+        assert re.fullmatch(
+            r"perplexity [\d.]+ with dequantised weights, [\d.]+ in block FP8 \([+-]\d\.\d+%\)", change.detail
+        )
+    assert [c.name for c in checks] == names
     assert all(c.ok for c in checks), checks
-
-
-@pytest.fixture
-def wrong_provider() -> Iterator[providers.Provider]:
-    """A provider that can be asked for; what it registers is forgotten afterwards."""
-    provider = providers._providers["wrong"] = providers.Provider("wrong")
-    yield provider
-    del providers._providers["wrong"]
-    for op in aiter_ops.list_ops():
-        op._implementations.pop("wrong", None)
-        op.unresolve()
 
 
 @pytest.mark.parametrize(("eps_factor", "offset"), [(1000.0, 0.0), (1.0, 0.02)], ids=["eps x 1000", "weight + 0.02"])

@@ -64,11 +64,33 @@ def tensor_cases(op: ops.Op, name: str, value: torch.Tensor | None, first: str) 
             yield name, torch.ones(256, dtype=value.dtype), ValueError, "[256]"
 
 
+WRONG_TYPES: dict[str, tuple[Any, ...]] = {
+    "float": ("x", True, torch.ones(2), [1.0], 1j),
+    "SymInt": ("x", 1.5, 2.0, True, torch.ones(2), [1]),
+    "bool": ("yes", 1, 0.0, torch.ones(2)),
+    "ScalarType": ("fp8", 8, torch.ones(2)),
+}
+"""By type in the schema; None where it is no choice."""
+
+
+def type_cases(op: ops.Op, name: str) -> Iterator[Case]:
+    param = next(p for p in op.signature.params if p.name == name)
+    for wrong in (*WRONG_TYPES.get(param.type, ()), *[None] * (not param.optional)):
+        if not param.choices:
+            plain = isinstance(wrong, (str, int, float, complex, type(None), list))
+            yield name, wrong, TypeError, f"{name}={wrong!r}" if plain else type(wrong).__name__
+    if name.endswith("eps"):
+        for number in (-1e-6, -1, float("nan"), -float("inf")):
+            yield name, number, ValueError, str(number)
+
+
 def scalar_cases(op: ops.Op, name: str) -> Iterator[Case]:
+    yield from type_cases(op, name)
     choices = next(p.choices for p in op.signature.params if p.name == name)
     if choices:
         for wrong in ("diagonal", choices[0].upper(), "", None, 3):
             yield name, wrong, ValueError, repr(wrong)
+        yield name, torch.ones(2), ValueError, "Tensor"
     elif name == "dtype":
         integers = (torch.int8,) if op.name.endswith(("group_quant", "static_quant")) else ()
         for wrong in (*WRONG_CODE_DTYPES, *integers):
@@ -142,6 +164,40 @@ def test_every_implementation_of_an_op_checks_alike(op: ops.Op) -> None:
             call(**wrong)
         messages.append(str(caught.value))
     assert set(messages) == {messages[0]}
+
+
+def test_numbers_of_other_libraries_and_whole_numbers_are_numbers() -> None:
+    x = torch.ones(4, 256)
+    want = ops.rms_norm(x, None, 1.0, 2.0)
+    for one, two in ((1, 2), (np.float32(1), np.int64(2)), (np.float64(1), np.float16(2))):
+        assert torch.equal(ops.rms_norm(x, None, one, two), want)
+    for got, scale in zip(ops.group_quant(x, np.int64(128)), ops.group_quant(x, 128), strict=True):
+        assert torch.equal(got.float(), scale.float())
+
+
+def test_a_predicate_that_fails_on_bad_arguments_leaves_the_word_to_the_checks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from aiter_ops.core import provider as providers
+
+    made = ops.Provider("asking")
+    monkeypatch.setitem(providers._providers, "asking", made)
+
+    @made.implements("group_quant", refuses=lambda machine: lambda x, size, *rest: "odd" if size % 2 else None)
+    def group_quant(  # type: ignore[no-untyped-def]
+        x, group_size=128, dtype=None, scale_layout="row", ue8m0=False
+    ):
+        raise AssertionError("not to be called")
+
+    target = ops.get_op("group_quant")
+    try:
+        with pytest.raises(TypeError, match=r"^group_quant: group_size=None; accepted: an integer$"):
+            ops.group_quant(torch.ones(4, 256), None)
+        with pytest.raises(TypeError, match=r"^group_quant: group_size=None; accepted: an integer$"):
+            target.on("asking")(torch.ones(4, 256), None)
+    finally:
+        del target.implementations_loaded()["asking"]
+        target.unresolve()
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")

@@ -219,7 +219,7 @@ OF_BLOCKS = [
     ("block", [128, 96], ValueError, "[4, 256]"),
     ("block", [128, 0], ValueError, "[128, 0]"),
     ("block", [64, 128], ValueError, "[1, 2]"),
-    ("block", [128], ValueError, "[128]"),
+    ("block", [128], TypeError, "[128]"),
     ("a_scale", torch.ones(4, 1), ValueError, "[4, 1]"),
     ("a_scale", torch.ones(1), ValueError, "[1]"),
     ("b_scale", torch.ones(2, 2), ValueError, "[2, 2]"),

@@ -22,7 +22,7 @@ import aiter_ops
 from aiter_ops.core.op import Op
 from aiter_ops.core.samples import Sample
 
-FAMILIES = ("norm", "activation", "quant", "gemm")
+FAMILIES = ("norm", "activation", "quant", "gemm", "routing")
 MANY = 300
 """More rows than kernels call few."""
 
@@ -75,7 +75,10 @@ def stated(provider: str) -> Iterator[Op]:
 
 
 def fits(op: Op, sample: Sample) -> bool:
+    """Whether every row can stand alone; a count of valid rows is about the whole batch."""
     x = sample.args[0]
+    if "num_valid_tokens" in sample.kwargs:
+        return False
     return x.dim() == 2 and x.shape[0] > 0 and (op.name != "dequant" or sample.args[1].shape[0] == x.shape[0])
 
 

@@ -58,27 +58,32 @@ Install = Callable[..., None]
 def install_aiter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """install(machine, kernels, **renamed): the stand-in of ``machine.aiter`` in sys.modules, and `machine` as platform.
 
-    kernels: an object with a method per function, called with the release's parameters by name. renamed: old parameter
-    name = new one, in every function.
+    kernels: an object with a method per function, called with the release's parameters by name, and perhaps `modules`,
+    what else lies in a module. renamed: old parameter name = new one, in every function.
     """
+
+    def module(path: str) -> types.ModuleType:
+        parts = path.split(".")
+        for i in range(1, len(parts) + 1):
+            step = ".".join(parts[:i])
+            if step not in sys.modules:
+                monkeypatch.setitem(sys.modules, step, types.ModuleType(step))
+            if i < len(parts):  # a package: something lies in it
+                sys.modules[step].__path__ = []
+        return sys.modules[path]
 
     def install(machine: Platform, kernels: Any, **renamed: str) -> None:
         assert machine.aiter is not None
         for name in [n for n in sys.modules if n.split(".")[0] == "aiter"]:
             monkeypatch.delitem(sys.modules, name)
         for key, signature in signatures(machine.aiter).items():
-            module, name = key.split(":")
+            path, name = key.split(":")
             if not hasattr(kernels, name):
                 continue
             params = [p.replace(name=renamed.get(p.name, p.name)) for p in signature.parameters.values()]
-            parts = module.split(".")
-            for i in range(1, len(parts) + 1):
-                path = ".".join(parts[:i])
-                if path not in sys.modules:
-                    monkeypatch.setitem(sys.modules, path, types.ModuleType(path))
-                if i < len(parts):  # a package: something lies in it
-                    sys.modules[path].__path__ = []
-            setattr(sys.modules[module], name, _bound(inspect.Signature(params), getattr(kernels, name)))
+            setattr(module(path), name, _bound(inspect.Signature(params), getattr(kernels, name)))
+        for path, members in getattr(kernels, "modules", {}).items():
+            vars(module(path)).update(members)
         monkeypatch.setattr(platforms, "platform", lambda: machine)
         call.entry.cache_clear()
 

@@ -90,7 +90,7 @@ def main() -> None:
     use_torch_fp8_cast()
     use_exact_fma()
     counts, wrong = {"run": 0, "split": 0}, []
-    mx._parts = counted(mx._parts, counts)
+    mx.add_parts = counted(mx.add_parts, counts)
     for _ in arrangements():
         split = mx.mx_tile()[1] < 100
         for name, args, kwargs in (*products(Make()), *(() if split else batches(Make()))):

@@ -7,10 +7,8 @@ argument by argument, and the layout of each result; not what AITER's own kernel
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,18 +16,16 @@ import torch
 from torch import Tensor
 
 import aiter_ops
-from aiter_ops.core.evidence import version_key
 from aiter_ops.core.platforms import Platform, platform_for
 from aiter_ops.providers.aiter import limits
 
+from .aiter_calls import TAGS, changed
 from .aiter_kernels import Kernels
 
-DATA = json.loads((Path(__file__).parents[1] / "data" / "aiter_signatures.json").read_text(encoding="utf-8"))
-CHANGED = sorted({tag for rows in DATA["functions"].values() for tag, _ in rows}, key=version_key)
-"""Releases that change a signature; any other offers the calls that the one before it does."""
+CHANGED = changed(Kernels)
 BEHAVIOUR = ("0.1.5.post4", "0.1.9.post1")
 """Post releases whose functions do more than before under the same signatures."""
-RELEASES = [tag for tag in DATA["tags"] if "post" not in tag or tag in (*CHANGED, *BEHAVIOUR)]
+RELEASES = [tag for tag in TAGS if "post" not in tag or tag in (*CHANGED, *BEHAVIOUR)]
 FAMILIES = ("activation", "norm", "quant")
 Install = Callable[..., None]
 OPS = [

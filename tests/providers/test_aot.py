@@ -52,6 +52,11 @@ def test_a_product_on_another_path_is_found():
     assert "v_wmma" in wrong_instructions("gfx1100", (("f32", "f32"),), ("v_wmma_f32_16x16x16_f16",))
     assert "v_mfma" in wrong_instructions("gfx942", (), matrix)
     assert wrong_instructions("gfx1100", (("f32", "f32"),), ()) is None
+    scaled = ("v_mfma_scale_f32_16x16x128_f8f6f4",)
+    assert wrong_instructions("gfx950", (("e4m3", "e2m1"),), scaled) is None
+    assert wrong_instructions("gfx950", (("bf16", "e2m1"),), scaled) is not None
+    assert wrong_instructions("gfx942", (("e4m3", "e2m1"),), matrix) is None
+    assert wrong_instructions("gfx942", (("f16", "e2m1"),), matrix) is not None
     with pytest.raises(ValueError, match="not known"):
         dots_in("%1 = tt.dot_new %2, %3")
 

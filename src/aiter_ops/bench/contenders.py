@@ -13,7 +13,7 @@ from aiter_ops.core.op import Op
 from aiter_ops.core.platforms import platform
 
 from . import peers
-from .inputs import is_large
+from .cases import Case
 from .timing import Call
 
 EAGER, COMPILED = "torch.eager", "torch.compile"
@@ -21,11 +21,15 @@ EAGER, COMPILED = "torch.eager", "torch.compile"
 
 @dataclass(frozen=True)
 class Contender:
-    """name: a provider of ours, or library[.variant]. make: from one set of arguments, a call without any."""
+    """name: a provider of ours, or library[.variant]. make: from one set of arguments, a call without any.
+
+    eager: it waits for the GPU inside, so it cannot be captured in a graph and is timed as it is called.
+    """
 
     name: str
     kind: Literal["ours", "torch", "peer"]
     make: Callable[[dict[str, Any]], Call]
+    eager: bool = False
 
     @property
     def ours(self) -> bool:
@@ -34,10 +38,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which contenders take part. only: names, libraries or kinds; empty: all. compile: the shapes torch.compile gets.
-
-    problems: ``op name`` or ``op RxW name`` -> why it must not be called again (it failed in a child).
-    """
+    """Which contenders take part. only: names, libraries or kinds; empty: all. compile: the cases torch.compile gets."""
 
     only: tuple[str, ...] = ()
     compile: Literal["none", "large", "all"] = "large"
@@ -46,8 +47,13 @@ class Selection:
         return not self.only or bool({name, name.split(".")[0], kind} & set(self.only))
 
 
-def key(op: str, rows: int, width: int, name: str) -> str:
-    return f"{op} {rows}x{width} {name}"
+def key(op: str, case: str, name: str) -> str:
+    """How problems name a contender at one case; ``op||name`` is the contender at every case."""
+    return f"{op}|{case}|{name}"
+
+
+def problem_of(problems: dict[str, str], op: str, case: str, name: str) -> str | None:
+    return problems.get(key(op, "", name)) or problems.get(key(op, case, name))
 
 
 def kind_of(name: str) -> Literal["torch", "peer"]:
@@ -55,21 +61,25 @@ def kind_of(name: str) -> Literal["torch", "peer"]:
 
 
 def contenders(
-    op: Op, kwargs: dict[str, Any], rows: int, width: int, selection: Selection, problems: dict[str, str]
+    op: Op, kwargs: dict[str, Any], case: Case, large: bool, selection: Selection, problems: dict[str, str]
 ) -> tuple[list[Contender], dict[str, str]]:
-    """The contenders that take these arguments, ours first, and for each other one why it is left out."""
+    """The contenders that take these arguments, ours first, and for each other one why it is left out.
+
+    problems: by `key`, why it must not be called again (it failed in a child). torch.compile takes part in ops whose
+    reference it can trace as a whole.
+    """
     found, left_out = _ours(op, kwargs)
-    found.append(Contender(EAGER, "torch", lambda kw: lambda: op.reference(**kw)))
-    if selection.compile == "all" or (selection.compile == "large" and is_large(rows)):
+    found.append(Contender(EAGER, "torch", lambda kw: lambda: op.reference(**kw), eager=not op.inline))
+    if op.inline and (selection.compile == "all" or (selection.compile == "large" and large)):
         found.append(Contender(COMPILED, "torch", _compiled(op)))
     factories, missing = peers.factories(op.name)
-    found += [Contender(name, kind_of(name), factory) for name, factory in factories.items()]
+    found += [Contender(n, kind_of(n), factory, (op.name, n) in peers.EAGER) for n, factory in factories.items()]
     left_out.update(missing)
     kept = []
     for contender in found:
         if not selection.wants(contender.name, contender.kind):
             continue
-        problem = problems.get(f"{op.name} {contender.name}") or problems.get(key(op.name, rows, width, contender.name))
+        problem = problem_of(problems, op.name, case.name, contender.name)
         if problem:
             left_out[contender.name] = problem
         else:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from aiter_ops.core.platforms import platform
+
 from .timing import Call, Capture, Graph, fill, rough_us, run_rounds
 
 BF16, CODE = torch.bfloat16, torch.int8
@@ -22,6 +24,9 @@ STREAMS: dict[str, tuple[tuple[torch.dtype | None, ...], ...]] = {
 
 TILES = ((1024, 4), (2048, 4), (4096, 4), (4096, 8), (8192, 8), (16384, 16))
 """elements a program moves, its warps"""
+
+PEAK_SIZE = 8192
+"""M, N and K of the products that the peak rates of arithmetic are read off"""
 
 FLOOR_WARPS = (4, 8, 16)
 H200_LEAST_GBPS = 4000.0
@@ -102,6 +107,45 @@ def measure_streams(streams: Streams, flush: Call, seconds: float) -> list[dict[
             {"mix": mix, "kernel": best, "us": timings[best].us, "gbps": sizes[best] / timings[best].us / 1e3}
         )
     return records
+
+
+def peak_calls(size: int, device: torch.device) -> dict[str, tuple[str, list[Call]]]:
+    """By what they are called, torch's own products of size³: their format and the call, of those this torch has."""
+    a, b = (torch.empty(size, size, dtype=BF16, device=device).normal_() for _ in range(2))
+    one = torch.ones(1, device=device)
+    fp8 = platform().fp8_dtype
+    qa, qb, ia, ib = a.to(fp8), b.to(fp8).t(), (30 * a).to(torch.int8), (30 * b).to(torch.int8).t()
+    tried: dict[str, tuple[str, Call]] = {
+        "torch.mm": ("bf16", lambda: torch.mm(a, b.t())),
+        "torch._scaled_mm": ("fp8", lambda: torch._scaled_mm(qa, qb, one, one, out_dtype=BF16)),
+        "torch._scaled_mm, fast accumulation": (
+            "fp8",
+            lambda: torch._scaled_mm(qa, qb, one, one, out_dtype=BF16, use_fast_accum=True),
+        ),
+        "torch._int_mm": ("int8", lambda: torch._int_mm(ia, ib)),
+    }
+    found = {}
+    for name, (dots, call) in tried.items():
+        try:
+            call()
+        except (RuntimeError, AttributeError, NotImplementedError):
+            continue
+        found[name] = (dots, [call])
+    return found
+
+
+def measure_peaks(device: torch.device, flush: Call, seconds: float) -> list[dict[str, Any]]:
+    """One record a format of factors: the best of torch's products of 8192³, its rate in TFLOP/s and time."""
+    capture, graphs, formats = Capture(), {}, {}
+    for name, (dots, calls) in peak_calls(PEAK_SIZE, device).items():
+        graphs[name], formats[name] = Graph(fill(calls, rough_us(calls[0], flush)), capture), dots
+    timings = run_rounds(graphs, flush, seconds)
+    best: dict[str, dict[str, Any]] = {}
+    for name, timing in timings.items():
+        record = {"dots": formats[name], "call": name, "us": timing.us, "tflops": 2 * PEAK_SIZE**3 / timing.us / 1e6}
+        if record["tflops"] > best.get(formats[name], {"tflops": 0.0})["tflops"]:
+            best[formats[name]] = record
+    return list(best.values())
 
 
 def floor_calls(sets: list[torch.Tensor]) -> dict[str, list[Call]]:

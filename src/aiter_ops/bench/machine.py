@@ -51,7 +51,9 @@ def facts(folder: Path | None) -> dict[str, Any]:
         "hip": here.hip,
         "aiter": here.aiter,
     }
-    versions |= {n: distribution_version(n) for n in ("vllm", "sglang-kernel", "liger-kernel", "flag-gems")}
+    versions |= {
+        n: distribution_version(n) for n in ("vllm", "sglang-kernel", "liger-kernel", "flag-gems", "deep-gemm")
+    }
     listed = folder / "VERSIONS" if folder else None
     if listed and listed.is_file():
         versions |= dict(

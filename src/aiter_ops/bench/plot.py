@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
-from .analysis import FLOOR, SHARE, Found, Result, limits, share, whole
+from .analysis import Found, Limits, Result, limits, share, whole
+from .targets import FLOOR, ROW_WISE, wanted_share
 
 OURS = "#d62728"
 COLOURS = {
@@ -19,6 +21,11 @@ COLOURS = {
     "liger": "#2ca02c",
     "flag_gems": "#e6a700",
     "aiter_triton": "#9467bd",
+    "torch": "#8c564b",
+    "torch.loop": "#b0b0b0",
+    "vllm_triton": "#000080",
+    "deep_gemm": "#2ca02c",
+    "triton_kernels": "#e6a700",
 }
 """By name or library; variants of a library share its colour."""
 
@@ -32,11 +39,18 @@ def library(contender: dict[str, Any]) -> str:
     return name if name in COLOURS else name.split(".")[0]
 
 
-def height(result: Result, contender: dict[str, Any], best: dict[str, dict[str, Any]]) -> float | None:
-    """Share of the limit: of the memory's rate for large shapes, of the latency floor (floor / time) for small ones."""
-    if result["large"]:
-        return share(result, contender, best)
-    return result["floor_us"] / contender["us"] if result.get("floor_us") else None
+def height(result: Result, contender: dict[str, Any], best: Limits) -> float | None:
+    """Of the latency floor where one was measured (floor / time), else the share of the limit."""
+    if result.get("floor_us") and not result["large"]:
+        return float(result["floor_us"] / contender["us"])
+    return share(result, contender, best)
+
+
+def wanted(result: Result, best: Limits) -> float | None:
+    """The height that is the target, where there is one."""
+    if result["family"] in ROW_WISE and not result["large"]:
+        return 1 / FLOOR
+    return wanted_share(result, best)
 
 
 def draw(found: Found, path: Path) -> None:
@@ -48,13 +62,14 @@ def draw(found: Found, path: Path) -> None:
 
     best = limits(found)
     ops = list(dict.fromkeys(r["op"] for r in found["results"]))
-    columns = min(4, len(ops)) or 1
-    lines = math.ceil(len(ops) / columns)
     shapes = max(sum(r["op"] == op for r in found["results"]) for op in ops)
+    columns = min(4 if shapes <= 16 else 2, len(ops)) or 1
+    lines = math.ceil(len(ops) / columns)
+    width = max(9.5, columns * max(2.8, 0.24 * shapes + 0.6))
     figure, axes = plt.subplots(
         lines,
         columns,
-        figsize=(max(9.5, columns * max(2.8, 0.24 * shapes + 0.6)), 2.05 * lines + 1.4),
+        figsize=(width, 2.05 * lines + 1.4),
         squeeze=False,
         sharey=True,
         layout="constrained",
@@ -67,15 +82,15 @@ def draw(found: Found, path: Path) -> None:
     ranked = sorted(handles, key=lambda n: (n in COLOURS, list(COLOURS).index(n) if n in COLOURS else 0))
     figure.suptitle(
         f"bench on {found['machine']['device']}, {found['date']}: share of the limit\n"
-        "few rows: of one row's latency floor; many rows: of the memory's rate; dashed: the target; "
-        "in red: the least of ours",
+        "few rows of norms, activations, quantisation and routing: of one row's latency floor; else of the memory's "
+        "rate or of the products' peak;\ndashed: the target; in red: the least of ours, latency | rates",
         fontsize=12,
     )
     figure.legend(
         [handles[n] for n in ranked],
         ranked,
         loc="outside lower center",
-        ncols=min(10 if columns > 3 else 5, len(ranked)),
+        ncols=min(int(width / 1.4), len(ranked)),
         frameon=False,
         fontsize=11,
         markerscale=1.4,
@@ -85,18 +100,18 @@ def draw(found: Found, path: Path) -> None:
     plt.close(figure)
 
 
-def _panel(axis: Any, op: str, results: list[Result], best: dict[str, Any], handles: dict[str, Any]) -> None:
+def _panel(axis: Any, op: str, results: list[Result], best: Limits, handles: dict[str, Any]) -> None:
     axis.axhline(1.0, color="#888888", linewidth=0.8)
     own: dict[bool, list[float]] = {True: [], False: []}
     for x, result in enumerate(results):
-        wanted = SHARE if result["large"] else 1 / FLOOR
-        axis.plot([x - 0.5, x + 0.5], [wanted] * 2, color="#888888", linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
+        if target := wanted(result, best):
+            axis.plot([x - 0.5, x + 0.5], [target] * 2, color="#888888", linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
         heights = [(c, height(result, c, best)) for c in result["contenders"] if whole(c)]
         for contender, y in sorted(heights, key=lambda pair: pair[0]["kind"] == "ours"):
             if y is None:
                 continue
             if contender["kind"] == "ours":
-                own[result["large"]].append(y)
+                own[result["large"] or not result.get("floor_us")].append(y)
             y = min(y, TOP - 0.03)
             name = library(contender)
             mine = contender["kind"] == "ours"
@@ -119,27 +134,21 @@ def _panel(axis: Any, op: str, results: list[Result], best: dict[str, Any], hand
     axis.set_ylim(0, TOP)
     axis.set_xlim(-0.6, len(results) - 0.4)
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "100 %"], fontsize=8.5)
-    axis.set_xticks(range(len(results)), [_width(r) for r in results], fontsize=8)
+    axis.set_xticks(range(len(results)), [r["tick"] for r in results], fontsize=8)
     axis.tick_params(length=2)
     axis.spines[["top", "right"]].set_visible(False)
-    _row_groups(axis, results)
+    _groups(axis, results)
 
 
-def _width(result: Result) -> str:
-    width = result["width"]
-    return f"{width // 1024}k" if width % 1024 == 0 else str(width)
-
-
-def _row_groups(axis: Any, results: list[Result]) -> None:
-    """Row counts under the widths, and a line between groups of equal row count."""
-    groups: dict[int, list[int]] = {}
+def _groups(axis: Any, results: list[Result]) -> None:
+    """Names of groups under their columns, and a line between groups."""
+    groups: dict[str, list[int]] = {}
     for x, result in enumerate(results):
-        groups.setdefault(result["rows"], []).append(x)
-    for rows, at in groups.items():
+        groups.setdefault(result["group"], []).append(x)
+    for label, at in groups.items():
         middle = (at[0] + at[-1]) / 2
-        label = f"{rows} row{'s' if rows > 1 else ''}"
         axis.annotate(
-            label,
+            "\n".join(textwrap.wrap(label, max(8, 4 * len(at)), break_long_words=False, break_on_hyphens=False)),
             (middle, 0),
             (0, -17),
             ("data", "axes fraction"),

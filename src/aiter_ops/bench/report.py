@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from .analysis import Found, Result, invalid, limits, misses, misses_by_op, named, ours, rivals, share, targets
-from .contenders import EAGER
+from .analysis import EAGER_NAME, Found, Limits, Result, invalid, limits, named, ours, rivals, share
+from .targets import misses, misses_by_op, targets
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> str:
@@ -38,7 +38,8 @@ def _head(found: Found) -> str:
         lines.append(
             "µs: median of graph replays with cold inputs, all contenders in turn (10th–90th percentile for ours). "
             "rows×width: width of the result; a gated activation reads twice as many columns; the dual norms' second "
-            f"tensor has 512. {found['seconds']:.0f} s in all."
+            "tensor has 512. M×N×K: a [M, K] times b [N, K]. tokens×experts for routing. "
+            f"{found['seconds']:.0f} s in all."
         )
     if problem := invalid(found):
         lines.append(f"**This run is invalid: {problem}.**")
@@ -50,14 +51,17 @@ def _head(found: Found) -> str:
 def _limits(found: Found) -> str:
     if not found.get("streams"):
         return ""
-    best = limits(found)
     kernels = {s["mix"]: s for s in found["streams"]}
     rows = [
         [mix, f"{v['gbps']:.0f}", v["by"], f"{kernels[mix]['gbps']:.0f}", kernels[mix]["kernel"]]
-        for mix, v in best.items()
+        for mix, v in limits(found).rates.items()
     ]
     head = ["bytes read : written", "limit GB/s", "set by", "streaming kernel GB/s", "its tile"]
-    return "## Limits\n\n" + table(head, rows)
+    text = "## Limits\n\n" + table(head, rows)
+    if found.get("peaks"):
+        peaks = [[p["dots"], f"{p['tflops']:.0f}", p["call"]] for p in found["peaks"]]
+        text += "\n\n" + table(["products of", "peak TFLOP/s at 8192³", "by"], peaks)
+    return text
 
 
 def _targets(found: Found) -> str:
@@ -90,31 +94,35 @@ def _us(value: float) -> str:
 def _op(found: Found, results: list[Result]) -> str:
     best = limits(found)
     others = list(dict.fromkeys(c["name"] for r in results for c in r["contenders"] if c["kind"] != "ours"))
-    head = ["rows×width", "ours µs", "p10–p90", "GB/s", "of limit", "× floor", "eager µs", *[f"{n} µs" for n in others]]
+    head = ["case", "ours µs", "p10–p90", "GB/s", "TFLOP/s", "of limit", "× floor", "eager µs"]
     rows = [[*_mine(r, best), *[_other(r, name) for name in others]] for r in results]
+    unused = [i for i, name in enumerate(head) if name in ("TFLOP/s", "× floor") and all(row[i] == "–" for row in rows)]
+    rows = [[cell for i, cell in enumerate(row) if i not in unused] for row in rows]
+    head = [name for i, name in enumerate(head) if i not in unused] + [f"{n} µs" for n in others]
     notes = {f"{n}: {why}" for r in results for n, why in {**r["left_out"], **r["wrong"]}.items()}
-    notes |= {_marks(c) for r in results for c in r["contenders"] if _marks(c)}
+    notes |= {note for r in results for c in r["contenders"] for note in _marks(c)}
     empty = [r["empty_us"] for r in results if r.get("empty_us")]
     if empty:
         notes.add(f"empty kernel: {min(empty):.2f} µs")
-    mixes = ", ".join(dict.fromkeys(r["mix"] for r in sorted(results, key=lambda r: -r["rows"])[:1]))
-    text = f"## {results[0]['op']} ({mixes})\n\n" + table(head, rows)
+    mix = max(results, key=lambda r: r["read"] + r["written"])["mix"]
+    text = f"## {results[0]['op']} ({mix})\n\n" + table(head, rows)
     return text + ("\n\n" + _bullets(sorted(notes)) if notes else "")
 
 
-def _mine(result: Result, best: dict[str, Any]) -> list[str]:
+def _mine(result: Result, best: Limits) -> list[str]:
     mine = ours(result)
-    shape = f"{result['rows']}×{result['width']}"
     if mine is None:
-        return [shape, *["–"] * 6]
+        return [result["case"], *["–"] * 7]
     part = share(result, mine, best) if result["large"] else None
+    least = best.least(result)
     floor = result.get("floor_us")
     return [
-        shape,
+        result["case"],
         f"**{_us(mine['us'])}** {mine['name']}",
         f"{_us(mine['p10'])}–{_us(mine['p90'])}",
         f"{mine['gbps']:.0f}",
-        f"{100 * part:.1f} %" if part else "–",
+        f"{mine['tflops']:.0f}" if result["dots"] else "–",
+        f"{100 * part:.1f} %{' ' + least.bound if least and result['dots'] else ''}" if part else "–",
         f"{mine['us'] / floor:.2f}" if floor else "–",
         f"{mine['eager_us']:.1f}" if "eager_us" in mine else "–",
     ]
@@ -125,25 +133,25 @@ def _other(result: Result, name: str) -> str:
     if contender is None:
         return "–"
     mark = "~" if contender.get("check", {}).get("verdict") == "rounds" else ""
-    return _us(contender["us"]) + mark
+    return _us(contender["us"]) + mark + ("°" if contender.get("eager") else "")
 
 
-def _marks(contender: dict[str, Any]) -> str:
-    """Why a contender is marked, or nothing."""
-    checked = contender.get("check") or {}
-    if contender["kind"] == "ours" or checked.get("verdict") != "rounds":
-        return ""
-    without = f", gives no {', '.join(checked['missing'])}" if checked["missing"] else ""
-    return f"{contender['name']} ~: rounds elsewhere than the op{without}"
+def _marks(contender: dict[str, Any]) -> list[str]:
+    """Why a contender is marked."""
+    checked, notes = contender.get("check") or {}, []
+    if contender["kind"] != "ours" and checked.get("verdict") == "rounds":
+        without = f", gives no {', '.join(checked['missing'])}" if checked["missing"] else ""
+        notes.append(f"{contender['name']} ~: rounds elsewhere than the op{without}")
+    if contender.get("eager"):
+        notes.append(f"{contender['name']} °: called from Python, not replayed from a graph")
+    return notes
 
 
 def summary(found: Found) -> list[list[str]]:
     """One line per result for the terminal: shape, ours, rate, share, the fastest other, and the eager reference."""
     best, lines = limits(found), []
     for r in found["results"]:
-        mine, first = ours(r), next(iter(rivals(r)), None)
-        eager = named(r, EAGER)
-        cells = _mine(r, best) if mine else [f"{r['rows']}×{r['width']}", *["–"] * 6]
+        first, eager, cells = next(iter(rivals(r)), None), named(r, EAGER_NAME), _mine(r, best)
         lines.append(
             [
                 r["op"],
@@ -159,9 +167,10 @@ def summary(found: Found) -> list[list[str]]:
 
 SUMMARY_HEAD = [
     "op",
-    "rows×width",
+    "case",
     "ours µs",
     "GB/s",
+    "TFLOP/s",
     "of limit",
     "× floor",
     "eager µs",

@@ -1,12 +1,10 @@
-"""The run: every op at every shape, its contenders checked and then timed in turn."""
+"""The run: every op at every case, its contenders checked and then timed in turn."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,19 +13,23 @@ from aiter_ops.core.op import Op
 from aiter_ops.core.public import explain
 
 from . import peers
+from .cases import Case
 from .checking import Check, check, poisoned
-from .contenders import COMPILED, EAGER, Contender, Selection, contenders, key
+from .contenders import COMPILED, EAGER, Contender, Selection, contenders, problem_of
 from .inputs import argument_sets, cache_bytes, is_large, traffic
 from .limits import floor_calls, mix_of
-from .timing import Call, Capture, Flush, Graph, Timing, fill, host_us, rough_us, run_rounds, sets_needed, wall
+from .timing import Call, Capture, Flush, Graph, Timed, Timing, fill, host_us, rough_us, run_rounds, sets_needed, wall
 
 Result = dict[str, Any]
-"""One op at one shape, as it stands in the results file."""
+"""One op at one case, as it stands in the results file."""
+
+HOST_LIMIT_US = 1e3
+"""The host time of longer calls is not asked for: it is hidden behind the GPU's."""
 
 
 @dataclass
 class Run:
-    """What all measurements of a run share. problems: contenders not to be called (see `warm`)."""
+    """What all measurements of a run share. problems: contenders not to be called, by `contenders.key`."""
 
     device: torch.device
     seconds: float
@@ -39,24 +41,22 @@ class Run:
         self.flush: Call = Flush(self.cache, self.device) if self.device.type == "cuda" else lambda: None
 
 
-def measure(run: Run, op: Op, rows: int, width: int) -> Result:
-    """Time all contenders of an op at a shape. A contender that is wrong or fails is left out with the reason."""
-    kwargs = argument_sets(op, rows, width, run.device, 1)[0]
+def measure(run: Run, op: Op, case: Case) -> Result:
+    """Time all contenders of an op at a case. A contender that is wrong or fails is left out with the reason."""
+    kwargs = argument_sets(op, case, run.device, 1)[0]
     read, written = traffic(op, kwargs, run.cache)
-    cost = op.cost(**kwargs)
-    result: Result = {
-        "op": op.name,
+    result: Result = case.record() | {
         "family": op.family,
-        "rows": rows,
-        "width": width,
         "read": read,
         "written": written,
-        "flops": cost.flops,
+        "flops": op.cost(**kwargs).flops,
+        "dots": case.dots,
         "mix": mix_of(read, written),
-        "large": is_large(rows),
+        "large": is_large(op, case, kwargs),
     }
     if run.device.type == "cuda":
-        return result | _on_gpu(run, op, rows, width, read + written)
+        del kwargs
+        return result | _on_gpu(run, op, case, result)
     timing = wall(lambda: op.reference(**kwargs), run.seconds)
     return result | {"contenders": [_record(EAGER, "torch", timing, result, None)], "left_out": {}, "wrong": {}}
 
@@ -68,14 +68,34 @@ def _record(name: str, kind: str, timing: Timing, result: Result, checked: Check
     return record | ({"check": asdict(checked)} if checked else {})
 
 
-def _on_gpu(run: Run, op: Op, rows: int, width: int, moved: int) -> Result:
-    sets = argument_sets(op, rows, width, run.device, max(2, sets_needed(moved, run.cache)))
-    found, left_out = contenders(op, sets[0], rows, width, run.selection, run.problems)
+class Timer:
+    """Makes contenders' calls ready to be timed: in a graph, or called where a graph cannot hold them."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.capture = run, Capture()
+
+    def ready(self, contender: Contender, calls: list[Call]) -> Timed:
+        filled = fill(calls, rough_us(calls[0], self.run.flush))
+        if contender.eager:
+            return Timed(filled)
+        try:
+            return Graph(filled, self.capture)
+        except Exception:
+            if contender.ours:
+                raise
+            torch.cuda.synchronize()  # a broken context raises again
+            self.capture = Capture()  # the old one's memory is left as a broken recording
+            return Timed(filled)
+
+
+def _on_gpu(run: Run, op: Op, case: Case, result: Result) -> Result:
+    sets = argument_sets(op, case, run.device, max(2, sets_needed(result["read"] + result["written"], run.cache)))
+    found, left_out = contenders(op, sets[0], case, result["large"], run.selection, run.problems)
     want = op.reference(**sets[0])
-    capture, graphs = Capture(), dict[str, Graph]()
+    timer, timed = Timer(run), dict[str, Timed]()
     checks: dict[str, Check] = {}
     wrong: dict[str, str] = {}
-    eager: dict[str, Call] = {}
+    first: dict[str, Call] = {}
     for contender in found:
         try:
             checked = _checked(op, contender, sets[0], want)
@@ -84,32 +104,26 @@ def _on_gpu(run: Run, op: Op, rows: int, width: int, moved: int) -> Result:
                 continue
             checks[contender.name] = checked
             calls = [contender.make(kwargs) for kwargs in sets]
-            eager[contender.name] = calls[0]
-            graphs[contender.name] = Graph(fill(calls, rough_us(calls[0], run.flush)), capture)
+            first[contender.name] = calls[0]
+            timed[contender.name] = timer.ready(contender, calls)
         except Exception as error:
             (wrong if contender.ours else left_out)[contender.name] = peers.describe(error)
             torch.cuda.synchronize()
     del want
     kinds = {c.name: c.kind for c in found}
-    yardsticks: dict[str, Graph] = {}
-    if not is_large(rows):
-        main_input = op.signature.tensors[0].name
-        for name, calls in floor_calls([kwargs[main_input] for kwargs in sets]).items():
-            calls[0]()
-            yardsticks[name] = Graph(fill(calls, 1.0), capture)
-    timings = run_rounds({**graphs, **yardsticks}, run.flush, run.seconds)
-    shape = {"read": moved, "written": 0, "flops": op.cost(**sets[0]).flops}
-    records = [_record(n, kinds[n], timings[n], shape, checks[n]) for n in graphs]
+    yardsticks = {} if result["large"] or case.floor is None else _yardsticks(case.floor, sets, timer.capture)
+    timings = run_rounds({**timed, **yardsticks}, run.flush, run.seconds)
+    records = [_record(n, kinds[n], timings[n], result, checks[n]) for n in timed]
     served = explain(op, **sets[0]).provider
     for record in records:
+        if record["name"] in (EAGER, COMPILED) or record["eager"] or record["us"] > HOST_LIMIT_US:
+            continue
+        call = first[record["name"]]
         if record["name"] == served:
-            values = tuple(sets[0].values())
-            record["eager_us"] = host_us(lambda values=values: op.entry(*values))
-        elif record["name"] not in (EAGER, COMPILED):
-            record["eager_us"] = host_us(eager[record["name"]])
+            call = _entry_call(op, sets[0])
+        record["eager_us"] = host_us(call)
     for name in op.implementations:
-        problem = run.problems.get(f"{op.name} {name}") or run.problems.get(key(op.name, rows, width, name))
-        if problem:
+        if problem := problem_of(run.problems, op.name, case.name, name):
             wrong[name] = problem
     floors = [timings[n].us for n in yardsticks if n != "empty"]
     return {
@@ -122,10 +136,26 @@ def _on_gpu(run: Run, op: Op, rows: int, width: int, moved: int) -> Result:
     }
 
 
+def _entry_call(op: Op, kwargs: dict[str, Any]) -> Call:
+    """A call of the op as its users call it: tensors by position as far as the signature lets them."""
+    values, named = op.bind((), kwargs)
+    return lambda: op.entry(*values, **named)
+
+
+def _yardsticks(name: str, sets: list[dict[str, Any]], capture: Capture) -> dict[str, Timed]:
+    found: dict[str, Timed] = {}
+    for label, calls in floor_calls([kwargs[name] for kwargs in sets]).items():
+        calls[0]()
+        found[label] = Graph(fill(calls, 1.0), capture)
+    return found
+
+
 def _checked(op: Op, contender: Contender, kwargs: dict[str, Any], want: Any) -> Check:
     """The first result of a contender against the reference's, in poisoned memory."""
     if contender.name == COMPILED:  # other global modes would compile it anew
         return check(op, contender.make(kwargs)(), want, contender.ours)
+    if contender.kind == "peer":
+        contender.make(kwargs)  # chooses tiles where none are known; poisoning costs time
     with poisoned():
         got = contender.make(kwargs)()
     torch.cuda.synchronize()
@@ -134,47 +164,26 @@ def _checked(op: Op, contender: Contender, kwargs: dict[str, Any], want: Any) ->
 
 def run_all(
     run: Run,
-    shapes: list[tuple[Op, int, int]],
+    wanted: list[tuple[Op, Case]],
     found: dict[str, Any],
     save: Callable[[dict[str, Any]], None],
     tell: Callable[[str], None],
 ) -> None:
-    """Measure all shapes into ``found["results"]``; saved after each op, so that a stopped run keeps what it has."""
+    """Measure all cases into ``found["results"]``; saved after each, so that a stopped run keeps what it has."""
     results: list[Result] = found["results"]
     started = time.monotonic()
     with torch.inference_mode():
-        for i, (op, rows, width) in enumerate(shapes):
-            results.append(measure(run, op, rows, width))
-            tell(f"{i + 1} of {len(shapes)}, {time.monotonic() - started:.0f} s: {line(results[-1])}")
-            if i + 1 == len(shapes) or shapes[i + 1][0] is not op:
-                save(found)
-                if run.device.type == "cuda":
-                    torch.cuda.empty_cache()
+        for i, (op, case) in enumerate(wanted):
+            results.append(measure(run, op, case))
+            found["seconds"] = time.monotonic() - started
+            tell(f"{i + 1} of {len(wanted)}, {found['seconds']:.0f} s: {line(results[-1])}")
+            save(found)
+            if run.device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 def line(result: Result) -> str:
     """One result in one line, fastest first."""
     timed = sorted(result["contenders"], key=lambda c: c["us"])
     times = ", ".join(f"{c['name']} {c['us']:.2f} µs" for c in timed)
-    return f"{result['op']} {result['rows']}x{result['width']}: {times or 'nothing was timed'}"
-
-
-def saver(path: Path | None) -> Callable[[dict[str, Any]], None]:
-    """Writes the results so far to `path`, whole or not at all."""
-
-    def save(found: dict[str, Any]) -> None:
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
-        partial.replace(path)
-
-    return save
-
-
-def shapes_of(ops: list[Op], rows: tuple[int, ...], widths: tuple[int, ...]) -> Iterator[tuple[Op, int, int]]:
-    for op in ops:
-        for count in rows:
-            for width in widths:
-                yield op, count, width
+    return f"{result['op']} {result['case']}: {times or 'nothing was timed'}"

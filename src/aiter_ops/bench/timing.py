@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,20 +23,24 @@ MIN_REPLAYS, MAX_REPLAYS = 20, 60
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds of one call: median, 10th and 90th percentile over `replays` replays of `calls` calls each."""
+    """Microseconds of one call: median, 10th and 90th percentile over `replays` replays of `calls` calls each.
+
+    eager: called from Python, not replayed from a graph; what the host needs between kernels is in it.
+    """
 
     us: float
     p10: float
     p90: float
     replays: int
     calls: int
+    eager: bool = False
 
 
-def summarise(samples: Sequence[float], calls: int) -> Timing:
+def summarise(samples: Sequence[float], calls: int, eager: bool = False) -> Timing:
     """Times of whole replays, in microseconds, to the time of one call."""
     each = sorted(s / calls for s in samples)
     low, high = (each[round(q * (len(each) - 1))] for q in (0.1, 0.9))
-    return Timing(statistics.median(each), low, high, len(each), calls)
+    return Timing(statistics.median(each), low, high, len(each), calls, eager)
 
 
 def sets_needed(set_bytes: int, cache: int) -> int:
@@ -63,14 +67,39 @@ class Capture:
         self.pool = torch.cuda.graph_pool_handle()
 
 
-class Graph:
-    """Calls captured one after the other; all results of one graph lie apart."""
+class Timed:
+    """Calls one after the other between two events; a sample is the time of all of them."""
 
-    def __init__(self, calls: Sequence[Call], capture: Capture) -> None:
+    eager = True
+
+    def __init__(self, calls: Sequence[Call]) -> None:
         self.calls = len(calls)
-        self.graph = torch.cuda.CUDAGraph()
         self.samples: list[float] = []
         self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        self._calls = calls
+
+    def start(self) -> None:
+        for call in self._calls:
+            call()
+
+    def enqueue(self, flush: Call) -> None:
+        flush()
+        self.events[0].record()
+        self.start()
+        self.events[1].record()
+
+    def collect(self) -> None:
+        self.samples.append(self.events[0].elapsed_time(self.events[1]) * 1e3)
+
+
+class Graph(Timed):
+    """Calls captured one after the other; all results of one graph lie apart."""
+
+    eager = False
+
+    def __init__(self, calls: Sequence[Call], capture: Capture) -> None:
+        super().__init__(calls)
+        self.graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         kept = []
         with torch.cuda.stream(capture.stream):
@@ -82,14 +111,8 @@ class Graph:
                 self.graph.capture_end()
         torch.cuda.synchronize()
 
-    def enqueue(self, flush: Call) -> None:
-        flush()
-        self.events[0].record()
+    def start(self) -> None:
         self.graph.replay()
-        self.events[1].record()
-
-    def collect(self) -> None:
-        self.samples.append(self.events[0].elapsed_time(self.events[1]) * 1e3)
 
 
 def rough_us(call: Call, flush: Call) -> float:
@@ -115,8 +138,8 @@ def fill(calls: Sequence[Call], us: float) -> list[Call]:
     return list(calls[: max(1, int(10 * GRAPH_US / us))])
 
 
-def run_rounds(graphs: dict[str, Graph], flush: Call, seconds: float) -> dict[str, Timing]:
-    """Replays all graphs in turn, round after round, for `seconds`; at least 20 rounds, fewer for slow contenders.
+def run_rounds(graphs: Mapping[str, Timed], flush: Call, seconds: float) -> dict[str, Timing]:
+    """Starts all of them in turn, round after round, for `seconds`; at least 20 rounds, fewer for slow contenders.
 
     A contender whose 20 replays would take more than its share of twice the time sits rounds out, five at least stay.
     """
@@ -139,7 +162,7 @@ def run_rounds(graphs: dict[str, Graph], flush: Call, seconds: float) -> dict[st
         torch.cuda.synchronize()
         for graph in due:
             graph.collect()
-    return {name: summarise(g.samples, g.calls) for name, g in graphs.items()}
+    return {name: summarise(g.samples, g.calls, g.eager) for name, g in graphs.items()}
 
 
 def host_us(call: Call, batches: int = 7, size: int = 50) -> float:

@@ -19,22 +19,37 @@ from typing import Any
 
 import torch
 
-from .contenders import EAGER, Selection, configure_compiler, contenders, key
-from .inputs import WIDTHS, argument_sets
+from aiter_ops.core.op import Op
+
+from .cases import Case, Shapes, find
+from .contenders import COMPILED, Selection, configure_compiler, contenders, key
+from .inputs import argument_sets, is_large
 from .limits import STREAMS, Streams, floor_calls, variants
 
-Job = tuple[str, int, int]
-"""op, rows, width; or one of `YARDSTICKS`"""
+Job = tuple[str, str]
+"""op and case name; or one of `STREAM_JOBS`"""
+
+SECONDS = {"gemm": 12.0, "fused_moe": 25.0}
+"""What a job of this family or op is reckoned at; any other at one second."""
 
 
-def spread(jobs: Iterable[Job], workers: int) -> list[list[Job]]:
-    """Jobs over workers; the shapes of one op and width stay together, since they share kernels."""
-    groups: dict[tuple[str, int], list[Job]] = {}
-    for job in jobs:
-        groups.setdefault((job[0], job[2]), []).append(job)
-    shares: list[list[Job]] = [[] for _ in range(max(1, min(workers, len(groups))))]
-    for group in sorted(groups.values(), key=len, reverse=True):
-        min(shares, key=len).extend(group)
+def seconds_of(op: Op) -> float:
+    return SECONDS.get(op.name, SECONDS.get(op.family, 1.0))
+
+
+def spread(wanted: Iterable[tuple[Op, Case]], workers: int) -> list[list[Job]]:
+    """Jobs over workers, the longest first; cases of an op that share kernels stay together."""
+    groups: dict[tuple[Op, str], list[Job]] = {}
+    for op, case in wanted:
+        groups.setdefault((op, case.alike or case.name), []).append((op.name, case.name))
+    costs = [(seconds_of(op) * len(jobs), jobs) for (op, _), jobs in groups.items()]
+    costs += [(1.0, [job]) for job in STREAM_JOBS]
+    shares: list[list[Job]] = [[] for _ in range(max(1, min(workers, len(costs))))]
+    loads = [0.0] * len(shares)
+    for cost, jobs in sorted(costs, key=lambda pair: -pair[0]):
+        lightest = loads.index(min(loads))
+        shares[lightest].extend(jobs)
+        loads[lightest] += cost
     return shares
 
 
@@ -51,9 +66,9 @@ class Child:
         setup = {**self.setup, "jobs": self.jobs, "problems": self.problems}
         self.task.write_text(json.dumps(setup), encoding="utf-8")
         root = str(Path(__file__).parents[2])
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
         env["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        with self.log.open("w") as out, self.errors.open("w") as err:
+        with self.log.open("w", encoding="utf-8") as out, self.errors.open("w", encoding="utf-8") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "aiter_ops.bench.warm", str(self.task)], stdout=out, stderr=err, env=env
             )
@@ -71,11 +86,11 @@ class Child:
             last = (self.errors.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no word"])[-1]
             self.problems["child"] = f"ended with code {code}: {last}"
             return True
-        op, _, name = begun.split(" ", 2)
+        op, _, name = begun.split("|")
         how = f"killed its process (signal {-code})" if code < 0 else failed.pop(begun, f"ended its process ({code})")
         self.problems.pop(begun, None)
-        self.problems[f"{op} {name}"] = how
-        self.jobs = [j for j in self.jobs if f"{j[0]} {j[1]}x{j[2]}" not in done]
+        self.problems[key(op, "", name)] = how
+        self.jobs = [job for job in self.jobs if "|".join(job) not in done]
         self.start()
         return False
 
@@ -97,14 +112,12 @@ def read_log(text: str) -> tuple[str | None, set[str], dict[str, str]]:
     return begun, done, failed
 
 
-def warm(
-    jobs: list[Job], setup: dict[str, Any], workers: int, seconds: float, tell: Callable[[str], None]
-) -> dict[str, str]:
-    """Run all jobs in children, for `seconds` at most; returns problems as `contenders` takes them."""
+def warm(shares: list[list[Job]], setup: dict[str, Any], seconds: float, tell: Callable[[str], None]) -> dict[str, str]:
+    """Run each share in a child, for `seconds` at most; returns problems as `contenders` takes them."""
     problems: dict[str, str] = {}
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        running = [Child(share, setup, Path(folder), i) for i, share in enumerate(spread(jobs, workers)) if share]
+        running = [Child(share, setup, Path(folder), i) for i, share in enumerate(shares) if share]
         count = len(running)
         while running:
             time.sleep(0.2)
@@ -122,11 +135,14 @@ def warm(
     return problems
 
 
-def setup_of(folder: Path | None, failed: dict[str, str], selection: Selection, rules: str) -> dict[str, Any]:
+def setup_of(
+    folder: Path | None, failed: dict[str, str], selection: Selection, shapes: Shapes, rules: str
+) -> dict[str, Any]:
     return {
         "peers": str(folder) if folder else None,
         "failed": failed,
         "selection": asdict(selection),
+        "shapes": asdict(shapes),
         "rules": rules,
     }
 
@@ -135,15 +151,16 @@ def _say(word: str, *rest: str) -> None:
     print(word, *rest, sep="\t", flush=True)
 
 
-def _call_all(job: Job, selection: Selection, problems: dict[str, str]) -> None:
-    from aiter_ops.core.op import get_op
-
-    op, (_, rows, width) = get_op(job[0]), job
-    kwargs = argument_sets(op, rows, width, torch.device("cuda"), 1)[0]
-    for contender in contenders(op, kwargs, rows, width, selection, problems)[0]:
-        if contender.name in (EAGER, "torch.fused"):
+def _call_all(op: Op, case: Case, selection: Selection, problems: dict[str, str]) -> None:
+    kwargs = argument_sets(op, case, torch.device("cuda"), 1)[0]
+    large = is_large(op, case, kwargs)
+    if case.floor is not None and not large:
+        for calls in floor_calls([kwargs[case.floor]]).values():
+            calls[0]()
+    for contender in contenders(op, kwargs, case, large, selection, problems)[0]:
+        if contender.kind == "torch" and contender.name != COMPILED:
             continue  # nothing to compile
-        at = key(op.name, rows, width, contender.name)
+        at = key(op.name, case.name, contender.name)
         _say("begin", at)
         try:
             contender.make(kwargs)()
@@ -156,26 +173,20 @@ def _call_all(job: Job, selection: Selection, problems: dict[str, str]) -> None:
         _say("end", at)
 
 
-YARDSTICKS: list[Job] = [("streams", 0, i) for i in range(len(STREAMS))] + [("floors", 0, 0)]
-"""The yardsticks' kernels as jobs: the streams of one mix each, and the latency floors."""
+STREAM_JOBS: list[Job] = [("streams", mix) for mix in STREAMS]
+"""The streaming kernels as jobs, those of one mix each."""
 
 
-def _call_yardsticks(name: str, index: int) -> None:
-    device = torch.device("cuda")
-    if name == "streams":
-        streams = Streams(device, 1 << 20)
-        for variant in variants(list(STREAMS)[index]):
-            streams.calls(*variant)[0]()
-    else:
-        for width in {w * k for w in WIDTHS for k in (1, 2)}:
-            for dtype in (torch.bfloat16, torch.int8):
-                for calls in floor_calls([torch.zeros(1, width, dtype=dtype, device=device)]).values():
-                    calls[0]()
+def _call_streams(mix: str) -> None:
+    streams = Streams(torch.device("cuda"), 1 << 20)
+    for variant in variants(mix):
+        streams.calls(*variant)[0]()
     torch.cuda.synchronize()
 
 
 def main(path: str) -> None:
     import aiter_ops
+    from aiter_ops.core.op import get_op
 
     from . import peers
 
@@ -183,14 +194,15 @@ def main(path: str) -> None:
     configure_compiler()
     peers.load(Path(setup["peers"]) if setup["peers"] else None, setup["failed"])
     selection = Selection(tuple(setup["selection"]["only"]), setup["selection"]["compile"])
+    shapes = Shapes(**{n: tuple(v) if isinstance(v, list) else v for n, v in setup["shapes"].items()})
     with aiter_ops.use(setup["rules"]), torch.inference_mode():
-        for name, rows, width in setup["jobs"]:
-            if (name, rows, width) in YARDSTICKS:
-                _call_yardsticks(name, width)
+        for name, case in setup["jobs"]:
+            if (name, case) in STREAM_JOBS:
+                _call_streams(case)
             else:
-                _call_all((name, rows, width), selection, setup["problems"])
+                _call_all(get_op(name), find(get_op(name), case, shapes), selection, setup["problems"])
             torch.cuda.empty_cache()
-            _say("done", f"{name} {rows}x{width}")
+            _say("done", f"{name}|{case}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ Formats = tuple[str, str]
 _MFMA = r"v_mfma_f32_\d+x\d+x\d+"
 _WMMA = r"v_wmma_f32_16x16x\d+"
 _F8 = "f8E4M3FN"
-_SCALED = r"v_mfma_scale_f32_\d+x\d+x\d+_f8f6f4"
+_MX = ("e2m1", "e4m3", "e5m2")
 INSTRUCTIONS: dict[str, dict[str, str]] = {
     "gfx90a": {
         "bf16": rf"{_MFMA}_?bf16_1k",
@@ -35,8 +35,7 @@ INSTRUCTIONS: dict[str, dict[str, str]] = {
         "f32": rf"{_MFMA}_f32",
         "i8": r"v_mfma_i32_\d+x\d+x\d+_i8",
         _F8: rf"{_MFMA}_(fp8_fp8|f8f6f4)",
-        "e4m3": _SCALED,
-        "e2m1": _SCALED,
+        "mx": r"v_mfma_scale_f32_\d+x\d+x\d+_f8f6f4",
     },
     "gfx1100": {"bf16": rf"{_WMMA}_bf16", "f16": rf"{_WMMA}_f16", "i8": r"v_wmma_i32_16x16x\d+_iu8"},
     "gfx1201": {
@@ -50,12 +49,11 @@ INSTRUCTIONS: dict[str, dict[str, str]] = {
         "f16": rf"{_WMMA}_f16",
         "i8": r"v_wmma_i32_16x16x\d+_iu8",
         _F8: rf"{_WMMA}_fp8_fp8",
-        "e4m3": r"v_wmma_scale\d*_f32_16x16x\d+_f8f6f4",
-        "e2m1": r"v_wmma_scale\d*_f32_(16x16x\d+_f8f6f4|32x16x\d+_f4)",
+        "mx": r"v_wmma_scale\d*_f32_(16x16x\d+_f8f6f4|32x16x\d+_f4)",
     },
 }
-"""By target and format of the factors. A format that is not there has no matrix instructions, and none may be used:
-fp32 on RDNA is multiplied by ordinary ones.
+"""By target and format of the factors; ``mx``: both in blocks with a scale (OCP MX). A format that is not there has no
+matrix instructions, and none may be used: fp32 on RDNA is multiplied by ordinary ones.
 """
 
 _DOT = re.compile(r"= tt\.dot .*: tensor<[0-9x]*x(\w+)> \* tensor<[0-9x]*x(\w+)>")
@@ -67,18 +65,12 @@ def dots_in(ttir: str) -> tuple[Formats, ...]:
     found = {m.groups() for pattern in (_DOT, _DOT_SCALED) for m in pattern.finditer(ttir)}
     if ("tt.dot" in ttir) != bool(found):
         raise ValueError("a product in a form that is not known: " + next(t for t in ttir.split("\n") if "tt.dot" in t))
-    return tuple(sorted((left, right) for left, right in found))
+    return tuple(sorted({(left.replace("fp16", "f16"), right.replace("fp16", "f16")) for left, right in found}))
 
 
 def matrix_instructions(assembly: str) -> tuple[str, ...]:
     """The names of all matrix instructions (MFMA, SMFMAC, WMMA, SWMMAC, scaled ones too) in AMD assembly."""
     return tuple(sorted(set(re.findall(r"^\s+(v_(?:mfma|smfmac|wmma|swmmac)_\w+)", assembly, re.MULTILINE))))
-
-
-def _multiplied(pair: Formats) -> Formats:
-    """The formats that two factors are multiplied in: codes with scales become 16-bit floats beside one."""
-    wide = [format_ for format_ in pair if format_ in ("bf16", "f16")]
-    return (wide[0], wide[0]) if wide else pair
 
 
 def wrong_instructions(arch: str, dots: tuple[Formats, ...], matrix: tuple[str, ...]) -> str | None:
@@ -87,10 +79,17 @@ def wrong_instructions(arch: str, dots: tuple[Formats, ...], matrix: tuple[str, 
     Every product must have its target's instruction in its format, and no instruction may be there for any other.
     """
     known = INSTRUCTIONS[arch]
-    wanted = {format_ for pair in dots for format_ in _multiplied(pair) if format_ in known}
-    for format_ in sorted(wanted):
-        if not any(re.fullmatch(known[format_], name) for name in matrix):
-            return f"a product of {format_} without {known[format_]}; there is {', '.join(matrix) or 'none'}"
-    allowed = [known[format_] for format_ in wanted]
-    other = [name for name in matrix if not any(re.fullmatch(pattern, name) for pattern in allowed)]
+    wanted = {multiplied_as(arch, pair) for pair in dots} & {*known}
+    for form in sorted(wanted):
+        if not any(re.fullmatch(known[form], name) for name in matrix):
+            return f"a product of {form} without {known[form]}; there is {', '.join(matrix) or 'none'}"
+    other = [name for name in matrix if not any(re.fullmatch(known[form], name) for form in wanted)]
     return f"{', '.join(other)} for products of {dots}" if other else None
+
+
+def multiplied_as(arch: str, pair: Formats) -> str:
+    """The format that two factors are multiplied in: MX blocks without a unit for them, or with a factor of 16 bits,
+    become bf16 or that factor's.
+    """
+    wide = next((form for form in pair if form not in _MX), None)
+    return wide or ("mx" if "mx" in INSTRUCTIONS[arch] else "bf16")

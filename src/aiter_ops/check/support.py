@@ -52,10 +52,14 @@ PATTERNS: tuple[tuple[str, Cause], ...] = (
     (r"^needs an? (\w+ )*GPU|^serves .*; this machine is|not on a GPU", Cause.HARDWARE),
     (r"^aiter has no implementation", Cause.NO_ENTRY),
     (r"has no implementation", Cause.MISSING),
-    (r"^(gfx|sm_)\w+ has .*; asked for|^AITER makes \w+ on \w+, not float8", Cause.TYPE),
+    (r"^(gfx|sm_)\w+ has .*; asked for|^AITER (makes|takes) \w+ on \w+, not float8", Cause.TYPE),
     (r"\bLDS\b", Cause.LDS),
     (r"^needs AITER|\b(since|before|came with) (AITER )?0\.\d", Cause.RELEASE),
-    (r"multiple of|is no multiple|powers of two for|divi(des|sible)|<=|>=|wider than|aligned|stride", Cause.FORMAT),
+    (
+        r"multiple of|is no multiple|powers of two for|divi(des|sible)|<=|>=|wider than|aligned|stride"
+        r"|takes (group_size|groups) \d",
+        Cause.FORMAT,
+    ),
     (r"^AITER('s|\b)", Cause.NO_ENTRY),
 )
 """Reasons by regular expression, first match wins."""
@@ -74,7 +78,8 @@ _SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 def _name(value: Any) -> str:
-    return _SHORT.get(value) or str(value).removeprefix("torch.")
+    short = _SHORT.get(value) if isinstance(value, torch.dtype) else None
+    return short or str(value).removeprefix("torch.")
 
 
 def label(op: Op, sample: Sample) -> str:

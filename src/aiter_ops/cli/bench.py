@@ -1,13 +1,9 @@
-"""``aiter-ops bench``: how fast the implementations are here, beside others and beside what the memory can do."""
+"""``aiter-ops bench``: how fast the implementations are here, beside others and beside what the machine can do."""
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +14,14 @@ FINE, FAILED, USAGE, PROBE_FAILED = 0, 1, 2, 3
 
 def command(
     ops: Annotated[str | None, typer.Option(help="Ops, separated by commas. Default: all.")] = None,
-    family: Annotated[str | None, typer.Option(help="norm, activation or quant; several by commas.")] = None,
-    rows: Annotated[str | None, typer.Option(help="Row counts. Default: 1,64,8192,16384; without a GPU 1,64.")] = None,
-    widths: Annotated[str | None, typer.Option(help="Widths of the result. Default: 4096,7168,8192.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help="norm, activation, quant, gemm, routing or moe; several by commas.")
+    ] = None,
+    rows: Annotated[str | None, typer.Option(help="Row or token counts. Default: those of the family.")] = None,
+    widths: Annotated[str | None, typer.Option(help="Widths of row-wise ops. Default: 4096,7168,8192.")] = None,
+    names: Annotated[
+        str | None, typer.Option("--cases", help="Only cases with one of these words in their name, e.g. Qwen3.")
+    ] = None,
     only: Annotated[
         str | None,
         typer.Option("--contenders", help="Contenders, libraries or kinds (ours, torch, peer). Default: all."),
@@ -30,13 +31,15 @@ def command(
         typer.Option(help="Folder with vllm/*.so, sglang_kernel/*.so, python/<package>; else installed ones."),
     ] = None,
     compiled: Annotated[
-        str, typer.Option("--compile", help="Shapes torch.compile takes part in: none, large or all.")
+        str, typer.Option("--compile", help="Cases torch.compile takes part in: none, large or all.")
     ] = "large",
-    seconds: Annotated[float, typer.Option(help="Time for the replays of one op at one shape.", min=0.01)] = 0.3,
+    seconds: Annotated[float, typer.Option(help="Time for the replays of one op at one case.", min=0.01)] = 0.3,
     workers: Annotated[
         int, typer.Option(help="Processes that compile ahead of timing; 0: one less than cores.", min=0)
     ] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="Two shapes an op, no torch.compile: under a minute.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two cases an op, no torch.compile; by default row-wise ops.")
+    ] = False,
     rules: Annotated[str, typer.Option("--use", metavar="RULES", help="Rules as in AITER_OPS, e.g. -aiter.")] = "",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Results; a table goes beside it as .md. -: stdout.")
@@ -52,117 +55,46 @@ def command(
 
     try:
         if source is not None:
+            from aiter_ops.bench.results import read
+
             found = read(source)
         else:
+            import torch
+
+            from aiter_ops.bench.cases import Shapes
+            from aiter_ops.bench.contenders import Selection
+            from aiter_ops.bench.session import Session, measure_all
+
+            shapes = Shapes(
+                numbers("--rows", rows) or None,
+                numbers("--widths", widths) or None,
+                tuple(words(names)),
+                quick,
+                torch.cuda.is_available(),
+            )
+            if compiled not in ("none", "large", "all"):
+                raise ValueError(f"--compile {compiled}: accepted: none, large, all")
+            if peers is not None and not peers.is_dir():
+                raise ValueError(f"--peers {peers}: no such folder")
+            compile_for: Any = "none" if quick else compiled
             found = measure_all(
-                ops, family, rows, widths, only, peers, compiled, seconds, workers, quick, rules, json_file
+                Session(
+                    choose_ops(ops, family, quick),
+                    shapes,
+                    Selection(choose_contenders(only), compile_for),
+                    min(seconds, 0.05) if quick else seconds,
+                    workers,
+                    rules,
+                    peers,
+                    None if json_file is None or str(json_file) == "-" else json_file,
+                ),
+                tell,
             )
         code = finish(found, json_file, plot)
     except (SettingsError, ValueError, OSError) as error:
         typer.echo(f"bench: {error}", err=True)
         raise typer.Exit(USAGE) from None
     raise typer.Exit(code)
-
-
-def read(source: Path) -> dict[str, Any]:
-    """A results file; ValueError for anything else."""
-    text = source.read_text(encoding="utf-8")
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--from {source}: not JSON: {error}") from None
-    if not isinstance(found, dict) or found.get("version") != 1 or "results" not in found:
-        raise ValueError(f"--from {source}: not a results file of bench")
-    return found
-
-
-def measure_all(
-    ops: str | None,
-    family: str | None,
-    rows: str | None,
-    widths: str | None,
-    only: str | None,
-    folder: Path | None,
-    compiled: str,
-    seconds: float,
-    workers: int,
-    quick: bool,
-    rules: str,
-    json_file: Path | None,
-) -> dict[str, Any]:
-    """Choose, compile, measure; returns what goes into the results file. ValueError for what is not known."""
-    import torch
-
-    import aiter_ops
-    from aiter_ops.bench import inputs, limits, machine, runner
-    from aiter_ops.bench import peers as libraries
-    from aiter_ops.bench.contenders import Selection, configure_compiler, unknown_contenders
-    from aiter_ops.bench.warm import YARDSTICKS, setup_of, warm
-    from aiter_ops.core.provider import provider_names
-
-    started = time.monotonic()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    gpu = device.type == "cuda"
-    chosen = choose_ops(ops, family)
-    row_list = numbers("--rows", rows) or (
-        (1, 8192) if quick and gpu else inputs.ROWS if gpu else (1,) if quick else (1, 64)
-    )
-    width_list = numbers("--widths", widths) or (inputs.WIDTHS[:1] if quick else inputs.WIDTHS)
-    if compiled not in ("none", "large", "all"):
-        raise ValueError(f"--compile {compiled}: accepted: none, large, all")
-    if folder is not None and not folder.is_dir():
-        raise ValueError(f"--peers {folder}: no such folder")
-    names = tuple(words(only))
-    if unknown := unknown_contenders(names, provider_names()):
-        raise ValueError(f"--contenders: unknown: {', '.join(unknown)}")
-    compile_for: Any = "none" if quick else compiled
-    selection = Selection(names, compile_for)
-    run = runner.Run(device, min(seconds, 0.05) if quick else seconds, selection)
-    found: dict[str, Any] = {
-        "version": 1,
-        "date": datetime.date.today().isoformat(),
-        "timer": "graph" if gpu else "wall",
-        "machine": machine.facts(folder),
-        "clocks": {"before": machine.clocks()} if gpu else {},
-        "options": {"rows": row_list, "widths": width_list, "compile": compile_for, "use": rules, "quick": quick},
-        "peers": {},
-        "streams": [],
-        "results": [],
-        "seconds": 0.0,
-        "stopped": True,
-    }
-    to_save = None if json_file is None or str(json_file) == "-" else json_file
-    save = runner.saver(to_save)
-    shapes = list(runner.shapes_of(chosen, row_list, width_list))
-    with aiter_ops.use(rules):
-        if gpu:
-            failed = libraries.probe(folder)
-            jobs = [*YARDSTICKS, *[(op.name, r, w) for op, r, w in shapes]]
-            count = workers or max(1, (os.cpu_count() or 2) - 1)
-            setup = setup_of(folder, failed, selection, rules)
-            limit = max(60.0, 0.9 * len(jobs))
-            with ThreadPoolExecutor(1) as beside:
-                warming = beside.submit(warm, jobs, setup, min(count, 16), limit, tell)
-                found["peers"] = libraries.load(folder, failed)
-                run.problems = warming.result()
-            if "child" in run.problems:
-                tell(f"a compiling child {run.problems['child']}")
-            configure_compiler()
-            with torch.inference_mode():
-                streams = limits.Streams(device, run.cache)
-                found["streams"] = limits.measure_streams(streams, run.flush, 0.1)
-                del streams
-            torch.cuda.empty_cache()
-            found["compile_seconds"] = time.monotonic() - started
-            tell(f"compiled and limits measured, {found['compile_seconds']:.0f} s: " + rates(found["streams"]))
-        else:
-            tell("no GPU: only the references are timed, by wall clock on the CPU")
-        runner.run_all(run, shapes, found, save, tell)
-    found["problems"] = run.problems
-    found["clocks"] |= {"after": machine.clocks()} if gpu else {}
-    found["seconds"], found["stopped"] = time.monotonic() - started, False
-    save(found)
-    return found
 
 
 def finish(found: dict[str, Any], json_file: Path | None, plot: Path | None) -> int:
@@ -187,9 +119,7 @@ def finish(found: dict[str, Any], json_file: Path | None, plot: Path | None) -> 
         except ImportError:
             tell("--plot needs matplotlib: pip install 'aiter-ops[plot]'")
             return PROBE_FAILED
-    wrong = [
-        f"{r['op']} {r['rows']}×{r['width']}: {n}: {why}" for r in found["results"] for n, why in r["wrong"].items()
-    ]
+    wrong = [f"{r['op']} {r['case']}: {n}: {why}" for r in found["results"] for n, why in r["wrong"].items()]
     for line in wrong:
         tell(f"failed: {line}")
     return FAILED if wrong or analysis.invalid(found) else FINE
@@ -199,7 +129,7 @@ def show(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from aiter_ops.bench import analysis, report
+    from aiter_ops.bench import analysis, report, targets
 
     wide = Console(width=None if sys.stdout.isatty() else 160)
     grid = Table(title=f"{found['machine']['device']}, {found['date']}")
@@ -213,14 +143,10 @@ def show(found: dict[str, Any]) -> None:
         return
     if problem := analysis.invalid(found):
         wide.print(f"This run is invalid: {problem}.", style="bold red")
-    missed = analysis.misses(found)
-    wide.print(f"targets: {sum(t.met for t in analysis.targets(found))} met, {len(missed)} missed")
-    for line in analysis.misses_by_op(found):
+    missed = targets.misses(found)
+    wide.print(f"targets: {sum(t.met for t in targets.targets(found))} met, {len(missed)} missed")
+    for line in targets.misses_by_op(found):
         wide.print(f"  missed: {line}", highlight=False)
-
-
-def rates(streams: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{s['mix']} {s['gbps']:.0f} GB/s" for s in streams)
 
 
 def words(text: str | None) -> list[str]:
@@ -235,9 +161,11 @@ def numbers(option: str, text: str | None) -> tuple[int, ...]:
     return tuple(int(p) for p in parts)
 
 
-def choose_ops(ops: str | None, family: str | None) -> list[Any]:
-    """The ops named, or those of the families named, or all that bench has inputs for; ValueError for unknown ones."""
-    from aiter_ops.bench.inputs import FAMILIES
+def choose_ops(ops: str | None, family: str | None, quick: bool = False) -> list[Any]:
+    """The ops named, or those of the families named, or all that bench has cases for, or in a quick run the row-wise
+    ones; ValueError for unknown ones."""
+    from aiter_ops.bench.cases import FAMILIES
+    from aiter_ops.bench.targets import ROW_WISE
     from aiter_ops.core.op import get_op, list_ops
 
     families = words(family)
@@ -245,10 +173,23 @@ def choose_ops(ops: str | None, family: str | None) -> list[Any]:
         if name not in FAMILIES:
             raise ValueError(f"--family {name}: accepted: {', '.join(FAMILIES)}")
     named = [get_op(name) for name in words(ops)]
+    if other := [op.name for op in named if op.family not in FAMILIES]:
+        raise ValueError(f"--ops {', '.join(other)}: not timed; families with cases: {', '.join(FAMILIES)}")
     if named:
         return [op for op in named if not families or op.family in families]
-    every = [op for op in list_ops() if op.family in (families or FAMILIES)]
+    every = [op for op in list_ops() if op.family in (families or (ROW_WISE if quick else FAMILIES))]
     return sorted(every, key=lambda op: FAMILIES.index(op.family))
+
+
+def choose_contenders(only: str | None) -> tuple[str, ...]:
+    """Names, libraries and kinds; ValueError for those that no contender has."""
+    from aiter_ops.bench.contenders import unknown_contenders
+    from aiter_ops.core.provider import provider_names
+
+    names = tuple(words(only))
+    if unknown := unknown_contenders(names, provider_names()):
+        raise ValueError(f"--contenders: unknown: {', '.join(unknown)}")
+    return names
 
 
 def tell(line: str) -> None:

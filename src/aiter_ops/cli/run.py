@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from aiter_ops.integrations.transformers.load import Loaded
 
 PROMPT = "Now these are the names of"
+VERDICTS = {True: "[green]holds[/green]", False: "[bold red]FAILS[/bold red]", None: "measured"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Model = Annotated[str | None, typer.Argument(help="A model directory or a hub id; default: the bundled model.")]
@@ -81,7 +82,7 @@ def command(
         raise UserError(str(error)) from None
     if json:
         print_json({"torch": torch.__version__, "device": str(place), "why": why, "models": answers})
-    if not all(check["ok"] for answer in answers for check in answer.get("compare", [])):
+    if any(check["ok"] is False for answer in answers for check in answer.get("compare", [])):
         raise typer.Exit(1)
 
 
@@ -118,7 +119,9 @@ def _one(
     import aiter_ops
     from aiter_ops.integrations.transformers import kernelize
     from aiter_ops.integrations.transformers.compare import compare as compare_with_stock
+    from aiter_ops.integrations.transformers.generate import encode
     from aiter_ops.integrations.transformers.load import load, require_transformers
+    from aiter_ops.integrations.transformers.outside import outside
 
     logging = require_transformers().utils.logging
     logging.set_verbosity_error()
@@ -133,9 +136,11 @@ def _one(
         "replaced": [r._asdict() for r in report.replaced],
         "left": [entry._asdict() for entry in report.left],
         "ops": _rows(calls, place),
+        "outside": [entry._asdict() for entry in outside(loaded.model, encode(loaded.tokenizer, prompt))],
     }
     if not quiet:
         _calls_table(answer["ops"])
+        _outside(answer["outside"])
     if compare:
         del loaded
         checks = compare_with_stock(directory, prompt, place)
@@ -278,12 +283,18 @@ def _calls_table(rows: list[dict[str, Any]]) -> None:
     console().print(table if rows else "no op was called")
 
 
+def _outside(entries: list[dict[str, Any]]) -> None:
+    """Which matrix products, attention and choices are not on the op layer."""
+    found = ", ".join(f"{e['calls']} {e['operator']} in {e['cls']}" for e in entries) or "nothing"
+    console().print(f"left to torch in one pass: {found}", markup=False, soft_wrap=True)
+
+
 def _checks_table(checks: list[Check]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("compared with the stock model", no_wrap=True)
     table.add_column("")
     table.add_column("figures")
     for check in checks:
-        table.add_row(check.name, "[green]holds[/green]" if check.ok else "[bold red]FAILS[/bold red]", check.detail)
+        table.add_row(check.name, VERDICTS[check.ok], check.detail)
     console().print()
     console().print(table)

@@ -14,7 +14,7 @@ from torch._C import _len_torch_dispatch_stack
 from torch._C._functorch import maybe_current_level
 from torch.compiler import is_dynamo_compiling
 
-from .checks import bad_choice, device_mix, no_tensor
+from .checks import bad_choice, bad_value, device_mix, no_tensor, require_integers, require_scalar
 from .schema import Signature
 
 _NAMES: dict[str, Any] = {
@@ -25,9 +25,22 @@ _NAMES: dict[str, Any] = {
     "functorch_level": maybe_current_level,
     "grad_enabled": torch.is_grad_enabled,
     "bad_choice": bad_choice,
+    "bad_value": bad_value,
     "device_mix": device_mix,
     "no_tensor": no_tensor,
+    "require_integers": require_integers,
+    "require_scalar": require_scalar,
+    "torch_dtype": torch.dtype,
 }
+
+_USUAL_TYPES = {
+    "float": ("float", "int"),
+    "SymInt": ("int",),
+    "bool": ("bool",),
+    "str": ("str",),
+    "ScalarType": ("torch_dtype",),
+}
+"""Types that pass without a call, by type in the schema; what else passes is `require_scalar`'s to say."""
 
 
 def _run(role: str, name: str, source: str, namespace: dict[str, Any]) -> None:
@@ -58,33 +71,56 @@ def _dtype_lines(sig: Signature) -> str:
     )
 
 
-def op_functions(sig: Signature, names: dict[str, Any], checked: bool, strided: tuple[int, ...]) -> dict[str, Any]:
-    """The four functions every op has, in one namespace that stays open: what they call is looked up there by name.
+def _graded(sig: Signature) -> str:
+    return f"grad_enabled() and ({_any(sig, '{t}.requires_grad')})"
 
-    entry: what users call; runs ``slot`` unless compilation, a mode, a subclass or a gradient is involved.
-    slow: where those go: the reference if it may be traced or must be differentiated, else the ``opaque`` op.
-    autograd: the Autograd kernel of the opaque op, which has no derivative and raises ``error`` rather than lose one.
-    reference: the function as written (``fn``), arguments checked, dtype resolved, every result contiguous.
+
+def entry(sig: Signature, names: dict[str, Any]) -> dict[str, Any]:
+    """What users call, in a namespace that stays open: what a function there calls is looked up in it by name.
+
+    It runs ``slot`` unless compilation, a mode, a subclass or a gradient is involved. ``ready`` writes what is needed
+    then (`completion`): declaring an op is part of every import and compiles one function only. ``slow`` has no value
+    before: of a name that has one, torch.compile would keep what it was.
     """
     first = sig.tensors[0].name
     others = Signature(sig.name, tuple(p for p in sig.params if p.name != first), 0)
     special = f"type({first}) is not Tensor" + (
         " or " + _any(others, "type({t}) not in plain") if others.tensors else ""
     )
-    graded = f"grad_enabled() and ({_any(sig, '{t}.requires_grad')})"
     source = (
         f"def {sig.name}({sig.header}):\n{_dtype_lines(sig)}"
-        f"    if is_dynamo_compiling() or dispatch_modes() or {special}:\n        return slow({sig.call})\n"
-        f"    if {graded}:\n        return graded({sig.call})\n"
-        f"    return slot({sig.call})\n\n"
-        f"def slow({sig.header}):\n{_tensor_checks(sig)}"
-        f"    if {graded}:\n        return reference({sig.call})\n"
-        f"    if is_dynamo_compiling() and inlines({sig.name!r}, state.token, {first}.device.type):\n"
+        f"    if is_dynamo_compiling() or dispatch_modes() or {special}:\n"
+        f"        ready()\n        return slow({sig.call})\n"
+        f"    if {_graded(sig)}:\n        return graded({sig.call})\n"
+        f"    return slot({sig.call})\n"
+    )
+    namespace = {**_NAMES, **sig.defaults, "slot": None, **names}
+    if taken := namespace.keys() & {p.name for p in sig.params}:
+        raise TypeError(f"{sig.name}: parameter names {sorted(taken)} are taken by the generated code")
+    _run("op", sig.name, source, namespace)
+    return namespace
+
+
+def completion(sig: Signature, namespace: dict[str, Any], checked: bool, strided: tuple[int, ...]) -> None:
+    """Write the op's other functions into the namespace of its entry.
+
+    slow: where compilation and modes go: the reference if it may be traced or must be differentiated, else the
+    ``opaque`` op.
+    autograd: the Autograd kernel of the opaque op, which has no derivative and raises ``error`` rather than lose one.
+    checks: raises for arguments that are not accepted, and does nothing else.
+    reference: the function as written (``fn``), arguments checked, dtype resolved, every result contiguous.
+    """
+    asked = f"    check({sig.call})\n" if checked else ""
+    source = (
+        f"def slow({sig.header}):\n{_tensor_checks(sig)}{_scalar_checks(sig)}"
+        f"    if {_graded(sig)}:\n        return reference({sig.call})\n"
+        f"    if is_dynamo_compiling() and inlines({sig.name!r}, state.token, {sig.tensors[0].name}.device.type):\n"
         f"        return reference({sig.call})\n"
         f"    return opaque({sig.call})\n\n"
-        f"def autograd({sig.header}):\n    if {graded}:\n        raise error\n"
+        f"def autograd({sig.header}):\n    if {_graded(sig)}:\n        raise error\n"
         f"    with below():\n        return opaque({sig.call})\n\n"
-        f"def reference({sig.header}):\n{_checks(sig)}" + (f"    check({sig.call})\n" if checked else "")
+        f"def checks({sig.header}):\n{_checks(sig)}{asked}\n"
+        f"def reference({sig.header}):\n{_checks(sig)}{asked}"
     )
     if sig.results == 0:
         source += f"    fn({sig.call})\n"
@@ -94,11 +130,32 @@ def op_functions(sig: Signature, names: dict[str, Any], checked: bool, strided: 
         outs = [f"out{i}" for i in range(sig.results)]
         done = [n if i in strided else f"{n}.contiguous()" for i, n in enumerate(outs)]
         source += f"    {', '.join(outs)} = fn({sig.call})\n    return {', '.join(done)}\n"
-    namespace = {**_NAMES, **sig.defaults, "slot": None, **names}
-    if taken := namespace.keys() & {p.name for p in sig.params}:
-        raise TypeError(f"{sig.name}: parameter names {sorted(taken)} are taken by the generated code")
-    _run("op", sig.name, source, namespace)
-    return namespace
+    _run("rest of op", sig.name, source, namespace)
+
+
+def _scalar_checks(sig: Signature) -> str:
+    lines = ""
+    for p in sig.params:
+        absent = f"{p.name} is not None and " if p.optional else ""
+        if p.length:
+            lines += f"    require_integers({sig.name!r}, {p.name!r}, {p.name}, {p.length})\n"
+        elif p.choices:
+            lines += (
+                f"    if {absent}(type({p.name}) is not str or {p.name} not in {p.choices!r}):\n"
+                f"        raise bad_choice({sig.name!r}, {p.name!r}, {p.name}, {p.choices!r})\n"
+            )
+        elif not (p.is_tensor or p.is_fp8_default):  # of its own dtypes every op has a check
+            unusual = " and ".join(f"type({p.name}) is not {t}" for t in _USUAL_TYPES[p.type])
+            lines += (
+                f"    if {absent}{unusual}:\n"
+                f"        require_scalar({sig.name!r}, {p.name!r}, {p.name}, {p.type!r}, {p.optional})\n"
+            )
+        if p.is_eps:
+            lines += (
+                f"    if {absent}not {p.name} >= 0:\n"
+                f"        raise bad_value({sig.name!r}, {p.name!r}, {p.name}, 'a number >= 0')\n"
+            )
+    return lines
 
 
 def _tensor_checks(sig: Signature) -> str:
@@ -110,17 +167,12 @@ def _tensor_checks(sig: Signature) -> str:
 
 
 def _checks(sig: Signature) -> str:
-    """What holds for every op: strings from their closed sets, tensors where tensors belong, all on one device."""
+    """What holds for every op: types, strings from their closed sets, eps >= 0, all tensors on one device."""
     first = sig.tensors[0].name
-    lines = _dtype_lines(sig) + _tensor_checks(sig)
-    for p in sig.params:
+    lines = _dtype_lines(sig) + _tensor_checks(sig) + _scalar_checks(sig)
+    for p in sig.tensors:
         absent = f"{p.name} is not None and " if p.optional else ""
-        if p.choices:
-            lines += (
-                f"    if {absent}{p.name} not in {p.choices!r}:\n"
-                f"        raise bad_choice({sig.name!r}, {p.name!r}, {p.name}, {p.choices!r})\n"
-            )
-        if p.is_tensor and p.name != first:
+        if p.name != first:
             lines += (
                 f"    if {absent}{p.name}.device != {first}.device:\n"
                 f"        raise device_mix({sig.name!r}, {p.name!r}, {p.name}, {first!r}, {first})\n"
@@ -143,12 +195,17 @@ def kernel(sig: Signature, defaults: dict[str, Any], check: Any, fn: Any, refere
     return _build("implementation", sig, body, cells)
 
 
-def chain(sig: Signature, links: list[tuple[Any, Any, Any]], end: Any) -> Callable[..., Any]:
-    """A slot that asks predicates in order: the first (predicate, note, fn) that accepts serves, else `end`."""
-    body, cells = "", {"end": end}
+def chain(sig: Signature, links: list[tuple[Any, Any, Any]], end: Any, checks: Any) -> Callable[..., Any]:
+    """A slot that asks predicates in order: the first (predicate, note, fn) that accepts serves, else `end`.
+
+    A predicate sees arguments before they are checked; where it fails on them, `checks` has the first word.
+    """
+    body, cells = "", {"end": end, "checks": checks}
     for i, (predicate, note, fn) in enumerate(links):
         body += (
-            f"    reason{i} = accepts{i}({sig.call})\n    if reason{i} is None:\n"
+            f"    try:\n        reason{i} = accepts{i}({sig.call})\n"
+            f"    except Exception:\n        checks({sig.call})\n        raise\n"
+            f"    if reason{i} is None:\n"
             f"        return serve{i}({sig.call})\n    note{i}(reason{i})\n"
         )
         cells.update({f"accepts{i}": predicate, f"note{i}": note, f"serve{i}": fn})

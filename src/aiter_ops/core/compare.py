@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -12,8 +12,7 @@ _ZERO_SCALE = {"scale": (2.0**-126, 1e-10), "e8m0": (0, 93)}
 below 1e-10): with codes of zero every such scale means the same, and AITER and vLLM floor a group's maximum at 1e-10."""
 
 
-@dataclass(frozen=True)
-class Tolerance:
+class Tolerance(NamedTuple):
     """How far a result may be from the reference, with the argument for it.
 
     Both sides compute in fp32 in another order of summation; what that leaves, relative to the largest value of
@@ -30,8 +29,7 @@ class Tolerance:
     swaps: float = 0.0
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """error and tolerance are absolute, at the coordinate of the worst ratio between them."""
 
     ok: bool

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .evidence import KnownBad
 from .platforms import Platform
@@ -12,8 +11,7 @@ from .policy import Policy
 from .provider import Implementation, Predicate
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One provider for one op on one platform under one policy, before arguments are seen.
 
     out: why it cannot serve at all, or None. predicate: asks the arguments, or None where all are taken.
@@ -26,8 +24,7 @@ class Candidate:
     predicate: Predicate | None = None
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """The implementation chosen for an op and arguments, and why: reasons are (provider, taken, reason) in order."""
 
     op: str

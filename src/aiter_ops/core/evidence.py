@@ -25,7 +25,7 @@ def in_window(version: str | None, window: tuple[str | None, str | None]) -> boo
     return (window[0] is None or version_key(window[0]) <= key) and (window[1] is None or key < version_key(window[1]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KnownBad:
     """One row of evidence. `op` and `arch` take shell patterns; `applies` sees the op's own parameters."""
 

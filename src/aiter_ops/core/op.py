@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,8 +28,16 @@ from .schema import read_signature, require_same_signature
 _library = torch.library.Library("aiter_ops", "DEF")
 
 
-@dataclass(frozen=True)
-class Cost:
+def _register_fake(name: str, fake: Callable[..., Any]) -> None:
+    """`torch.library.register_fake` without its search for the source line of the caller, half a millisecond an op."""
+    try:
+        entry = torch._library.simple_registry.singleton.find(f"aiter_ops::{name}")
+        entry.fake_impl.register(fake, "aiter_ops.core.op", lib=_library)
+    except (AttributeError, TypeError):  # no public interface: other releases of torch may have another
+        torch.library.register_fake(f"aiter_ops::{name}", fake, lib=_library)
+
+
+class Cost(NamedTuple):
     """bytes: what must move through memory (inputs read once, results written once). flops: operations to be done."""
 
     bytes: int
@@ -66,20 +73,19 @@ class Op:
             raise TypeError(f"{self.name}: results={results} for {self.signature.results} returned tensors")
         if not inline and fake is None:
             raise TypeError(f"{self.name}: an op that is not inline needs a fake=")
-        names = {**self._defaults, "fn": fn, "check": check, "graded": self._graded}
-        exempt = tuple(results.index(name) for name in strided)
-        self._names = codegen.op_functions(self.signature, names, check is not None, exempt)
-        self.reference: Callable[..., Any] = self._names["reference"]
-        self.reference.__doc__ = fn.__doc__
-        self.opaque = self._register(fake or self.reference)
-        self._names.update(opaque=self.opaque, inlines=runtime.inlines, state=runtime.state)
+        self._ready = self._completer()
+        names = {**self._defaults, "fn": fn, "check": check, "graded": self._graded, "ready": self._ready}
+        self._strided = tuple(results.index(name) for name in strided)
+        self._names = codegen.entry(self.signature, names)
         self.entry: Callable[..., Any] = self._names[self.name]
         functools.update_wrapper(self.entry, fn)
         self.entry.op = self
-        torch_provider = Implementation(
-            self.name, "torch", self.reference, (), source=fn, batch_invariant=batch_invariant
-        )
-        self._implementations = {"torch": torch_provider}
+        self._fake, self.batch_invariant = fake, batch_invariant
+        self._implementations: dict[str, Implementation] = {}
+        self._reference: Callable[..., Any]
+        self._checks: Callable[..., None]
+        self._opaque: Any
+        self._register()
         self.unresolve()
 
     @property
@@ -98,20 +104,66 @@ class Op:
 
     # --- torch registration -------------------------------------------------------------------------------------
 
-    def _register(self, fake: Callable[..., Any]) -> Any:
+    def _register(self) -> None:
         _library.define(self.signature.schema)
         _library.impl(self.name, self._run, "CompositeExplicitAutograd")
-        self._names["below"] = torch._C._AutoDispatchBelowAutograd
-        self._names["error"] = RuntimeError(
-            f"aiter_ops.{self.name} as torch.ops.aiter_ops.{self.name} is inference only: an input needs grad; "
-            f"call aiter_ops.{self.name} (it takes the reference then) or run under torch.inference_mode()"
-        )
-        _library.impl(self.name, self._names["autograd"], "Autograd")
-        torch.library.register_fake(f"aiter_ops::{self.name}", fake, lib=_library)
-        return getattr(torch.ops.aiter_ops, self.name).default
+        _library.impl(self.name, self._run_below_autograd, "Autograd")
+        _register_fake(self.name, self._run_fake)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         return self._slot(*args, **kwargs)
+
+    def _run_below_autograd(self, *args: Any, **kwargs: Any) -> Any:
+        self._ready()
+        return self._names["autograd"](*args, **kwargs)
+
+    def _run_fake(self, *args: Any, **kwargs: Any) -> Any:
+        return (self._fake or self.reference)(*args, **kwargs)
+
+    # --- what is written at first need --------------------------------------------------------------------------
+
+    def _complete(self) -> None:
+        names = self._names
+        names["error"] = RuntimeError(
+            f"aiter_ops.{self.name} as torch.ops.aiter_ops.{self.name} is inference only: an input needs grad; "
+            f"call aiter_ops.{self.name} (it takes the reference then) or run under torch.inference_mode()"
+        )
+        names.update(inlines=runtime.inlines, state=runtime.state, below=torch._C._AutoDispatchBelowAutograd)
+        names["opaque"] = self._opaque = getattr(torch.ops.aiter_ops, self.name).default
+        codegen.completion(self.signature, names, self._check is not None, self._strided)
+        names["reference"].__doc__ = self._written.__doc__
+        self._checks, self._reference = names["checks"], names["reference"]
+
+    def _completer(self) -> Callable[[], bool]:
+        """A function that completes the op where it is not; torch.compile calls it while tracing, and goes on after."""
+
+        def ready() -> bool:
+            if "_reference" not in self.__dict__:
+                with runtime.lock:
+                    if "_reference" not in self.__dict__:
+                        self._complete()
+            return True
+
+        ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
+        return ready
+
+    @property
+    def reference(self) -> Callable[..., Any]:
+        """The op in plain PyTorch, as a plain function: arguments checked, every new result contiguous."""
+        self._ready()
+        return self._reference
+
+    @property
+    def checks(self) -> Callable[..., None]:
+        """Raises TypeError or ValueError, in one line, for arguments that are not accepted."""
+        self._ready()
+        return self._checks
+
+    @property
+    def opaque(self) -> Any:
+        """`torch.ops.aiter_ops.<name>.default`."""
+        self._ready()
+        return self._opaque
 
     # --- slots --------------------------------------------------------------------------------------------------
 
@@ -136,7 +188,7 @@ class Op:
                 "run inference under torch.inference_mode()",
                 self.name,
             )
-        if runtime.state.policy.batch_invariant and not self._implementations["torch"].batch_invariant:
+        if runtime.state.policy.batch_invariant and not self.batch_invariant:
             runtime.note_varies(self)
         for recorder in tracing.recorders:
             recorder.add(self.name, "torch", args, kwargs)
@@ -155,7 +207,7 @@ class Op:
     ) -> None:
         """Take a provider's function; `Provider.implements` calls it."""
         require_same_signature(self.name, self._written, provider.name, fn)
-        if provider.name in self._implementations:
+        if provider.name in self.implementations_loaded():
             raise ValueError(f"provider {provider.name} implements {self.name} twice")
         ready = codegen.kernel(self.signature, self._defaults, self._check, fn, self.reference, self.opaque)
         self._implementations[provider.name] = Implementation(
@@ -164,6 +216,10 @@ class Op:
         self.unresolve()
 
     def implementations_loaded(self) -> dict[str, Implementation]:
+        if "torch" not in self._implementations:
+            self._implementations["torch"] = Implementation(
+                self.name, "torch", self.reference, (), source=self._written, batch_invariant=self.batch_invariant
+            )
         return self._implementations
 
     @property
@@ -173,7 +229,8 @@ class Op:
         for name in provider_names():
             if name != "torch":
                 load_family(get_provider(name), self.family)
-        return {n: self._implementations[n] for n in provider_names() if n in self._implementations}
+        loaded = self.implementations_loaded()
+        return {n: loaded[n] for n in provider_names() if n in loaded}
 
     def on(self, provider: str) -> Callable[..., Any]:
         """That provider's implementation, to be called explicitly; `Refused` where it cannot serve, never another.
@@ -198,7 +255,9 @@ class Op:
                 and any(r.gpu for r in implementation.requirements)
             ):
                 reason = f"the tensors are on {first.device}, not on a GPU"
-            reason = reason or implementation.refuses(*values, **named)
+            if reason is None:
+                self.checks(*values, **named)
+                reason = implementation.refuses(*values, **named)
             if reason:
                 raise Refused(f"{self.name}: {provider} refuses: {reason}")
             return implementation.fn(*values, **named)

@@ -15,8 +15,8 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from .platforms import Platform
 
@@ -28,8 +28,7 @@ class SettingsError(ValueError):
     """A rule, setting or plan that cannot be taken as written."""
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """One wish: for `target` (an op, a family, or ``*``) prefer `providers` in order, or exclude one."""
 
     target: str
@@ -48,8 +47,7 @@ class Rule:
         return self.target in ("*", op, family)
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(NamedTuple):
     """All rules together. `flags_off` maps a VLLM_ROCM_USE_AITER* flag that is off to the text to give as reason.
 
     batch_invariant: a row's or token's result must not depend on the rest of the batch.
@@ -91,7 +89,7 @@ class Policy:
         return any(r.lift and provider in r.providers and r.covers(op, family) for r in self.rules)
 
     def with_rules(self, rules: Iterable[Rule], strict: bool | None = None) -> Policy:
-        return replace(self, rules=self.rules + tuple(rules), strict=self.strict if strict is None else strict)
+        return self._replace(rules=self.rules + tuple(rules), strict=self.strict if strict is None else strict)
 
 
 def _known(kind: str, name: str, names: Iterable[str], origin: str) -> str:

@@ -9,7 +9,7 @@ import importlib.util
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .evidence import KnownBad, in_window
 from .platforms import Platform
@@ -27,8 +27,7 @@ BUILT_IN = {
 """The providers of the package in built-in order; the strings are module paths, imported when first needed."""
 
 
-@dataclass(frozen=True)
-class Requirements:
+class Requirements(NamedTuple):
     """What must be true of a machine before an implementation is asked about arguments. Unknown means unsupported.
 
     vendors, archs (shell patterns): where it runs; empty: anywhere. gpu: its tensors live on a GPU.
@@ -68,8 +67,7 @@ def _window_text(window: tuple[str | None, str | None]) -> str:
     return " and ".join([f">= {first}"] * (first is not None) + [f"< {last}"] * (last is not None))
 
 
-@dataclass(frozen=True)
-class Implementation:
+class Implementation(NamedTuple):
     """One provider's function for one op.
 
     batch_invariant: under a policy that asks for it, a row's or token's result does not depend on the rest of the
@@ -96,7 +94,7 @@ class Implementation:
         return predicate(*args, **kwargs) if predicate else None
 
 
-@dataclass
+@dataclass(eq=False)
 class Provider:
     """A source of implementations. Its package holds one module per family, imported when the family is first used.
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import codegen, provider, tracing
@@ -95,8 +94,7 @@ def use(rules: str = "", strict: bool | None = None, batch_invariant: bool | Non
         before = policy()
         rank = ENVIRONMENT + 1 + len(state.used)
         parsed, off = parse_rules(rules, "use()", rank, targets(), provider.provider_names(), platform())
-        state.policy = replace(
-            before.with_rules(parsed, strict),
+        state.policy = before.with_rules(parsed, strict)._replace(
             off=off or (before.off and not parsed),
             batch_invariant=before.batch_invariant if batch_invariant is None else batch_invariant,
         )
@@ -180,10 +178,10 @@ def _link(op: Op, found: list[Candidate], rules: Policy) -> Any:
         if tracing.recorders:
             serve = codegen.before(op.signature, tracing.hook_for(op.name, name), serve)
         if candidate.predicate is None:
-            return codegen.chain(op.signature, links, serve) if links else serve
+            return codegen.chain(op.signature, links, serve, op.checks) if links else serve
         links.append((candidate.predicate, _noter(op, name, requested), serve))
     end = _refuser(op, found, preferred)
-    return codegen.chain(op.signature, links, end) if links else end
+    return codegen.chain(op.signature, links, end, op.checks) if links else end
 
 
 def _tell(op: Op, name: str, reason: str) -> None:

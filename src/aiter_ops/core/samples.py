@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """Arguments for one call. size: ``small`` (any CPU, opcheck, CI) or ``model`` (sizes of real models)."""
 

@@ -6,16 +6,14 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, Union
+from typing import Any, Literal, NamedTuple, Union
 
 import torch
 
 _SCALARS = {float: "float", int: "SymInt", bool: "bool", str: "str", torch.dtype: "ScalarType", torch.Tensor: "Tensor"}
 
 
-@dataclass(frozen=True)
-class Param:
+class Param(NamedTuple):
     """One parameter: its Python side (kind, default) and its schema side (type, optional, closed set of strings)."""
 
     name: str
@@ -35,12 +33,21 @@ class Param:
         return self.name == "dtype" and self.type == "ScalarType" and self.optional
 
     @property
+    def is_eps(self) -> bool:
+        """``eps: float``, also with words before it: what is added under a root, so at least 0."""
+        return self.type == "float" and (self.name == "eps" or self.name.endswith("_eps"))
+
+    @property
+    def length(self) -> int:
+        """Of a list of integers, its length; else 0."""
+        return int(self.type[len("SymInt[") : -1]) if self.type.startswith("SymInt[") else 0
+
+    @property
     def keyword_only(self) -> bool:
         return bool(self.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
-@dataclass(frozen=True)
-class Signature:
+class Signature(NamedTuple):
     """Parameters and number of results of an op; every other form of the signature is printed from here."""
 
     name: str
@@ -107,14 +114,29 @@ def _param(function: str, p: inspect.Parameter, hint: Any) -> Param:
     return Param(p.name, p.kind, p.default, _SCALARS[hint], optional, choices)
 
 
+_evaluated: dict[tuple[int, str], tuple[dict[str, Any], Any]] = {}
+"""(identity of a module's names, annotation) -> those names, kept alive, and what the annotation means there."""
+
+
+def _hint(annotation: Any, names: dict[str, Any]) -> Any:
+    """As `typing.get_type_hints`; the same text in one module is evaluated once, which is most of the cost of an op."""
+    if not isinstance(annotation, str):
+        return annotation
+    key = id(names), annotation
+    if key not in _evaluated:
+        _evaluated[key] = names, eval(annotation, names)
+    return _evaluated[key][1]
+
+
 def read_signature(fn: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Signature:
     """The `Signature` of a typed Python function. Raises TypeError for what a torch schema cannot say."""
-    hints = typing.get_type_hints(fn)
-    params = tuple(_param(fn.__name__, p, hints.get(p.name)) for p in inspect.signature(fn).parameters.values())
-    returns = hints.get("return")
+    names: dict[str, Any] = getattr(fn, "__globals__", {})
+    given = inspect.signature(fn)
+    params = tuple(_param(fn.__name__, p, _hint(p.annotation, names)) for p in given.parameters.values())
+    returns = _hint(given.return_annotation, names)
     if returns is torch.Tensor:
         results = 1
-    elif returns is type(None):
+    elif returns is None:
         results = 0
     elif typing.get_origin(returns) is tuple and set(typing.get_args(returns)) == {torch.Tensor}:
         results = len(typing.get_args(returns))

@@ -7,15 +7,14 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .policy import SettingsError
 
 log = logging.getLogger("aiter_ops")
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One variable: its name, what it takes, its default and its meaning (docs/settings.md is made from these)."""
 
     name: str
@@ -62,8 +61,7 @@ _VLLM_NO_BOOL = {"VLLM_ROCM_USE_AITER_MOE_SITUV2"}
 _VLLM_OFF_BY_DEFAULT = ("VLLM_ROCM_USE_AITER",)
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """The values read. `flags_off`: vLLM flags that are off, each with the reason to give."""
 
     rules: str = ""

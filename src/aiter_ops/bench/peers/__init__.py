@@ -1,14 +1,36 @@
 """Other libraries' kernels behind the ops' signatures: what `bench` measures ours against."""
 
-from . import aiter_triton, flag_gems, liger, sglang, torch_fused, vllm
+from . import (
+    aiter_triton,
+    aiter_triton_gemm,
+    aiter_triton_moe,
+    deep_gemm,
+    flag_gems,
+    liger,
+    sglang,
+    sglang_gemm,
+    sglang_routing,
+    torch_fused,
+    torch_gemm,
+    torch_moe,
+    triton_kernels,
+    vllm,
+    vllm_gemm,
+    vllm_routing,
+    vllm_triton,
+)
 from .loading import load, probe
-from .registry import LOADED, PEERS, Factory, describe, factories
+from .registry import EAGER, LOADED, PEERS, Factory, describe, factories
 
 __all__ = [
+    "EAGER",
     "LOADED",
     "PEERS",
     "Factory",
     "aiter_triton",
+    "aiter_triton_gemm",
+    "aiter_triton_moe",
+    "deep_gemm",
     "describe",
     "factories",
     "flag_gems",
@@ -16,6 +38,14 @@ __all__ = [
     "load",
     "probe",
     "sglang",
+    "sglang_gemm",
+    "sglang_routing",
     "torch_fused",
+    "torch_gemm",
+    "torch_moe",
+    "triton_kernels",
     "vllm",
+    "vllm_gemm",
+    "vllm_routing",
+    "vllm_triton",
 ]

@@ -25,6 +25,15 @@ AITER_MODULES = (
     "activation",
     "quant.quant",
     "quant.fused_fp8_quant",
+    "gemm.basic.gemm_a16w16",
+    "gemm.basic.gemm_a8w8",
+    "gemm.basic.gemm_a8w8_blockscale",
+    "gemm.basic.gemm_a8wfp4",
+    "gemm.basic.gemm_afp4wfp4",
+    "gemm.batched.batched_gemm_a8w8_a_per_token_group_prequant_w_per_batched_tensor_quant",
+    "moe.moe_align_block_size",
+    "moe.moe_op",
+    "moe.moe_routing.topk",
 )
 AITER_ARCH = "gfx950"
 """The architecture whose FP8 is e4m3fn, as here."""

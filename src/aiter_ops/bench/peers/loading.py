@@ -15,20 +15,26 @@ from pathlib import Path
 import torch
 
 from .aiter_loading import load_aiter
+from .deep_gemm import load_deep_gemm
 from .registry import LOADED, describe, need_package
+from .triton_kernels import load_triton_kernels
+from .vllm_triton import load_vllm_triton
 
 
 def binaries(folder: Path | None) -> dict[str, Path | None]:
     """The files of the binary libraries, in `folder` or in what is installed; None where there is none."""
-    if folder is not None:
-        vllm, sglang = [folder / "vllm"], [folder / "sglang_kernel"]
-    else:
-        vllm, sglang = package_folder("vllm"), package_folder("sgl_kernel")
+    sglang = package_folder("sgl_kernel") if folder is None else [folder / "sglang_kernel"]
+    vllm = vllm_folders(folder)
     return {
         "vllm": first_file(vllm, "_C_stable_libtorch*.so"),
         "vllm_main": first_file(vllm, "_C.*.so"),
+        "vllm_moe": first_file(vllm, "_moe_C*.so"),
         "sglang": first_file(sglang, "common_ops*.so", "sm90/common_ops*.so"),
     }
+
+
+def vllm_folders(folder: Path | None) -> list[Path]:
+    return package_folder("vllm") if folder is None else [folder / "vllm"]
 
 
 def package_folder(name: str) -> list[Path]:
@@ -72,6 +78,8 @@ def load(folder: Path | None, failed: dict[str, str]) -> dict[str, str | None]:
         name: functools.partial(open_binary, path) for name, path in binaries(folder).items()
     }
     steps |= {"liger": load_liger, "flag_gems": load_flag_gems, "aiter_triton": load_aiter}
+    steps |= {"deep_gemm": load_deep_gemm, "triton_kernels": load_triton_kernels}
+    steps["vllm_triton"] = functools.partial(load_vllm_triton, vllm_folders(folder))
     for name, step in steps.items():
         try:
             if name in failed:

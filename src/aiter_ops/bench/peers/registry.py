@@ -19,6 +19,9 @@ Factory = Callable[[Kwargs], Call]
 PEERS: dict[str, dict[str, Factory]] = {}
 """op -> name -> factory; the part of a name before a dot is its library."""
 
+EAGER: set[tuple[str, str]] = set()
+"""(op, name) of the peers that wait for the GPU inside, so that no graph can hold them"""
+
 LOADED: dict[str, str | None] = {"torch": None}
 """library -> None where it is loaded, else why not."""
 
@@ -27,10 +30,12 @@ class Unsupported(ValueError):
     """The library has the operator, but not with these arguments."""
 
 
-def peer(op: str, name: str) -> Callable[[Factory], Factory]:
-    """Register a factory for operator ``op``; the part of ``name`` before a dot is its library."""
+def peer(op: str, name: str, eager: bool = False) -> Callable[[Factory], Factory]:
+    """Register a factory for operator ``op``; the part of ``name`` before a dot is its library. eager: see `EAGER`."""
 
     def register(factory: Factory) -> Factory:
+        if eager:
+            EAGER.add((op, name))
         PEERS.setdefault(op, {})[name] = factory
         return factory
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .block_fp8 import BLOCK, dequantised, install
+from .block_fp8 import BLOCK, dequantised
+from .install_fp8 import Stored, install
 from .source import ModelError, read_json, weight_files
 
 _SCALE = "_scale_inv"
@@ -25,7 +26,8 @@ class TransformersMissing(ModelError):
 
 @dataclass
 class Loaded:
-    """A model ready to run. stop: ids that end a text. context: positions the model has. notes: lines for the user."""
+    """A model ready to run. stop: ids that end a text. context: positions the model has. notes: lines for the user.
+    block_fp8: the checkpoint's format."""
 
     directory: Path
     model: Any
@@ -34,6 +36,7 @@ class Loaded:
     stop: frozenset[int]
     context: int
     notes: list[str] = field(default_factory=list)
+    block_fp8: bool = False
 
 
 def require_transformers() -> Any:
@@ -47,12 +50,18 @@ def require_transformers() -> Any:
     return transformers
 
 
-def load(directory: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Loaded:
+def load(
+    directory: Path,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    dequantise: bool = False,
+) -> Loaded:
     """Load the model in `directory` for inference.
 
-    dtype: of weights and activations; None: what config.json says, else bf16. Block-FP8 linear layers keep their FP8
-    weights; their experts are dequantised to `dtype` (said in `notes`). Code named in the files (``auto_map``) is
-    ignored (said, too). Raises `ModelError`, in one line, for whatever cannot be loaded.
+    dtype: of weights and activations; None: what config.json says, else bf16. Linear layers and experts in block FP8
+    keep their FP8 weights; what cannot is dequantised to `dtype` (said in `notes`). dequantise: all of it is. Code
+    named in the files (``auto_map``) is ignored (said, too). Raises `ModelError`, in one line, for whatever cannot be
+    loaded.
     """
     files = weight_files(directory)
     raw = read_json(directory / "config.json")
@@ -64,11 +73,12 @@ def load(directory: Path, dtype: torch.dtype | None = None, device: str | torch.
     stored = _read(files)
     blocks = _take_blocks(stored, directory, quantised, dtype)
     model = _build(directory, cls, config, stored, dtype)
-    if blocks:
-        done, rest = install(model, blocks)
-        notes.append(f"block FP8: {len(done)} linear layers keep their FP8 weights")
-        if rest:
-            notes.append(f"block FP8: {len(rest)} weights dequantised to {_name(dtype)} (experts, odd shapes)")
+    linears, experts, rest = (0, 0, list(blocks)) if dequantise else install(model, blocks)
+    if linears or experts:
+        also = f" and {experts} experts" if experts else ""
+        notes.append(f"block FP8: {linears} linear layers{also} keep their FP8 weights")
+    if rest:
+        notes.append(f"block FP8: {len(rest)} weights dequantised to {_name(dtype)}, such as {rest[0]}")
     model = model.to(device).eval()
     tokenizer = _tokenizer(transformers, directory)
     generation = directory / "generation_config.json"
@@ -77,7 +87,7 @@ def load(directory: Path, dtype: torch.dtype | None = None, device: str | torch.
     stop = frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
     text = config.get_text_config()
     context = getattr(text, "max_position_embeddings", None) or 2**31
-    return Loaded(directory, model, tokenizer, dtype, stop, context, notes)
+    return Loaded(directory, model, tokenizer, dtype, stop, context, notes, bool(blocks))
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -154,11 +164,9 @@ def _read(files: list[Path]) -> dict[str, Tensor]:
     return stored
 
 
-def _take_blocks(
-    stored: dict[str, Tensor], directory: Path, quantised: bool, dtype: torch.dtype
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _take_blocks(stored: dict[str, Tensor], directory: Path, quantised: bool, dtype: torch.dtype) -> Stored:
     """Take the scales out of `stored` and put dequantised weights in; returns module path -> FP8 weight and scale."""
-    blocks: dict[str, tuple[Tensor, Tensor]] = {}
+    blocks: Stored = {}
     fp8 = [n for n, t in stored.items() if t.dtype == torch.float8_e4m3fn]
     if fp8 and not quantised:
         raise ModelError(f"{directory}: {fp8[0]} is FP8, but config.json has no quantization_config")

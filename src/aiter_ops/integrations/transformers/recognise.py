@@ -42,12 +42,12 @@ def twin_of(module: nn.Module, parameters: dict[str, Tensor], children: dict[str
     return twin
 
 
-def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def forward_of(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     with torch.no_grad():
         return type(module).forward(module, *args, **kwargs)
 
 
-def _close(got: Any, want: Tensor) -> bool:
+def close(got: Any, want: Tensor) -> bool:
     """Equal up to fp32 arithmetic in another order; bf16 results may differ in one of a hundred values."""
     if not isinstance(got, Tensor) or got.shape != want.shape or got.dtype != want.dtype:
         return False
@@ -77,11 +77,11 @@ def norm(module: nn.Module) -> Meaning | str | None:
     try:
         for dtype in (torch.float32, torch.bfloat16):
             twin = twin_of(module, {n: v.to(dtype) for n, v in values.items()}, {})
-            results[dtype] = _forward(twin, rows.to(dtype))
+            results[dtype] = forward_of(twin, rows.to(dtype))
     except Exception as error:  # whatever a stranger's forward raises, it is no plain norm
         return f"takes more than one tensor of rows ({type(error).__name__})"
     for candidate in _norm_candidates(own):
-        if all(_close(results[d], _norm_reference(candidate, module, rows.to(d), values)) for d in results):
+        if all(close(results[d], _norm_reference(candidate, module, rows.to(d), values)) for d in results):
             return candidate
     return "computes something else than the known norms"
 
@@ -128,7 +128,7 @@ def gated_mlp(module: nn.Module) -> Meaning | str | None:
     if parts is SPLIT:
         stubs |= {"gate_proj": _Columns(0, width), "up_proj": _Columns(width, 2 * width)}
     twin = twin_of(module, {}, {**children, **stubs})
-    return _product(module, lambda x: _forward(twin, x))
+    return _product(module, lambda x: forward_of(twin, x))
 
 
 def expert_gate(module: nn.Module) -> Meaning | str | None:
@@ -158,7 +158,7 @@ def _product(module: nn.Module, apply: Callable[[Tensor], Any]) -> Meaning | str
         if isinstance(alpha, float):
             found.append(Meaning("swiglu_oai_and_mul", {"alpha": alpha, "limit": limit}))
     for candidate in found:
-        if _close(result, get_op(candidate.op).reference(x, **candidate.kwargs)):
+        if close(result, get_op(candidate.op).reference(x, **candidate.kwargs)):
             return candidate
     return "its activation is none of the known gated ones"
 
@@ -197,7 +197,7 @@ def pre_norm_layer(module: nn.Module, replacement: Callable[..., Any]) -> bool:
     try:
         for kwargs in given:
             theirs, ours = twin_of(module, {}, stubs()), twin_of(module, {}, stubs())
-            want, got = _forward(theirs, x, **kwargs), replacement(ours, x, **kwargs)
+            want, got = forward_of(theirs, x, **kwargs), replacement(ours, x, **kwargs)
             attention = theirs._modules["self_attn"].seen, ours._modules["self_attn"].seen  # type: ignore[union-attr]
             if not isinstance(want, Tensor) or not torch.equal(want, got) or attention[0] != attention[1]:
                 return False

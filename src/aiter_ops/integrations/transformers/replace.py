@@ -13,10 +13,15 @@ from torch import Tensor, nn
 import aiter_ops
 from aiter_ops.core.tracing import warn_once
 
+from .block_fp8 import BLOCK
 from .recognise import Meaning, eps_of
 
 SWAPPED = "_aiter_ops_swapped"
 """Name under which a module keeps the names of its swapped methods."""
+
+
+LAID_OUT = "_aiter_ops_laid_out"
+"""Name under which a module keeps the names of its parameters that were contiguous before."""
 
 
 def swap(module: nn.Module, name: str, function: Callable[..., Any]) -> None:
@@ -26,21 +31,27 @@ def swap(module: nn.Module, name: str, function: Callable[..., Any]) -> None:
 
 
 def unswap(module: nn.Module) -> bool:
-    """Take every swapped method off; True where there was one."""
+    """Take every swapped method off, and give parameters their strides back; True where there was a method."""
+    for name in module.__dict__.pop(LAID_OUT, ()):
+        weight: Any = module._parameters[name]
+        weight.data = weight.data.contiguous()
     names = module.__dict__.pop(SWAPPED, ())
     for name in names:
         module.__dict__.pop(name, None)
     return bool(names)
 
 
-def _other_dtype(module: nn.Module, x: Tensor) -> bool:
+def other_dtype(module: nn.Module, name: str, x: Tensor) -> bool:
     """A weight of another dtype than the input: the stock forward decides the result's dtype, so it serves."""
-    weight = module._parameters.get("weight")
+    weight = module._parameters.get(name)
     if weight is None or weight.dtype is x.dtype:
         return False
+    cls = type(module).__name__
     warn_once(
-        f"norm dtype {weight.dtype} {x.dtype}",
-        "a norm's weight is %s and its input %s: the model's own forward serves there, not the op",
+        f"dtype {cls} {weight.dtype} {x.dtype}",
+        "%s: %s is %s and the input %s: the model's own forward serves there, not the op",
+        cls,
+        name,
         weight.dtype,
         x.dtype,
     )
@@ -53,7 +64,7 @@ def norm_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
     if meaning.op == "layer_norm":
 
         def layer_norm(self: nn.Module, x: Tensor) -> Any:
-            if _other_dtype(self, x):
+            if other_dtype(self, "weight", x):
                 return stock(self, x)
             return aiter_ops.layer_norm(x, self.weight, self.bias, eps)
 
@@ -62,7 +73,7 @@ def norm_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
     weighted = "weight" in module._parameters
 
     def rms_norm(self: nn.Module, x: Tensor) -> Any:
-        if _other_dtype(self, x):
+        if other_dtype(self, "weight", x):
             return stock(self, x)
         return aiter_ops.rms_norm(x, self.weight if weighted else None, eps, offset, cast)
 
@@ -83,15 +94,20 @@ def mlp_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
     return lambda self, x: self.down_proj(act(torch.cat((self.gate_proj(x), self.up_proj(x)), dim=-1)))
 
 
-def gate_method(meaning: Meaning) -> Callable[..., Any]:
+def gate_method(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
     """``_apply_gate`` of fused experts."""
     act = product(meaning)
     return lambda self, x: act(x)
 
 
-def quantise_method() -> Callable[..., Any]:
-    """`BlockFp8Linear.quantise` by the op."""
-    return lambda self, x: aiter_ops.group_quant(x, self.group, self.weight.dtype)
+def coded_linear_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
+    """`BlockFp8Linear`: x quantised per row and 128 columns, then the product of codes, rounded to x's dtype."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        codes, scale = aiter_ops.group_quant(x, BLOCK, self.weight.dtype)
+        return aiter_ops.gemm_a8w8_blockscale(codes, self.weight, scale, self.weight_scale_inv, self.bias, x.dtype)
+
+    return forward
 
 
 def layer_forward(cls: type[nn.Module], add_norm: Callable[..., Any] | None) -> Callable[..., Any]:

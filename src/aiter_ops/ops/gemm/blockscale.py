@@ -73,7 +73,7 @@ def _check(
     c.factors(name, a, b, f.FP8)
     c.result(name, b, bias, out_dtype)
     c.shuffled(name, b, layout)
-    if len(block) != 2 or min(block) < 1:
+    if min(block) < 1:
         raise bad_value(name, "block", list(block), "[rows, columns] of b that share a scale, each >= 1")
     rows, columns = block
     if a.shape[-1] % columns:
@@ -137,5 +137,5 @@ def gemm_a8w8_blockscale(
     y = torch.zeros(flat.shape[0], b.shape[0], dtype=FP32, device=a.device)
     for i in range(blocks):
         part = slice(i * columns, (i + 1) * columns)
-        y += flat[:, part].float() @ plain[:, part].float().t() * a_scale[:, i, None] * b_scale[:, i]
+        y += f.values_of(flat[:, part]) @ f.values_of(plain[:, part]).t() * a_scale[:, i, None] * b_scale[:, i]
     return c.finish(y, bias, out_dtype or BF16, a.shape[:-1])

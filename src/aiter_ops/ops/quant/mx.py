@@ -23,9 +23,11 @@ E2M1_BOUNDS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 def mx_samples(make: Make) -> Iterator[Sample]:
     for name, size, x in row_inputs(make, odd=False):
         yield Sample(name, (x,), size=size)
-    x = make.normal(6, 384, dtype=FP32, scale=3.0)
-    yield Sample("floor", (x,), {"rounding": "floor"})
-    yield Sample("up", (x,), {"rounding": "up"})
+    x, bf16 = make.normal(6, 384, dtype=FP32, scale=3.0), make.normal(6, 384, scale=3.0)
+    for rounding in ("floor", "even", "up"):
+        yield Sample(rounding, (x,), {"rounding": rounding})
+        yield Sample(f"{rounding} bf16", (bf16,), {"rounding": rounding})
+    yield Sample("up 64x7168", (make.normal(64, 7168),), {"rounding": "up"}, size="model")
 
 
 def shared_exponent(amax: Tensor, rounding: str, mantissa: int, emax: int, top: float) -> Tensor:

@@ -17,12 +17,12 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def half(x: Tensor, also_fp32: bool = False, fp32_from: str | None = None) -> str | None:
+def half(x: Tensor, also_fp32: bool = False, fp32_from: str | None = None, name: str = "x") -> str | None:
     """bf16 and fp16; fp32 too where `also_fp32`, which `fp32_from` brought."""
     if x.dtype in HALF or also_fp32:
         return None
     later = f" (float32 since {fp32_from})" if fp32_from else ""
-    return f"AITER takes bfloat16 and float16{later}; x is {_name(x.dtype)}"
+    return f"AITER takes bfloat16 and float16{later}; {name} is {_name(x.dtype)}"
 
 
 def exact_sum(x: Tensor) -> str | None:
@@ -47,7 +47,27 @@ def own_dtype(weight: Tensor | None, x: Tensor, name: str = "weight") -> str | N
 
 def addressable(x: Tensor) -> str | None:
     """AITER's kernels compute some offsets in 32 bits."""
-    return None if x.numel() < 2**31 else "AITER's kernel addresses fewer than 2^31 elements"
+    return within_31_bits(x.numel())
+
+
+def within_31_bits(count: int, what: str = "elements") -> str | None:
+    return None if count < 2**31 else f"AITER's kernel addresses fewer than 2^31 {what}"
+
+
+def absent(value: object, name: str, entry: str) -> str | None:
+    """An argument of the op that AITER's entry does not have, or takes and drops."""
+    return None if value is None else f"AITER's {entry} has no {name}"
+
+
+def multiple(size: int, of: int, what: str) -> str | None:
+    return f"AITER's kernel takes {what} that is a multiple of {of}; it is {size}" if size % of else None
+
+
+def writes(dtype: torch.dtype, accepted: tuple[torch.dtype, ...], entry: str) -> str | None:
+    """The dtype of the result."""
+    if dtype in accepted:
+        return None
+    return f"AITER's {entry} writes {' and '.join(map(_name, accepted))}, not {_name(dtype)}"
 
 
 def words(x: Tensor, multiple: int) -> str | None:
@@ -70,6 +90,13 @@ def fp8(dtype: torch.dtype | None, platform: Platform) -> str | None:
 
 def codes(dtype: torch.dtype | None, platform: Platform) -> str | None:
     return None if dtype == torch.int8 else fp8(dtype, platform)
+
+
+def takes_fp8(dtype: torch.dtype, platform: Platform) -> str | None:
+    """Codes that are given: of the machine's flavour too, for its matrix instructions read no other."""
+    if dtype == platform.fp8_dtype:
+        return None
+    return f"AITER takes {_name(platform.fp8_dtype)} on {platform.arch}, not {_name(dtype)}"
 
 
 def one_of(value: object, accepted: tuple[object, ...], name: str, entry: str) -> str | None:

@@ -1,7 +1,9 @@
 """What the kernels of several families share: device functions for quantisation, and new tensors for scales.
 
 They follow `aiter_ops.ops.formulas` to the bit where a format is exact (NaN, Inf, floors, powers of two, saturation).
-A code may still differ by one at a rounding boundary: x / scale is x · (1 / scale) here, one rounding more.
+Quantisers and gated activations divide by the scale with the rounding of a division (`quant.codes.divide`). The norms
+multiply with one factor of root and scale: a division there is a quarter more instructions (compiled for sm_90), and
+moves one code in two million, as does the last bit of the root, which follows the order of the sum.
 """
 
 import math

@@ -2,8 +2,9 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
-from aiter_ops.providers.triton.common import times_sigmoid
+from aiter_ops.providers.triton.common import INTERPRETED, times_sigmoid
 
 
 @triton.jit
@@ -56,10 +57,26 @@ def swiglu_oai(gate, up, alpha, limit):
 
 
 @triton.jit
+def tanh(x):
+    if INTERPRETED:
+        return 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0
+    else:
+        return libdevice.tanh(x)
+
+
+@triton.jit
+def situv2(gate, up, beta, linear_beta):
+    """beta · tanh(gate/beta) · sigmoid(gate) · linear_beta · tanh(up/linear_beta)."""
+    return times_sigmoid(beta * tanh(gate / beta), gate) * (linear_beta * tanh(up / linear_beta))
+
+
+@triton.jit
 def gated(gate, up, ACT: tl.constexpr, alpha, limit, LIMIT: tl.constexpr):
-    """act(gate) · up, fp32; LIMIT: both halves are cut first."""
+    """act(gate) · up, fp32; LIMIT: both halves are cut first. ``situv2``: alpha and limit are its two betas."""
     if ACT == "swiglu_oai":
         return swiglu_oai(gate, up, alpha, limit)
+    if ACT == "situv2":
+        return situv2(gate, up, alpha, limit)
     if LIMIT:
         gate = cut_above(gate, limit)
         up = cut(up, limit)

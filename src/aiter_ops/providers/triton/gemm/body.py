@@ -26,6 +26,22 @@ def tile_of(pid, across_m, across_n, GROUP: tl.constexpr, DIES: tl.constexpr):
 
 
 @triton.jit
+def let_next_start():
+    """The next kernel on the stream, where it is started early, may start once all programs are here (PTX ISA,
+    ``griddepcontrol``; on NVIDIA from Hopper on).
+    """
+    tl.inline_asm_elementwise(
+        "griddepcontrol.launch_dependents; // dummy $0", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def wait_for_last():
+    """Until the kernel before this one has ended and what it wrote is there; nothing of it is read before."""
+    tl.inline_asm_elementwise("griddepcontrol.wait; // dummy $0", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
 def summed(acc, a, b, SWAP: tl.constexpr, APART: tl.constexpr):
     """acc + a · bᵀ for a [BM, BK] and b [BN, BK]; fp32 of floats (never TF32), int32 of int8.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .body import finished, summed, tile_of
+from .body import finished, let_next_start, summed, tile_of
 
 
 @triton.jit
@@ -53,6 +53,7 @@ def described_kernel(
     GROUP: tl.constexpr,
     APART: tl.constexpr,
     SPLIT: tl.constexpr,
+    EARLY: tl.constexpr,
     SCALES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_STEPS: tl.constexpr,
@@ -69,6 +70,8 @@ def described_kernel(
     across_m, across_n = tl.cdiv(M, BM), tl.cdiv(N, BN * HALVES)
     pid = tl.program_id(0)
     first, last = 0, tl.cdiv(K, BK)
+    if EARLY:
+        let_next_start()
     if SPLIT:
         part = pid // (across_m * across_n)
         pid = pid % (across_m * across_n)

@@ -7,24 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aiter_ops.core.platforms import Platform
 from aiter_ops.providers.triton.launch import Launcher, as_rows, batch_invariant, machine
 from aiter_ops.providers.triton.tiles.gemm import DIES, WIDEST, ProductTile, family, product_tile
 
 from .described import described_kernel
-from .product import parts_kernel, product_kernel
+from .parts import Scale, add_parts
+from .product import product_kernel
 
-_product, _described, _parts = Launcher(product_kernel, 3), Launcher(described_kernel, 3), Launcher(parts_kernel, 2)
-LANE = 4
-"""Columns of the result that a lane adds the parts of: 16 bytes a load."""
-
-Scale = tuple[Tensor, int, int]
-"""A scale with its strides between rows and between blocks of columns, in elements."""
+_product, _described = Launcher(product_kernel, 3), Launcher(described_kernel, 3)
 
 
 def too_wide(a: Tensor, b: Tensor) -> str | None:
     """Why the kernels cannot address these factors, or None."""
     widest = max(b.shape)
     return None if widest <= WIDEST else f"a factor or result of {widest} columns is wider than {WIDEST}"
+
+
+def starts_early(target: Platform) -> bool:
+    """Whether a kernel may be started while the one before it runs (NVIDIA's programmatic dependent launch)."""
+    return target.vendor == "nvidia" and int(target.arch.removeprefix("sm_")) >= 90
 
 
 def in_reach(t: Tensor) -> Tensor:
@@ -81,6 +83,7 @@ def multiply(
     scales_and_bias = (a_scale[0], b_scale[0], y if bias is None else bias.contiguous())
     # int8 is added exactly everywhere, and AMD's matrix units add FP8 as fp32
     apart = target.vendor == "nvidia" and a.dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
+    split = (parts > 1, parts > 1 and starts_early(target))
     numbers = (m, a_scale[2], chunk, n, k)
     strides = (a_scale[1], *b_scale[1:])
     tail = (scales, block_rows or 1, (block_columns or 0) // shape.depth or 1, bias is not None)
@@ -89,16 +92,13 @@ def multiply(
     if shape.described:
         width = shape.columns // shape.halves
         factors = (_descriptor(flat, shape.rows, shape.depth), _descriptor(b, width, shape.depth))
-        constants = (shape.rows, width, shape.depth, shape.halves, shape.group, apart, parts > 1, *tail)
+        constants = (shape.rows, width, shape.depth, shape.halves, shape.group, apart, *split, *tail)
         _described(grid, (*scales_and_bias, into), (*numbers, *strides), constants, *how, described=factors)
     else:
         of_tile = (shape.rows, shape.columns, shape.depth, shape.group, DIES.get(family(target), 1), shape.swap, apart)
-        constants = (*of_tile, parts > 1, k % shape.depth == 0, shuffled, *tail)
+        constants = (*of_tile, *split, k % shape.depth == 0, shuffled, *tail)
         rows = (flat.stride(0), b.stride(0))
         _product(grid, (flat, b, *scales_and_bias, into), (*numbers, *rows, *strides), constants, *how)
     if parts > 1:
-        columns = LANE * (target.wave_size or 32)
-        constants = (1 << (parts - 1).bit_length(), columns, scales if scales == "row" else "none", bias is not None)
-        numbers = (m, parts, n, a_scale[1], b_scale[1])
-        _parts(m * -(-n // columns), (into, *scales_and_bias, y), numbers, constants, 1)
+        add_parts(into, y, bias, (a_scale, b_scale) if scales == "row" else None, split[1])
     return y

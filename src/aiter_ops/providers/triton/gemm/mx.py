@@ -18,9 +18,9 @@ from aiter_ops.providers.triton.tiles.gemm import DIES, family
 from aiter_ops.providers.triton.tiles.gemm_mx import MATRIX_UNITS_WITH_SCALES, mx_tile
 
 from .body import across, finished, tile_of
-from .multiply import LANE, in_reach, too_wide
+from .multiply import in_reach, too_wide
 from .mx_body import added
-from .product import parts_kernel
+from .parts import add_parts
 
 
 @triton.jit(do_not_specialize=["M", "N", "chunk", "a_scale_row"])
@@ -149,7 +149,7 @@ def mx_kernel(
     tl.store(y_base + y_rows * y_row + y_columns, y, mask=(y_rows < M - m0) & (y_columns < N - n0))
 
 
-_mx, _parts = Launcher(mx_kernel, 4), Launcher(parts_kernel, 2)
+_mx = Launcher(mx_kernel, free=4)
 
 
 def multiply_mx(
@@ -194,9 +194,7 @@ def multiply_mx(
         grid, tensors, (m, n, chunk, a_scale_row, k, *strides), constants, tile.num_warps, tile.num_stages, tile.options
     )
     if parts > 1:
-        columns = LANE * (target.wave_size or 32)
-        constants = (1 << (parts - 1).bit_length(), columns, "none", bias is not None)
-        _parts(m * -(-n // columns), (into, a, a, bias_at, y), (m, parts, n, 0, 0), constants, 1)
+        add_parts(into, y, bias)
     return y
 
 

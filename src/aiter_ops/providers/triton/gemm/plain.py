@@ -12,7 +12,8 @@ from aiter_ops.core.provider import Predicate
 from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.launch import fp8_predicate
 
-from .multiply import Scale, multiply, too_wide
+from .multiply import multiply, too_wide
+from .parts import Scale
 
 LEAST_BLOCK = 32
 """Columns a step of an 8-bit product has at least."""

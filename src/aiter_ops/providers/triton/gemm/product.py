@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .body import across, finished, summed, tile_of
+from .body import across, finished, let_next_start, summed, tile_of
 
 
 @triton.jit(do_not_specialize=["M", "a_scale_block", "chunk"])
@@ -34,6 +34,7 @@ def product_kernel(
     SWAP: tl.constexpr,
     APART: tl.constexpr,
     SPLIT: tl.constexpr,
+    EARLY: tl.constexpr,
     EVEN: tl.constexpr,
     SHUFFLED: tl.constexpr,
     SCALES: tl.constexpr,
@@ -43,7 +44,8 @@ def product_kernel(
 ):
     """y = a · bᵀ of a [M, K] and b [N, K], a tile of BM × BN a program, K in steps of BK.
 
-    SPLIT: a program does only `chunk` steps, and y is [parts, M, N], the parts' sums as they are.
+    SPLIT: a program does only `chunk` steps, and y is [parts, M, N], the parts' sums as they are. EARLY: the kernel
+    that adds them is started while this one runs.
     SCALES: ``none``; ``row``: a scale for every row of a and of b; ``block``: one for BLOCK_STEPS steps of a row of a
     and of BLOCK_ROWS rows of b, which multiply the step's sum.
     EVEN: BK divides K. SHUFFLED: b lies in tiles of 16 rows and pieces of 16 bytes (`shuffle_weight`).
@@ -53,6 +55,8 @@ def product_kernel(
     across_m, across_n = tl.cdiv(M, BM), tl.cdiv(N, BN)
     pid = tl.program_id(0)
     first, last = 0, tl.cdiv(K, BK)
+    if EARLY:
+        let_next_start()
     if SPLIT:
         part = pid // (across_m * across_n)
         pid = pid % (across_m * across_n)
@@ -120,39 +124,3 @@ def product_kernel(
         ).to(y_ptr.dtype.element_ty)
     y_rows, y_columns = across(rm, rn, SWAP)
     tl.store(y_base + y_rows * N + y_columns, y, mask=(y_rows < M - m0) & (y_columns < N - n0))
-
-
-@triton.jit(do_not_specialize=["M", "parts"])
-def parts_kernel(
-    part_ptr,
-    a_scale_ptr,
-    b_scale_ptr,
-    bias_ptr,
-    y_ptr,
-    M,
-    parts,
-    N,
-    a_scale_row,
-    b_scale_row,
-    MOST: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SCALES: tl.constexpr,
-    BIAS: tl.constexpr,
-):
-    """y [M, N] = the sum of `parts` <= MOST [M, N] in their order, with the last steps of the product; BLOCK columns a
-    program.
-    """
-    wide = tl.cdiv(N, BLOCK)
-    row = tl.program_id(0) // wide
-    col = tl.program_id(0) % wide * BLOCK + tl.arange(0, BLOCK)
-    there = col < N
-    at = row.to(tl.int64) * N + col
-    acc = tl.load(part_ptr + at, mask=there, other=0.0)
-    for part in tl.static_range(1, MOST):
-        acc += tl.load(part_ptr + part * (M * N).to(tl.int64) + at, mask=there & (part < parts), other=0.0)
-    row = row + tl.zeros([1], tl.int32)
-    y = finished(
-        acc[None, :], a_scale_ptr, b_scale_ptr, bias_ptr, row, tl.minimum(col, N - 1), a_scale_row, b_scale_row,
-        SCALES, BIAS, False,
-    )  # fmt: skip
-    tl.store((y_ptr + at)[None, :], y.to(y_ptr.dtype.element_ty), mask=there[None, :])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -26,7 +28,7 @@ from .groups import quantise
 
 
 @triton.jit
-def _piece(index, total, stride, N: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr):
+def piece_of(index, total, stride, N: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr):
     """Where tile `index` is: offsets into x with row stride `stride` and into a contiguous result, and the mask.
     A tile is SPAN of `total` pieces, a piece BLOCK columns of a row.
     """
@@ -45,7 +47,7 @@ def peaks_kernel(x_ptr, peak_ptr, total, programs, stride, N: tl.constexpr, BLOC
     """peak[p] = the largest magnitude, as its bits, in tiles p, p + programs, ... of x."""
     peaks = tl.zeros([SPAN, BLOCK], tl.int32)
     for index in range(tl.program_id(0), tl.cdiv(total, SPAN), programs):
-        there, _, mask = _piece(index, total, stride, N, BLOCK, SPAN)
+        there, _, mask = piece_of(index, total, stride, N, BLOCK, SPAN)
         peaks = tl.maximum(peaks, magnitude_bits(widen(tl.load(x_ptr + there, mask=mask, other=0.0))))
     tl.store(peak_ptr + tl.program_id(0), tl.max(tl.max(peaks, axis=1), axis=0))
 
@@ -71,7 +73,7 @@ def codes_kernel(
     index = tl.program_id(0)
     if PEAKS > 0:
         index = tl.num_programs(0) - 1 - index
-    source, target, mask = _piece(index, total, stride, N, BLOCK, SPAN)
+    source, target, mask = piece_of(index, total, stride, N, BLOCK, SPAN)
     x = widen(tl.load(x_ptr + source, mask=mask, other=0.0, eviction_policy="evict_first"))
     if PEAKS > 0:
         at = tl.arange(0, PEAKS)
@@ -89,6 +91,49 @@ def codes_kernel(
 
 _peaks, _codes = Launcher(peaks_kernel, free=2), Launcher(codes_kernel, free=2)
 
+Quantised = tuple[Tensor, Tensor]
+"""Codes and their scale [1]."""
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """How x [rows, N] is dealt to programs: `total` pieces, `sizes` the kernels' constants."""
+
+    total: int
+    sizes: tuple[int, int, int]
+    num_warps: int
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.total // self.sizes[2])
+
+
+def deal(x: Tensor) -> Dealt:
+    rows, width = x.shape
+    tile = piece_tile(machine(), rows, width, x.element_size())
+    return Dealt(rows * -(-width // tile.block), (width, tile.block, tile.span), tile.num_warps)
+
+
+def quantise_by_peaks(x: Tensor, peaks: Tensor, programs: int, dealt: Dealt, dtype: torch.dtype) -> Quantised:
+    """x [rows, N] with unit stride in a row, its scale from the maxima that `programs` programs found."""
+    scale = x.new_empty(1, dtype=torch.float32)
+    q = new_like(x, dtype)
+    constants = (*dealt.sizes, code_max(dtype), MOST_PEAKS)
+    _codes(dealt.tiles, (x, peaks, scale, q), (dealt.total, programs, x.stride(0)), constants, dealt.num_warps)
+    return q, scale
+
+
+def quantise_with(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Codes of x [rows, N] with unit stride in a row, with one given scale."""
+    dealt, q = deal(x), new_like(x, dtype)
+    constants = (*dealt.sizes, code_max(dtype), 0)
+    _codes(dealt.tiles, (x, x, scale, q), (dealt.total, 0, x.stride(0)), constants, dealt.num_warps)
+    return q
+
+
+def _flat(x: Tensor) -> Tensor:
+    return as_rows(x)[0].view(-1, x.shape[-1])
+
 
 @PROVIDER.implements("per_tensor_quant", refuses=lambda t: lambda x, dtype: fp8_predicate(t, dtype))
 def per_tensor_quant(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
@@ -96,19 +141,13 @@ def per_tensor_quant(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tenso
     if x.numel() <= ONE_PASS:
         q, scale = quantise(x.reshape(1, -1), x.numel(), dtype)
         return q.view(x.shape), scale.view(1)
-    flat, rows, width, stride = as_rows(x)
-    tile = piece_tile(machine(), rows, width, x.element_size())
-    total = rows * -(-width // tile.block)
-    tiles = -(-total // tile.span)
-    programs = min(tiles, MOST_PEAKS)
+    flat = _flat(x)
+    dealt = deal(flat)
+    programs = min(dealt.tiles, MOST_PEAKS)
     peaks = x.new_empty(MOST_PEAKS, dtype=torch.int32)
-    scale = x.new_empty(1, dtype=torch.float32)
-    q = new_like(x, dtype)
-    shape = (width, tile.block, tile.span)
-    _peaks(programs, (flat, peaks), (total, programs, stride), shape, tile.num_warps)
-    constants = (*shape, code_max(dtype), MOST_PEAKS)
-    _codes(tiles, (flat, peaks, scale, q), (total, programs, stride), constants, tile.num_warps)
-    return q, scale
+    _peaks(programs, (flat, peaks), (dealt.total, programs, flat.stride(0)), dealt.sizes, dealt.num_warps)
+    q, scale = quantise_by_peaks(flat, peaks, programs, dealt, dtype)
+    return q.view(x.shape), scale
 
 
 @PROVIDER.implements(
@@ -116,10 +155,4 @@ def per_tensor_quant(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tenso
 )
 def per_tensor_quant_static(x: Tensor, scale: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     assert dtype is not None
-    flat, rows, width, stride = as_rows(x)
-    tile = piece_tile(machine(), rows, width, x.element_size())
-    total = rows * -(-width // tile.block)
-    q = new_like(x, dtype)
-    constants = (width, tile.block, tile.span, code_max(dtype), 0)
-    _codes(-(-total // tile.span), (flat, flat, scale, q), (total, 0, stride), constants, tile.num_warps)
-    return q
+    return quantise_with(_flat(x), scale, dtype).view(x.shape)

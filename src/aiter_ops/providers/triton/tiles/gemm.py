@@ -47,7 +47,7 @@ T = ProductTile
 @dataclass(frozen=True)
 class Choices:
     """few: for at most so many rows, the first that can be used. many: for more, from the largest; the first that gives
-    every compute unit a tile.
+    every other compute unit a tile at least.
     """
 
     few: tuple[tuple[int, T], ...]
@@ -177,7 +177,7 @@ def product_tile(
     if fixed:
         tile, parts = fitting(many[-1], element, aligned, block), 1
     else:
-        tile = few[0] if few else next((t for t in many if tiles(t) >= units), many[-1])
+        tile = few[0] if few else next((t for t in many if 2 * tiles(t) >= units), many[-1])
         tile = fitting(tile, element, aligned, block)
         parts = _parts(tile, tiles(tile), k, units) if tiles(tile) < units else 1
     steps = -(-k // tile.depth)

@@ -1,4 +1,4 @@
-"""Public evidence against AITER, by op, release and machine; a rule ``op=+aiter`` lifts a row."""
+"""Evidence against the HIP kernels of norm and quant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from aiter_ops.core.evidence import KnownBad
 
-AITER = "https://github.com/ROCm/aiter"
+from .sources import AITER
+
 HIP_WIDEST = 8192
 
 
@@ -82,4 +83,4 @@ _TRUNCATED = tuple(
     for op in ("add_rms_norm", "add_rms_norm_dynamic_quant")
 )
 
-KNOWN_BAD: tuple[KnownBad, ...] = (*_INT8, *_RESIDUAL, *_FP16, *_TRUNCATED)
+ROWS: tuple[KnownBad, ...] = (*_INT8, *_RESIDUAL, *_FP16, *_TRUNCATED)

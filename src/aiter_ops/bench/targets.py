@@ -1,0 +1,194 @@
+"""The targets of the project on an NVIDIA H200, as data, and what a run made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .analysis import EAGER_NAME, Found, Limits, Result, limits, ours, rivals, share, whole
+
+ROW_WISE = ("norm", "activation", "quant")
+SHARE, PEER, FLOOR, EAGER_US = 0.92, 1.03, 1.15, 8.0
+"""Of row-wise ops: share of the limit on large cases, time over the fastest peer's, over the latency floor, and the
+CPU time of an eager call."""
+
+ROUTERS = ("topk_softmax", "topk_sigmoid", "topk_softplus_sqrt", "grouped_topk", "biased_grouped_topk", "moe_align")
+SPARSE_TOKENS = 32
+"""Tokens an expert, up to which a loop over experts is mostly launches."""
+
+
+def tokens_an_expert(result: Result) -> float:
+    sizes = result["sizes"]
+    return float(sizes["tokens"] * sizes["k"] / sizes["experts"])
+
+
+def _always(result: Result) -> bool:
+    return True
+
+
+def _few(result: Result) -> bool:
+    return bool(result["sizes"]["m"] <= 128)
+
+
+def _decode(result: Result) -> bool:
+    return bool(result["sizes"]["m"] <= 64)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The fastest of `peers` must take at least `wanted` times as long as ours, where it holds.
+
+    peers: names or libraries. variants: those with a further name after a dot count too.
+    """
+
+    op: str
+    peers: tuple[str, ...]
+    wanted: float
+    where: Callable[[Result], bool] = _always
+    variants: bool = True
+
+    def names(self, contender: str) -> bool:
+        return contender in self.peers or (self.variants and any(contender.startswith(f"{p}.") for p in self.peers))
+
+    def peer(self, result: Result) -> dict[str, Any] | None:
+        """Whom ours is compared with: the fastest of them."""
+        others = [c for c in result["contenders"] if c["kind"] != "ours" and whole(c) and self.names(c["name"])]
+        return min(others, key=lambda c: float(c["us"]), default=None)
+
+
+RATIOS = (
+    Ratio("group_quant", (EAGER_NAME,), 3.5),
+    Ratio("rms_norm", (EAGER_NAME,), 1.8),
+    Ratio("rms_norm", ("aiter_triton",), 1.8, lambda r: r["case"] == "8192×4096", variants=False),
+    Ratio("gemm_a8w8_blockscale", ("torch.scaled_mm", "vllm", "sglang", "deep_gemm"), 0.9, _few),
+    Ratio("gemm_a8w8_blockscale", ("deep_gemm",), 0.75, lambda r: not _few(r)),
+    Ratio("gemm_a8w8_blockscale", ("aiter_triton",), 1.5),
+    Ratio("gemm_a8w8", ("torch.scaled_mm",), 0.9, lambda r: r["dots"] == "fp8"),
+    Ratio("gemm_a16w16", ("torch.mm", "aiter_triton"), 1.0, _decode),
+    Ratio("bmm_a8w8_group_prequant", ("torch.bmm", "aiter_triton"), 1.0, _decode),
+    Ratio("fused_moe", ("torch.loop",), 2.1, lambda r: tokens_an_expert(r) <= SPARSE_TOKENS),
+    Ratio("fused_moe", ("torch.loop",), 1.05, lambda r: tokens_an_expert(r) > SPARSE_TOKENS),
+    Ratio("fused_moe", ("vllm_triton", "aiter_triton"), 1.0),
+    Ratio("fused_moe", ("triton_kernels",), 1.0, lambda r: r["dots"] == "bf16"),
+    *[Ratio(op, ("vllm_moe", "sglang"), 1.0) for op in ROUTERS],
+)
+
+MEMORY_SHARES = {"gemm_a16w16": 0.85, "bmm_a8w8_group_prequant": 0.85}
+"""Share of the memory's rate on large cases of few rows that it binds"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One wish: `value` must be at least `wanted`, or at most. against: who sets the value."""
+
+    name: str
+    op: str
+    case: str
+    value: float
+    wanted: float
+    at_least: bool
+    against: str = ""
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.wanted if self.at_least else self.value <= self.wanted
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.case}: {self.name} {self.value:.3g}{self.set_by}, wanted {self.bound}"
+
+    @property
+    def set_by(self) -> str:
+        return f" ({self.against})" if self.against and not self.name.endswith(self.against) else ""
+
+    @property
+    def bound(self) -> str:
+        return f"{'≥' if self.at_least else '≤'} {self.wanted:g}"
+
+
+def targets(found: Found) -> list[Target]:
+    """Every target that the measured cases have, met or not."""
+    best = limits(found)
+    return [t for result in found["results"] for t in _targets(result, best)]
+
+
+def _targets(result: Result, best: Limits) -> Iterator[Target]:
+    mine = ours(result)
+    if mine is None:
+        return
+
+    def target(name: str, value: float, wanted: float, at_least: bool, against: str = "") -> Target:
+        return Target(name, result["op"], result["case"], value, wanted, at_least, against)
+
+    if result["family"] in ROW_WISE:
+        part, least = share(result, mine, best), best.least(result)
+        if result["large"] and part is not None and least is not None:
+            yield target("share of the limit", part, SHARE, True, least.by)
+        if rivals(result):
+            fastest = rivals(result)[0]
+            yield target("time over the fastest peer", mine["us"] / fastest["us"], PEER, False, fastest["name"])
+        if result.get("floor_us"):
+            yield target("time over the latency floor", mine["us"] / result["floor_us"], FLOOR, False)
+        if "eager_us" in mine:
+            yield target("eager µs", mine["eager_us"], EAGER_US, False)
+    for ratio in ratios(result):
+        if peer := ratio.peer(result):
+            name = f"times {' / '.join(ratio.peers)}"
+            yield target(name, peer["us"] / mine["us"], ratio.wanted, True, peer["name"])
+    least = best.least(result)
+    if least is not None and (wanted := wanted_share(result, best)) and result["family"] not in ROW_WISE:
+        yield target("share of the memory's rate", least.us / mine["us"], wanted, True, least.by)
+
+
+def wanted_share(result: Result, best: Limits) -> float | None:
+    """The share of the limit that is the target of this case, where one is."""
+    if not result["large"]:
+        return None
+    if result["family"] in ROW_WISE:
+        return SHARE
+    least = best.least(result)
+    binds = least is not None and least.bound == "memory" and result["op"] in MEMORY_SHARES and _decode(result)
+    return MEMORY_SHARES[result["op"]] if binds else None
+
+
+def ratios(result: Result) -> list[Ratio]:
+    return [ratio for ratio in RATIOS if ratio.op == result["op"] and ratio.where(result)]
+
+
+def unproven(found: Found) -> list[str]:
+    """Cases where nothing of ours was timed, or nobody whom it is to be compared with, and why.
+
+    A run that was told which contenders to time is not asked for others.
+    """
+    lines = []
+    for r in found["results"]:
+        reasons = {**r["wrong"], **r["left_out"]}
+        if ours(r) is None:
+            why = [f"; {n}: {reason}" for n, reason in reasons.items() if n in ("triton", "aiter")]
+            lines.append(f"{r['op']} {r['case']}: no implementation of ours was timed{''.join(why)}")
+            continue
+        for ratio in [] if found.get("options", {}).get("contenders") else ratios(r):
+            if ratio.peer(r) is None:
+                why = [f"; {n}: {v}" for n, v in reasons.items() if ratio.names(n)]
+                lines.append(f"{r['op']} {r['case']}: not compared with {' or '.join(ratio.peers)}{''.join(why)}")
+    return lines
+
+
+def misses(found: Found) -> list[str]:
+    """What was not reached, in words: what was not timed or compared, and targets missed."""
+    return unproven(found) + [str(t) for t in targets(found) if not t.met]
+
+
+def misses_by_op(found: Found) -> list[str]:
+    """The same, one line for an op and a target: on how many of its cases, and the worst of them."""
+    grouped: dict[tuple[str, str, float], list[Target]] = {}
+    for t in targets(found):
+        grouped.setdefault((t.op, t.name, t.wanted), []).append(t)
+    lines = unproven(found)
+    for (op, name, _), every in grouped.items():
+        missed = [t for t in every if not t.met]
+        if missed:
+            worst = (min if missed[0].at_least else max)(missed, key=lambda t: t.value)
+            where = f"worst {worst.value:.3g} at {worst.case}{worst.set_by}"
+            lines.append(f"{op}: {name} on {len(missed)} of {len(every)} cases, {where}, wanted {worst.bound}")
+    return lines

@@ -1,0 +1,121 @@
+"""Which modules of a model can call the ops, and by which methods: what `kernelize` chooses from."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from . import recognise
+from .block_fp8 import BlockFp8Experts, BlockFp8Linear
+from .experts import Experts, coded_experts_forward, experts, experts_forward, lay_out
+from .recognise import Meaning
+from .replace import add_norm_call, coded_linear_forward, gate_method, layer_forward, mlp_forward, norm_forward
+from .routers import router, router_forward
+
+Found = Meaning | str | None
+Make = Callable[[nn.Module, Any], Callable[..., Any]]
+
+
+OTHER_FP8 = (
+    "an FP8 layer of transformers' quantiser, which needs kernels to be tried; `aiter-ops run` loads it otherwise"
+)
+
+
+class Way(NamedTuple):
+    """How one module can be replaced: the ops it calls then, the most important first; the method put on it, its name,
+    and what is done to the module before."""
+
+    path: str
+    module: nn.Module
+    ops: tuple[str, ...]
+    name: str
+    method: Callable[..., Any]
+    prepare: Callable[[nn.Module], None] | None = None
+
+
+class Tried:
+    """Trials, each made once for modules of one class with the same constants, activation and shapes."""
+
+    def __init__(self) -> None:
+        self._results: dict[Any, Any] = {}
+
+    def __call__(self, trial: Callable[[nn.Module], Any], module: nn.Module) -> Any:
+        act = next((module._modules[n] for n in recognise.ACTIVATIONS if n in module._modules), None)
+        constants = {n: v for n, v in vars(module).items() if isinstance(v, (int, float, str)) and n != "layer_idx"}
+        shapes = {n: None if p is None else tuple(p.shape) for n, p in module._parameters.items()}
+        key = trial, type(module), repr((constants, shapes, list(module._modules), act))
+        if key not in self._results:
+            self._results[key] = trial(module)
+        return self._results[key]
+
+
+def plan(model: nn.Module) -> tuple[list[list[Way]], list[tuple[str, nn.Module, str]]]:
+    """For every module that can be replaced its ways, the best first; and what looks like one and cannot, with why."""
+    ways: list[list[Way]] = []
+    left: list[tuple[str, nn.Module, str]] = []
+    tried = Tried()
+    norms: dict[nn.Module, Meaning] = {}
+    for path, module in model.named_modules():
+        several: list[Way] = []
+        for found, name, make, *more in _looks(module, tried):
+            if isinstance(found, Meaning) and name in module.__dict__:
+                found = f"its {name} was replaced on the instance by something else"
+            if isinstance(found, Meaning):
+                prepare = lay_out if isinstance(found, Experts) and found.turned else None
+                several.append(Way(path, module, (found.op, *more), name, make(module, found), prepare))
+            elif isinstance(found, str):
+                left.append((path, module, found))
+            if isinstance(found, Meaning) and make is norm_forward:
+                norms[module] = found
+        if several:
+            ways.append(several)
+    for path, module in model.named_modules():
+        meaning = norms.get(getattr(module, "post_attention_layernorm", None))
+        if meaning is not None and meaning.op == "rms_norm" and _is_pre_norm(module, tried):
+            call = add_norm_call(module.post_attention_layernorm, meaning)
+            ways.append([Way(path, module, ("add_rms_norm",), "forward", layer_forward(type(module), call))])
+    return ways, left
+
+
+def _looks(module: nn.Module, tried: Tried) -> Iterator[tuple[Any, ...]]:
+    """What `module` may be: Found, the method to replace, what makes it, other ops that one calls."""
+    yield _norm(module, tried), "forward", norm_forward
+    yield tried(recognise.gated_mlp, module), "forward", mlp_forward
+    yield tried(router, module), "forward", router_forward, "gemm_a16w16"
+    if isinstance(module, BlockFp8Linear):
+        yield Meaning("gemm_a8w8_blockscale"), "forward", coded_linear_forward, "group_quant"
+    elif module._parameters.get("weight_scale_inv") is not None:
+        yield OTHER_FP8, "forward", coded_linear_forward
+    if isinstance(module, BlockFp8Experts):
+        yield Meaning("fused_moe"), "forward", coded_experts_forward
+        return
+    whole = tried(experts, module)
+    if whole is not None:
+        yield whole, "forward", experts_forward
+        yield _product(module), "_apply_gate", gate_method  # the second best
+
+
+def _norm(module: nn.Module, tried: Tried) -> Found:
+    """A failed trial counts only for what is called a norm."""
+    found: Found = tried(recognise.norm, module)
+    return None if isinstance(found, str) and "norm" not in type(module).__name__.lower() else found
+
+
+def _product(module: nn.Module) -> Meaning | None:
+    """The product inside fused experts alone, where the forward in use calls ``_apply_gate`` at all."""
+    used = getattr(getattr(module, "config", None), "_experts_implementation", None)
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    inside = code is not None and "_apply_gate" in code.co_names
+    if used not in ("grouped_mm", "batched_mm") and not (inside and used in (None, "eager")):
+        return None
+    found = recognise.expert_gate(module)
+    return found if isinstance(found, Meaning) else None
+
+
+def _is_pre_norm(module: nn.Module, tried: Tried) -> bool:
+    if "forward" in module.__dict__ or set(module._modules) != set(recognise.LAYER):
+        return False
+    return bool(tried(lambda m: recognise.pre_norm_layer(m, layer_forward(type(m), None)), module))

@@ -1,0 +1,3 @@
+"""Routing kernels; importing the room registers its implementations."""
+
+from . import routers as routers
