@@ -61,7 +61,7 @@ def row_names(op: Op) -> list[str]:
 
 
 def run(op: Op, arguments: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-    return op.as_tuple(op.entry(**arguments))
+    return op.run(op.entry, (), arguments)
 
 
 def raw(t: torch.Tensor) -> torch.Tensor:

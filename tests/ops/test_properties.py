@@ -181,11 +181,11 @@ def default_dtype() -> Any:
 def test_torchs_default_dtype_and_device_do_not_matter(op: ops.Op, default_dtype: Any) -> None:
     """Engines load models under set_default_dtype(bfloat16) and a default device."""
     for sample in list(op.samples(size="small")):
-        want = op.as_tuple(op.entry(*sample.args, **sample.kwargs))
+        want = op.run(op.entry, sample.args, sample.kwargs)
         for dtype in (torch.bfloat16, torch.float16, torch.float64):
             default_dtype(dtype)
             with torch.device("meta"):
-                got = op.as_tuple(op.entry(*sample.args, **sample.kwargs))
+                got = op.run(op.entry, sample.args, sample.kwargs)
             default_dtype(torch.float32)
             for g, w in zip(got, want, strict=True):
                 assert (g.dtype, g.device) == (w.dtype, w.device)
@@ -202,12 +202,12 @@ def test_one_scale_for_packed_codes_under_another_default_dtype(default_dtype: A
 @every_op
 def test_meta_tensors_give_the_same_shapes_dtypes_and_strides(op: ops.Op) -> None:
     for sample in op.samples(size="small"):
-        want = op.as_tuple(op.entry(*sample.args, **sample.kwargs))
+        want = op.run(op.entry, sample.args, sample.kwargs)
         args, kwargs = (
             [v.to("meta") if isinstance(v, torch.Tensor) else v for v in sample.args],
             {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in sample.kwargs.items()},
         )
-        for g, w in zip(op.as_tuple(op.entry(*args, **kwargs)), want, strict=True):
+        for g, w in zip(op.run(op.entry, args, kwargs), want, strict=True):
             assert g.device.type == "meta"
             assert (g.shape, g.dtype, g.stride()) == (w.shape, w.dtype, w.stride())
 

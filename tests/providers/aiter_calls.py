@@ -18,7 +18,7 @@ from .conftest import SIGNATURES
 
 TAGS: list[str] = SIGNATURES["tags"]
 Case = tuple[str, tuple[Any, ...], dict[str, Any], Any]
-"""name, every argument by position and by keyword, the reference's result."""
+"""name, every argument by position and by keyword, the reference's outcome."""
 
 
 def changed(kernels: type) -> list[str]:
@@ -68,7 +68,7 @@ def cases(
         half = tuple(_halved(v) if n in halve else v for n, v in zip(names, args, strict=False))
         if any(a is not b for a, b in zip(args, half, strict=True)):
             made.append((f"{sample.name}, bf16", half, kwargs))
-    return [(name, args, kwargs, op.reference(*args, **kwargs)) for name, args, kwargs in made]
+    return [(name, args, kwargs, op.run(op.reference, args, kwargs)) for name, args, kwargs in made]
 
 
 def serve(op: aiter_ops.Op, tried: list[Case], release: str, tolerance: aiter_ops.Tolerance | None = None) -> list[str]:
@@ -76,8 +76,8 @@ def serve(op: aiter_ops.Op, tried: list[Case], release: str, tolerance: aiter_op
     implementation, served = op.implementations["aiter"], []
     for name, args, kwargs, want in tried:
         if implementation.refuses(*args, **kwargs) is None:
-            got = op.as_tuple(implementation.fn(*args, **kwargs))
-            verdict = compare(got, op.as_tuple(want), op.results, tolerance or op.tolerance)
+            got = op.run(implementation.fn, args, kwargs)
+            verdict = compare(got, want, op.outcome[: len(want)], tolerance or op.tolerance)
             assert verdict.ok, f"{op.name}, {name}, AITER {release}: {verdict.detail}"
             served.append(name)
     return served

@@ -54,14 +54,14 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 def varying(op: Op, run: Callable[..., Any], sample: Sample, count: int = MANY) -> Iterator[str]:
     """What differs between a batch of rows and parts of it; on a GPU the parts are views and copies, and a large one."""
     args, rows = batch_of(sample, count)
-    whole = op.as_tuple(run(*args, **sample.kwargs))
+    whole = op.run(run, args, sample.kwargs)
     thorough = count == MANY
     for first, last in ((0, 1), (7, 8), (2, 5), *[(1, count)] * thorough):
         for copied in (False, *[True] * thorough):
             part = [a[first:last] if i in rows else a for i, a in enumerate(args)]
             part = [a.clone() if copied and i in rows else a for i, a in enumerate(part)]
-            got = op.as_tuple(run(*part, **sample.kwargs))
-            for name, g, w in zip(op.results, got, whole, strict=True):
+            got = op.run(run, part, sample.kwargs)
+            for name, g, w in zip(op.outcome, got, whole, strict=False):
                 if w.shape[0] == count and not torch.equal(bits(g), bits(w[first:last])):
                     yield f"{op.name}, {sample.name}: {name} of rows {first} to {last - 1}, copied={copied}"
 

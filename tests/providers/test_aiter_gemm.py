@@ -36,7 +36,15 @@ def _more(op: aiter_ops.Op) -> list[aiter_ops.Sample]:
     scales = make.normal(7, 1, dtype=torch.float32).abs(), make.normal(64, dtype=torch.float32).abs()
     k = {"prequant": True}
     tail = {"layout": "shuffled_16x16"}
+    batch = make.normal(2, 19, 128, dtype=torch.float16), make.normal(2, 48, 128, dtype=torch.float8_e4m3fn)
     return {
+        "bmm_a8w8_group_prequant": [
+            aiter_ops.Sample(
+                "fp16 2x19x128, N 48, bias",
+                (*batch, torch.tensor([0.01]), 128, make.normal(2, 48, dtype=torch.float16)),
+                {"transpose_bm": True},
+            )
+        ],
         "gemm_a16wfp4": [aiter_ops.Sample("quantised 5x512", (x, codes, exponents), k)],
         "bmm_a16wfp4": [
             aiter_ops.Sample(

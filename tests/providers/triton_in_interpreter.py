@@ -80,8 +80,8 @@ def main(family: str) -> None:
             continue
         ran[op.name] = 0
         for sample in samples(op):
-            got = op.on("triton")(*sample.args, **sample.kwargs)
-            verdict = op.compare(got, op.reference(*sample.args, **sample.kwargs))
+            got = op.run(op.on("triton"), sample.args, sample.kwargs)
+            verdict = op.compare(got, op.run(op.reference, sample.args, sample.kwargs))
             ran[op.name] += 1
             if not verdict.ok:
                 wrong.append(f"{op.name}, {sample.name}: {verdict.detail}")

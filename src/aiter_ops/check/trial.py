@@ -11,7 +11,7 @@ import torch
 
 from aiter_ops.core import runtime
 from aiter_ops.core.compare import Verdict, compare
-from aiter_ops.core.op import Op
+from aiter_ops.core.op import Op, own_copy
 from aiter_ops.core.platforms import Platform, platform
 from aiter_ops.core.provider import Implementation
 from aiter_ops.core.samples import Sample
@@ -76,13 +76,13 @@ class _Trial:
         names = [p.name for p in op.signature.params if not p.keyword_only]
         given = {**dict(zip(names, args, strict=True)), **kwargs}
         mutated = op.signature.mutates
-        given = {n: v.clone() if n in mutated else v for n, v in given.items()}
+        given = {n: own_copy(v) if n in mutated and v is not None else v for n, v in given.items()}
         tensors = {n: v for n, v in given.items() if isinstance(v, torch.Tensor)}
         before = {n: v.clone() for n, v in tensors.items() if n not in mutated}
         out = fn(*[given[n] for n in names], **{n: given[n] for n in kwargs})
-        returned = () if out is None else op.as_tuple(out)
-        self.results = (*returned, *[given[n] for n in mutated])
-        self.names = (*op.results[: len(returned)], *mutated)
+        returned, written = op.as_tuple(out), [n for n in mutated if given[n] is not None]
+        self.results = (*returned, *[given[n] for n in written])
+        self.names = (*op.results, *written)
         self.broken = self._broken(op, returned, tensors, before)
 
     @staticmethod

@@ -101,14 +101,15 @@ def entry(sig: Signature, names: dict[str, Any]) -> dict[str, Any]:
     return namespace
 
 
-def completion(sig: Signature, namespace: dict[str, Any], checked: bool, strided: tuple[int, ...]) -> None:
+def completion(sig: Signature, namespace: dict[str, Any], checked: bool, strided: tuple[int, ...], faked: bool) -> None:
     """Write the op's other functions into the namespace of its entry.
 
     slow: where compilation and modes go: the reference if it may be traced or must be differentiated, else the
     ``opaque`` op.
     autograd: the Autograd kernel of the opaque op, which has no derivative and raises ``error`` rather than lose one.
     checks: raises for arguments that are not accepted, and does nothing else.
-    reference: the function as written (``fn``), arguments checked, dtype resolved, every result contiguous.
+    reference: the function as written (``fn``), arguments checked, dtype resolved, every result contiguous. Where the
+    op has a ``fake`` of its own, tensors without data go to that: the reference may look at values.
     """
     asked = f"    check({sig.call})\n" if checked else ""
     source = (
@@ -122,6 +123,8 @@ def completion(sig: Signature, namespace: dict[str, Any], checked: bool, strided
         f"def checks({sig.header}):\n{_checks(sig)}{asked}\n"
         f"def reference({sig.header}):\n{_checks(sig)}{asked}"
     )
+    if faked:
+        source += f"    if {sig.tensors[0].name}.is_meta:\n        return fake({sig.call})\n"
     if sig.results == 0:
         source += f"    fn({sig.call})\n"
     elif sig.results == 1:

@@ -37,6 +37,16 @@ def _register_fake(name: str, fake: Callable[..., Any]) -> None:
         torch.library.register_fake(f"aiter_ops::{name}", fake, lib=_library)
 
 
+def own_copy(t: torch.Tensor) -> torch.Tensor:
+    """A copy with the values, strides and alignment of `t` in memory of its own, what lies between its rows included."""
+    if not t.numel():
+        return t.clone()
+    extent = 1 + sum((size - 1) * abs(stride) for size, stride in zip(t.shape, t.stride(), strict=True))
+    before = t.storage_offset() % 16
+    memory = t.as_strided((before + extent,), (1,), t.storage_offset() - before).clone()
+    return memory.as_strided(t.shape, t.stride(), before)
+
+
 class Cost(NamedTuple):
     """bytes: what must move through memory (inputs read once, results written once). flops: operations to be done."""
 
@@ -130,7 +140,8 @@ class Op:
         )
         names.update(inlines=runtime.inlines, state=runtime.state, below=torch._C._AutoDispatchBelowAutograd)
         names["opaque"] = self._opaque = getattr(torch.ops.aiter_ops, self.name).default
-        codegen.completion(self.signature, names, self._check is not None, self._strided)
+        names["fake"] = self._fake
+        codegen.completion(self.signature, names, self._check is not None, self._strided, self._fake is not None)
         names["reference"].__doc__ = self._written.__doc__
         self._checks, self._reference = names["checks"], names["reference"]
 
@@ -290,11 +301,27 @@ class Op:
                 yield sample
 
     def as_tuple(self, result: Any) -> tuple[torch.Tensor, ...]:
-        return result if isinstance(result, tuple) else (result,)
+        return result if isinstance(result, tuple) else () if result is None else (result,)
+
+    @property
+    def outcome(self) -> tuple[str, ...]:
+        """Names of all that a call gives: its results, then the tensors it writes to."""
+        return (*self.results, *self.signature.mutates)
+
+    def run(
+        self, fn: Callable[..., Any], args: tuple[Any, ...] | list[Any], kwargs: dict[str, Any] | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """The `outcome` of `fn` for these arguments, which stay as they are: `fn` writes to copies of them."""
+        given = dict(zip(self.parameters, args, strict=False)) | (kwargs or {})
+        copies = {n: own_copy(given[n]) for n in self.signature.mutates if given.get(n) is not None}
+        args = [copies.get(n, v) for n, v in zip(self.parameters, args, strict=False)]
+        named = {n: copies.get(n, v) for n, v in (kwargs or {}).items()}
+        return (*self.as_tuple(fn(*args, **named)), *copies.values())
 
     def compare(self, got: Any, want: Any) -> Verdict:
-        """Whether two results agree within the op's tolerance."""
-        return compare(self.as_tuple(got), self.as_tuple(want), self.results, self.tolerance)
+        """Whether two outcomes, as `run` gives them, agree within the op's tolerance; tensors not given are left out."""
+        first, second = self.as_tuple(got), self.as_tuple(want)
+        return compare(first, second, self.outcome[: len(second)], self.tolerance)
 
     def cost(self, *args: Any, **kwargs: Any) -> Cost:
         """Bytes and operations of one call: from shapes alone, but for ops that read what other arguments point at."""

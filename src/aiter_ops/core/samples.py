@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -45,6 +45,16 @@ class Make:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.drawn)
         drawn = torch.randn(shape, generator=generator, dtype=torch.float32) * scale + mean
         return drawn.to(dtype).to(self.device)
+
+    def integers(self, values: Sequence[int], dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        """These numbers, whatever is drawn or left out elsewhere: lengths, offsets, positions."""
+        return torch.tensor(list(values), dtype=dtype, device=self.device)
+
+    def permutation(self, count: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        """0 to count - 1 in an order drawn from the seed: pages of a cache."""
+        self.drawn += 1
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.drawn)
+        return torch.randperm(count, generator=generator, device="cpu").to(dtype).to(self.device)
 
     def weight(self, size: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         """A norm weight: around one."""
