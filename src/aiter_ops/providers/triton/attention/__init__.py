@@ -1,0 +1,1 @@
+"""Attention kernels; importing the room registers its implementations."""
