@@ -116,6 +116,7 @@ FUNCTIONS = {
         for name in (
             "batched_gemm_a8w8_a_per_token_group_prequant_w_per_batched_tensor_quant",
             "batched_gemm_a16wfp4",
+            "batched_gemm_bf16",
         )
         for package in ("aiter.ops.triton", "aiter.ops.triton.gemm.batched")
     },

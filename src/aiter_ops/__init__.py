@@ -25,6 +25,7 @@ from .ops.activation import (
 )
 from .ops.gemm import (
     bmm_a8w8_group_prequant,
+    bmm_a16w16,
     bmm_a16wfp4,
     gemm_a4w4,
     gemm_a8w8,

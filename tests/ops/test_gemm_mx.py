@@ -16,7 +16,7 @@ from aiter_ops.ops.gemm.mx import drawn_mxfp4
 from . import oracles as o
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-NAMES = ("gemm_a16wfp4", "gemm_a8wfp4", "gemm_a4w4", "bmm_a16wfp4", "bmm_a8w8_group_prequant")
+NAMES = ("gemm_a16wfp4", "gemm_a8wfp4", "gemm_a4w4", "bmm_a16wfp4", "bmm_a8w8_group_prequant", "bmm_a16w16")
 
 
 def mxfp4(packed: Tensor, scale: Tensor) -> np.ndarray:
@@ -63,6 +63,8 @@ def exact(name: str, *args: Any, **kwargs: Any) -> tuple[np.ndarray, np.ndarray]
         table = o.fp8_table(b.dtype)
         left = table[q] * np.repeat(x_scale.astype(np.float64), size, -1)
         right = fp8(b) * float(scale)
+    elif name == "bmm_a16w16":
+        left, right = o.f64(x), o.f64(b)
     else:
         if given.get("layout", "plain") != "plain":
             b, scale = unshuffled(b, scale)
@@ -119,6 +121,7 @@ def test_products_of_drawn_shapes(seed: int) -> None:
             assert_product("gemm_a8wfp4", (a.float() * 30).to(dtype), b[0], scale, b[1], FP32)
         x = make.normal(m, 3, 32 * k).transpose(0, 1)
         assert_product("bmm_a16wfp4", x, *drawn_mxfp4(make, 3, n, 32 * k), transpose_bm=True)
+        assert_product("bmm_a16w16", x, make.normal(3, n, 32 * k), make.normal(3, n), transpose_bm=True)
         w = make.normal(3, n, 32 * k, dtype=o.FN, scale=50.0)
         assert_product("bmm_a8w8_group_prequant", x, w, torch.tensor(0.02), 32, make.normal(3, n))
 
@@ -211,6 +214,11 @@ def test_the_comparison_rejects_what_is_wrong() -> None:
     assert not op.compare(op.reference(x, w, torch.tensor(0.01), 64), want).ok
     assert not op.compare((x.float() @ w.float().transpose(1, 2) * 0.01).to(BF16), want).ok
     assert not op.compare(op.reference(x, w.roll(1, 0), torch.tensor(0.01)), want).ok
+    op, plain = ops.get_op("bmm_a16w16"), make.normal(3, 64, 256)
+    want = op.reference(x, plain)
+    assert op.compare(want, want).ok
+    assert not op.compare(op.reference(x, plain.roll(1, 0)), want).ok
+    assert not op.compare(op.reference(x, plain[:, :, torch.arange(256) ^ 1].contiguous()), want).ok
 
 
 def test_the_oracle_rejects_a_product_of_bf16_sums() -> None:

@@ -150,6 +150,18 @@ class GemmKernels:
             y = (y.to(bias.dtype) + bias).to(dtype)
         return self._batched(y.to(dtype), transpose_bm)
 
+    def batched_gemm_bf16(self, XQ, WQ, bias, dtype, splitK, YQ, config, **newer):
+        assert splitK is YQ is config is None
+        assert newer.get("backend") is None
+        assert XQ.dtype == WQ.dtype
+        assert XQ.dtype in HALF
+        assert dtype in HALF
+        y = torch.einsum("bmk,bnk->bmn", XQ.float(), WQ.float())
+        if bias is not None:
+            assert bias.shape == (len(XQ), 1, WQ.shape[1])
+            y = y.to(bias.dtype) + bias
+        return y.to(dtype)
+
     def batched_gemm_a16wfp4(self, x, w, w_scales, dtype, y, config, transpose_bm, prequant, y_scale):
         assert y is config is y_scale is None
         assert prequant is True

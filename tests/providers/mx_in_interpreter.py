@@ -23,7 +23,7 @@ from aiter_ops.core.samples import Make
 from aiter_ops.ops.gemm.common import drawn_codes
 from aiter_ops.ops.gemm.mx import drawn_mxfp4
 from aiter_ops.ops.layout import scale_shuffled, shuffled
-from aiter_ops.providers.triton.gemm import batched, mx
+from aiter_ops.providers.triton.gemm import batched, batched_plain, mx
 from aiter_ops.providers.triton.tiles.gemm import ProductTile
 from aiter_ops.providers.triton.tiles.gemm_mx import Tile
 
@@ -57,6 +57,7 @@ def batches(make: Make) -> Iterator[Call]:
     x = make.normal(19, 2, 96, dtype=FP16).transpose(0, 1)
     for transpose_bm in (False, True):
         tail = {"transpose_bm": transpose_bm, "out_dtype": FP32}
+        yield "bmm_a16w16", (x, make.normal(2, 37, 96, dtype=x.dtype), make.normal(2, 37, dtype=FP32)), tail
         yield "bmm_a16wfp4", (x, *drawn_mxfp4(make, 2, 37, 96)), tail
         w, scale = drawn_codes(make, 2, 37, 96), torch.tensor([0.01])
         yield "bmm_a8w8_group_prequant", (x, w, scale, 32, make.normal(2, 37, dtype=FP32)), tail
@@ -73,7 +74,10 @@ def arrangements() -> Iterator[None]:
         def for_fp8(*_: Any, tile: ProductTile = tile) -> Tile:
             return Tile(tile.rows, tile.columns, 4, 1, tile.swap)
 
-        mx.mx_tile, batched.fp8_batch_tile = chosen, for_fp8
+        def for_plain(*_: Any, tile: ProductTile = tile) -> tuple[Tile, int]:
+            return Tile(tile.rows, tile.columns, 4, 1, tile.swap), 64
+
+        mx.mx_tile, batched.fp8_batch_tile, batched_plain.plain_batch_tile = chosen, for_fp8, for_plain
         yield
 
 

@@ -37,11 +37,15 @@ def _more(op: aiter_ops.Op) -> list[aiter_ops.Sample]:
     k = {"prequant": True}
     tail = {"layout": "shuffled_16x16"}
     batch = make.normal(2, 19, 128, dtype=torch.float16), make.normal(2, 48, 128, dtype=torch.float8_e4m3fn)
+    bias = make.normal(2, 48, dtype=torch.float16)
     return {
+        "bmm_a16w16": [
+            aiter_ops.Sample("fp16 2x19x128, N 48, bias", (batch[0], batch[1].half(), bias), {"transpose_bm": True})
+        ],
         "bmm_a8w8_group_prequant": [
             aiter_ops.Sample(
                 "fp16 2x19x128, N 48, bias",
-                (*batch, torch.tensor([0.01]), 128, make.normal(2, 48, dtype=torch.float16)),
+                (*batch, torch.tensor([0.01]), 128, bias),
                 {"transpose_bm": True},
             )
         ],
@@ -65,7 +69,7 @@ def _more(op: aiter_ops.Op) -> list[aiter_ops.Sample]:
 def made(op: aiter_ops.Op, arch: str) -> list[Case]:
     key = op.name, arch
     if key not in MADE:
-        MADE[key] = cases(op, platform_for(arch, aiter=TAGS[-1]), ("a", "b", "x"), _more(op))
+        MADE[key] = cases(op, platform_for(arch, aiter=TAGS[-1]), ("a", "b", "x", "w"), _more(op))
     return MADE[key]
 
 
@@ -96,6 +100,7 @@ def test_every_release_is_called_as_it_can_be(release: str, arch: str, install_a
         ("gemm_a16w16", "fp16 to bf16, bf16 bias"),
         ("bmm_a16wfp4", "quantised and transposed 2x5x128"),
         ("bmm_a8w8_group_prequant", "fp16 2x19x128, N 48, bias"),
+        ("bmm_a16w16", "fp16 2x19x128, N 48, bias"),
         ("shuffle_weight", "MXFP4 gate and up"),
         ("shuffle_scale", "gate and up"),
     ],
@@ -145,6 +150,7 @@ def test_a_renamed_parameter_is_noticed(op: str, name: str, rename: dict[str, st
             "batched_gemm_a8w8_a_per_token_group_prequant_w_per_batched_tensor_quant",
             {"bias": None},
         ),
+        ("bmm_a16w16", "fp16 2x19x128, N 48, bias", "batched_gemm_bf16", {"bias": None}),
         ("bmm_a16wfp4", "quantised and transposed 2x5x128", "batched_gemm_a16wfp4", {"transpose_bm": False}),
         ("shuffle_weight", "experts int8, 32 rows", "shuffle_weight", {"layout": (16, 16)}),
     ],

@@ -23,6 +23,7 @@ FLAGS = {
     "gemm_a8wfp4": "LINEAR",
     "gemm_a16wfp4": "LINEAR",
     "gemm_a4w4": "LINEAR",
+    "bmm_a16w16": "TRITON_GEMM",
     "bmm_a8w8_group_prequant": "FP8BMM",
     "bmm_a16wfp4": "FP4BMM",
     "topk_softmax": "MOE",

@@ -66,7 +66,7 @@ RATIOS = (
     Ratio("gemm_a8w8_blockscale", ("aiter_triton",), 1.5),
     Ratio("gemm_a8w8", ("torch.scaled_mm",), 0.9, lambda r: r["dots"] == "fp8"),
     Ratio("gemm_a16w16", ("torch.mm", "aiter_triton"), 1.0, _decode),
-    Ratio("bmm_a8w8_group_prequant", ("torch.bmm", "aiter_triton"), 1.0, _decode),
+    *[Ratio(op, ("torch.bmm", "aiter_triton"), 1.0, _decode) for op in ("bmm_a16w16", "bmm_a8w8_group_prequant")],
     Ratio("fused_moe", ("torch.loop",), 2.1, lambda r: tokens_an_expert(r) <= SPARSE_TOKENS),
     Ratio("fused_moe", ("torch.loop",), 1.05, lambda r: tokens_an_expert(r) > SPARSE_TOKENS),
     Ratio("fused_moe", ("vllm_triton", "aiter_triton"), 1.0),
@@ -74,7 +74,7 @@ RATIOS = (
     *[Ratio(op, ("vllm_moe", "sglang"), 1.0) for op in ROUTERS],
 )
 
-MEMORY_SHARES = {"gemm_a16w16": 0.85, "bmm_a8w8_group_prequant": 0.85}
+MEMORY_SHARES = {"gemm_a16w16": 0.85, "bmm_a16w16": 0.85, "bmm_a8w8_group_prequant": 0.85}
 """Share of the memory's rate on large cases of few rows that it binds"""
 
 

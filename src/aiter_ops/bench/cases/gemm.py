@@ -72,7 +72,7 @@ def batched(op: Op, heads: int, m: int, n: int, k: int) -> Case:
     values = _BATCHED[op.name]
     name = f"{heads}×{m}×{n}×{k}"
     sizes = {"batch": heads, "m": m, "n": n, "k": k}
-    dots = "bf16" if op.name == "bmm_a16wfp4" else "fp8"
+    dots = "fp8" if op.name == "bmm_a8w8_group_prequant" else "bf16"
     return Case(
         op.name,
         name,
@@ -138,6 +138,11 @@ def _bmm_a8w8(draw: Sets, heads: int, m: int, n: int, k: int) -> Values:
     return {"x": _by_head(draw, heads, m, k), "transpose_bm": draw.same(True)} | weights
 
 
+def _bmm_a16w16(draw: Sets, heads: int, m: int, n: int, k: int) -> Values:
+    weights = draw.normal(heads, n, k, scale=0.02)
+    return {"x": _by_head(draw, heads, m, k), "transpose_bm": draw.same(True), "w": weights}
+
+
 def _bmm_a16wfp4(draw: Sets, heads: int, m: int, n: int, k: int) -> Values:
     weights = {"w": packed(draw, heads, n, k), "w_scale": exponents(draw, heads, n, k)}
     return {"x": _by_head(draw, heads, m, k), "transpose_bm": draw.same(True)} | weights
@@ -157,6 +162,7 @@ _DRAWN: dict[str, tuple[str, Callable[[Sets, int, int, int, torch.dtype], Values
     "gemm_a4w4": ("fp8", _a4w4),
 }
 _BATCHED: dict[str, Callable[[Sets, int, int, int, int], Values]] = {
+    "bmm_a16w16": _bmm_a16w16,
     "bmm_a8w8_group_prequant": _bmm_a8w8,
     "bmm_a16wfp4": _bmm_a16wfp4,
 }

@@ -50,6 +50,27 @@ def aiter_gemm_a8w8_blockscale(kw: Kwargs) -> Call:
     return tried("gemm_a8w8_blockscale", kw, op, *args)
 
 
+@peer("bmm_a16w16", "aiter_triton")
+def aiter_bmm_a16w16(kw: Kwargs) -> Call:
+    """Into the memory of the result, whose heads lie side by side where ``transpose_bm`` asks for it."""
+    no_bias(kw)
+    op = aiter("gemm.batched.batched_gemm_bf16", "batched_gemm_bf16")
+    x, w, turned = kw["x"], kw["w"], bool(kw.get("transpose_bm"))
+    (batch, m, _), n, dtype = x.shape, w.shape[1], product_dtype(kw)
+    y = x.new_empty((m, batch, n) if turned else (batch, m, n), dtype=dtype)
+    into = y.transpose(0, 1) if turned else y
+    rows = [t | {"NUM_KSPLIT": 1} for t in gemm_tiles(m) if t["NUM_KSPLIT"] in (1, 2)]
+
+    def make(config: dict[str, Any]) -> Call:
+        def call() -> torch.Tensor:
+            op(x, w, dtype=dtype, YQ=into, config=dict(config))
+            return y
+
+        return call
+
+    return quickest(shape_key("bmm_a16w16", x, w), rows, make)
+
+
 @peer("bmm_a8w8_group_prequant", "aiter_triton")
 def aiter_bmm_a8w8(kw: Kwargs) -> Call:
     no_bias(kw)

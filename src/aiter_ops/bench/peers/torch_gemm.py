@@ -64,11 +64,16 @@ def torch_scaled_mm_blocks(kw: Kwargs) -> Call:
 
 
 @peer("bmm_a8w8_group_prequant", "torch.bmm")
-def torch_bmm(kw: Kwargs) -> Call:
+def torch_bmm_of_widened(kw: Kwargs) -> Call:
     """16-bit weights of the same values; nothing is quantised inside."""
+    widened = (kw["w"].float() * kw["w_scale"].reshape(())).to(kw["x"].dtype)
+    return torch_bmm({**kw, "w": widened})
+
+
+@peer("bmm_a16w16", "torch.bmm")
+def torch_bmm(kw: Kwargs) -> Call:
     no_bias(kw)
-    x = kw["x"]
-    w = (kw["w"].float() * kw["w_scale"].reshape(())).to(x.dtype).transpose(1, 2)
+    x, w = kw["x"], kw["w"].transpose(1, 2)
     if not kw.get("transpose_bm"):
         return functools.partial(torch.bmm, x, w)
     y = torch.empty(x.shape[1], x.shape[0], w.shape[2], dtype=x.dtype, device=x.device)

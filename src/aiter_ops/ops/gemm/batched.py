@@ -1,4 +1,6 @@
-"""Batches of products with quantised weights: the absorbed projections of MLA (arXiv:2405.04434, section 2.1.2)."""
+"""Batches of products: the absorbed projections of MLA (arXiv:2405.04434, section 2.1.2), with plain and with quantised
+weights.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ from .a16w16 import CUT
 from .common import FN, FNUZ, FP16, FP32
 from .mx import HALVES, as_mxfp4, drawn_mxfp4, mxfp4
 
-# --- what both share --------------------------------------------------------------------------------------------------
+ABSORBED = ((128, 512), (512, 128))
+"""K and N of DeepSeek-V3's absorbed projections, with 128 heads: queries into the latent space, values out of it."""
+
+# --- what they share --------------------------------------------------------------------------------------------------
 
 
 def _heads(make: Make, heads: int, rows: int, k: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -58,10 +63,77 @@ def _finish(y: Tensor, bias: Tensor | None, transpose_bm: bool, dtype: torch.dty
     return y.transpose(0, 1).clone(memory_format=torch.contiguous_format) if transpose_bm else y
 
 
-# --- FP8 --------------------------------------------------------------------------------------------------------------
+def _bias(op: str, bias: Tensor | None, w: Tensor) -> None:
+    if bias is None:
+        return
+    if bias.dtype not in f.FLOATS:
+        raise bad_dtype(op, "bias", bias.dtype, f.FLOATS)
+    if bias.shape != w.shape[:2]:
+        raise bad_shape(op, "bias", bias, f"{list(w.shape[:2])}, a value for every row of w")
 
-ABSORBED = ((128, 512), (512, 128))
-"""K and N of DeepSeek-V3's absorbed projections, with 128 heads: queries into the latent space, values out of it."""
+
+# --- plain weights ----------------------------------------------------------------------------------------------------
+
+
+def plain_samples(make: Make) -> Iterator[Sample]:
+    def call(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        return x, make.normal(x.shape[0], n, x.shape[2], dtype=x.dtype)
+
+    yield Sample("3x7x256, N 64 fp32", call(make.normal(3, 7, 256, dtype=FP32), 64))
+    yield Sample("heads 4x1x128, N 96", call(_heads(make, 4, 1, 128), 96), {"transpose_bm": True})
+    odd = call(_heads(make, 3, 5, 67, FP16), 33)
+    yield Sample("heads 3x5x67, N 33, bias, to fp32", (*odd, make.normal(3, 33, dtype=FP32)), {"out_dtype": FP32})
+    yield Sample("2x40x96, N 72 fp16", call(make.normal(2, 40, 96, dtype=FP16), 72), {"transpose_bm": True})
+    yield Sample("zero rows", call(make.normal(3, 0, 64), 32), {"transpose_bm": True})
+    x, w = call(make.normal(2, 128, 6, dtype=FP32).transpose(1, 2), 32)
+    yield Sample("strided 2x6x128, N 32", (x, w.transpose(1, 2).contiguous().transpose(1, 2)))
+    for k, n in ABSORBED:
+        for rows in (1, 64):
+            shape = f"DeepSeek-V3 128x{rows}x{k}, N {n}"
+            yield Sample(shape, call(_heads(make, 128, rows, k), n), {"transpose_bm": True}, "model")
+
+
+def _plain_check(x: Tensor, w: Tensor, bias: Tensor | None, transpose_bm: bool, out_dtype: torch.dtype | None) -> None:
+    name = "bmm_a16w16"
+    if x.dtype not in f.FLOATS:
+        raise bad_dtype(name, "x", x.dtype, f.FLOATS)
+    if x.dim() != 3 or x.shape[2] < 1:
+        raise bad_shape(name, "x", x, "[B, M, K] with K >= 1")
+    if w.dtype != x.dtype:
+        raise bad_dtype(name, "w", w.dtype, (x.dtype,))
+    _fits(name, x, w, x.shape[2])
+    _bias(name, bias, w)
+    if out_dtype is not None and out_dtype not in f.FLOATS:
+        raise bad_dtype(name, "out_dtype", out_dtype, f.FLOATS)
+
+
+@op(
+    "gemm",
+    samples=plain_samples,
+    tolerance=Tolerance(fp32=CUT),
+    fake=lambda x, w, bias=None, transpose_bm=False, out_dtype=None: _fake(x, w, transpose_bm, out_dtype),
+    check=_plain_check,
+    flops=lambda x, w, *rest: _flops(x, w),
+)
+def bmm_a16w16(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    transpose_bm: bool = False,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """x[b] · w[b]ᵀ + bias[b] for every b, summed in fp32.
+
+    x: [B, M, K], w: [B, N, K], both bf16, fp16 or fp32, of any strides (a transposed view of [M, B, K], say). bias:
+    [B, N], any of these. transpose_bm: the result is [M, B, N], not [B, M, N]. out_dtype: bf16, fp16 or fp32, None:
+    that of x. Products of fp32 as in `gemm_a16w16`.
+    Returns [B, M, N] or [M, B, N], rounded once. Raises TypeError for other dtypes, ValueError for shapes that do not
+    fit.
+    """
+    return _finish(x.float() @ w.float().transpose(1, 2), bias, transpose_bm, out_dtype or x.dtype)
+
+
+# --- FP8 --------------------------------------------------------------------------------------------------------------
 
 
 def fp8_samples(make: Make) -> Iterator[Sample]:
@@ -110,11 +182,7 @@ def _fp8_check(
     _fits(name, x, w, x.shape[2])
     f.one_scale(name, "w_scale", w_scale)
     f.grouped(name, x.shape[2], group_size, w.dtype)
-    if bias is not None:
-        if bias.dtype not in f.FLOATS:
-            raise bad_dtype(name, "bias", bias.dtype, f.FLOATS)
-        if bias.shape != w.shape[:2]:
-            raise bad_shape(name, "bias", bias, f"{list(w.shape[:2])}, a value for every row of w")
+    _bias(name, bias, w)
     if out_dtype is not None and out_dtype not in f.FLOATS:
         raise bad_dtype(name, "out_dtype", out_dtype, f.FLOATS)
 

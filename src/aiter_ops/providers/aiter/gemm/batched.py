@@ -1,4 +1,4 @@
-"""Batched products of latent attention (MLA) by AITER's Triton kernels; both quantise their activations inside."""
+"""Batched products of latent attention (MLA) by AITER's Triton kernels; two quantise their activations inside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from aiter_ops.core.provider import Predicate
 from aiter_ops.providers.aiter import PROVIDER, limits
 from aiter_ops.providers.aiter.call import entry, needs
 
+from .a16w16 import TRITON_GEMM
 from .mx import GFX950, quantises, whole_blocks
+
 
 FP8BMM = "VLLM_ROCM_USE_AITER_FP8BMM"
 FP4BMM = "VLLM_ROCM_USE_AITER_FP4BMM"
@@ -29,6 +31,33 @@ def _sizes(x: Tensor, w: Tensor) -> str | None:
         or limits.addressable(w)
         or limits.within_31_bits(x.shape[0] * x.shape[1] * w.shape[1], "elements of the result")
     )
+
+
+def _plain(platform: Platform) -> Predicate:
+    def refuse(
+        x: Tensor, w: Tensor, bias: Tensor | None, transpose_bm: bool, out_dtype: torch.dtype | None
+    ) -> str | None:
+        return limits.half(x) or limits.writes(out_dtype or x.dtype, limits.HALF, "batched_gemm_bf16") or _sizes(x, w)
+
+    return refuse
+
+
+@PROVIDER.implements("bmm_a16w16", requires=needs("0.1.5"), refuses=_plain, flag=TRITON_GEMM)
+def bmm_a16w16(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    transpose_bm: bool = False,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """AITER aiter/ops/triton/gemm/batched/batched_gemm_bf16.py, batched_gemm_bf16, 0.1.5-0.1.20; 16-bit factors of one
+    type. It adds the bias [B, 1, N] after rounding to the bias's type: fp32 keeps it.
+    """
+    added = None if bias is None else bias.float().unsqueeze(1).contiguous()
+    y: Tensor = entry("batched_gemm_bf16", *_triton("batched_gemm_bf16"))(
+        x.contiguous(), w.contiguous(), bias=added, dtype=out_dtype or x.dtype
+    )
+    return y.transpose(0, 1).clone(memory_format=torch.contiguous_format) if transpose_bm else y
 
 
 def _fp8(platform: Platform) -> Predicate:

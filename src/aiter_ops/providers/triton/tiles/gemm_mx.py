@@ -80,6 +80,26 @@ def fp8_batch_tile(machine: Platform, batch: int, m: int, n: int, groups: int, f
 
 
 @lru_cache(4096)
+def plain_batch_tile(machine: Platform, batch: int, m: int, n: int, k: int, size: int, fixed: bool) -> tuple[Tile, int]:
+    """The tile of `batch` products [m, k] · [n, k]ᵀ of `size`-byte floats, and the columns of a step.
+
+    Few rows: bytes of the weight come first, as in `fp8_batch_tile`. fixed: the same for any number of rows.
+    """
+    nvidia = machine.vendor == "nvidia"
+    rows = _rows(machine, m, fixed, 128 if nvidia and size == 2 else 64)
+    columns = 128 if size == 2 else 64
+    tiles = batch * (1 if fixed else -(-m // rows))
+    while columns > 32 and tiles * -(-n // columns) < 2 * (machine.compute_units or 128):
+        columns //= 2
+    # waves of 32 lanes: as many columns would not fit their registers
+    most = (
+        64 // size if not nvidia and machine.wave_size == 32 else 128 // size if rows * columns >= 8192 else 256 // size
+    )
+    depth = max(16, min(next_power_of_two(k), most))
+    return Tile(rows, columns, 8 if rows * columns >= 16384 else 4, 4 if nvidia else 2, nvidia and rows < 64), depth
+
+
+@lru_cache(4096)
 def mx_tile(machine: Platform, batch: int, m: int, n: int, k: int, two: bool, fixed: bool) -> tuple[T, int]:
     """The tile for `batch` products [m, k] · [n, k]ᵀ with an MXFP4 weight, and the steps a program does of each sum.
 
