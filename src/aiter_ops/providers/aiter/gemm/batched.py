@@ -13,7 +13,6 @@ from aiter_ops.providers.aiter.call import entry, needs
 from .a16w16 import TRITON_GEMM
 from .mx import GFX950, quantises, whole_blocks
 
-
 FP8BMM = "VLLM_ROCM_USE_AITER_FP8BMM"
 FP4BMM = "VLLM_ROCM_USE_AITER_FP4BMM"
 GROUPED = "batched_gemm_a8w8_a_per_token_group_prequant_w_per_batched_tensor_quant"
