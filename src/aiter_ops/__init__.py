@@ -23,6 +23,13 @@ from .ops.activation import (
     silu_and_mul_group_quant,
     swiglu_oai_and_mul,
 )
+from .ops.attention import (
+    flash_attn_varlen,
+    flash_attn_varlen_fp8,
+    flash_attn_varlen_lse,
+    flash_attn_varlen_out,
+    merge_attn_states,
+)
 from .ops.gemm import (
     bmm_a8w8_group_prequant,
     bmm_a16w16,

@@ -1,0 +1,259 @@
+"""The kernel of attention over packed sequences: one program does a block of queries of one head of one sequence.
+
+As FlashAttention-2 (arXiv:2307.08691): a program goes over the keys in steps and keeps the largest score, the sum of
+weights and the sum of weighted values of each row. Steps that every row sees whole come without masks.
+"""
+
+import triton
+import triton.language as tl
+
+from .softmax import LOG2_E, capped, inverse_total, lse_of, seen, stepped
+
+
+@triton.jit
+def tile_mask(row, rows, column, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, EDGE: tl.constexpr):
+    """Which of a tile's rows and columns are there. EDGE: rows may end in it; BLOCK columns hold COLUMNS."""
+    if EDGE and BLOCK != COLUMNS:
+        return (row < rows)[:, None] & (column < COLUMNS)[None, :]
+    elif EDGE:
+        return (row < rows)[:, None]
+    else:
+        return (column < COLUMNS)[None, :]
+
+
+@triton.jit
+def load_tile(at, row, rows, column, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, EDGE: tl.constexpr):
+    """A tile, with zeros where `tile_mask` says that nothing is; without a mask where it says so nowhere."""
+    if EDGE or BLOCK != COLUMNS:
+        return tl.load(at, mask=tile_mask(row, rows, column, COLUMNS, BLOCK, EDGE), other=0.0)
+    else:
+        return tl.load(at)
+
+
+@triton.jit
+def scaled_step(score, scale, peak, total):
+    """`stepped` of score · scale, for a scale > 0, as one multiply-add an element."""
+    best = tl.maximum(peak, tl.max(score, axis=1) * scale)
+    base = tl.where(best == float("-inf"), 0.0, best)
+    weights = tl.exp2(score * scale - base[:, None])
+    factor = tl.exp2(peak - base)
+    return weights, factor, best, total * factor + tl.sum(weights, axis=1)
+
+
+@triton.jit
+def over_keys(
+    values,
+    peak,
+    total,
+    q,
+    q_rest,
+    at,
+    k_at,
+    k_rest_at,
+    v_at,
+    first,
+    last,
+    keys,
+    k_row,
+    v_row,
+    scale,
+    cap,
+    slope,
+    left,
+    right,
+    D: tl.constexpr,
+    D_MAIN: tl.constexpr,
+    D_REST: tl.constexpr,
+    DV: tl.constexpr,
+    DV_BLOCK: tl.constexpr,
+    KEYS: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    CAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+    EDGE: tl.constexpr,
+):
+    """The state (values, peak, total) after the keys `first` to `last`, a multiple of KEYS apart but for the end.
+
+    EDGE: not every row sees all keys of a step, or the sequence ends in it.
+    """
+    step = tl.arange(0, KEYS)
+    main, rest, wide = tl.arange(0, D_MAIN), D_MAIN + tl.arange(0, max(D_REST, 1)), tl.arange(0, DV_BLOCK)
+    for start in range(first, last, KEYS):
+        key = start + step
+        beyond = tl.zeros([], tl.int64) + start
+        k = load_tile(k_at + beyond * k_row, key, keys, main, D, D_MAIN, EDGE)
+        score = tl.dot(q, k.T, input_precision="ieee")
+        if D_REST:
+            k_rest = load_tile(k_rest_at + beyond * k_row, key, keys, rest, D, D_MAIN + D_REST, EDGE)
+            score = tl.dot(q_rest, k_rest.T, score, input_precision="ieee")
+        if CAP:
+            score = capped(score * scale, cap)
+        elif ALIBI:
+            score *= scale
+        if ALIBI:
+            score -= slope * tl.abs(at[:, None] - key[None, :]).to(tl.float32)
+        if EDGE:
+            inside = seen(at[:, None], key[None, :], False, LEFT, RIGHT, left, right) & (key < keys)[None, :]
+            score = tl.where(inside, score, float("-inf"))
+        if CAP or ALIBI:
+            weights, factor, peak, total = stepped(score, peak, total)
+        else:
+            weights, factor, peak, total = scaled_step(score, scale, peak, total)
+        v = load_tile(v_at + beyond * v_row, key, keys, wide, DV, DV_BLOCK, EDGE)
+        if v.dtype.primitive_bitwidth == 8:
+            # every code is a number of fp16, which keeps more bits of the weights than FP8 or bf16
+            v = v.to(tl.float16)
+        values = tl.dot(weights.to(v.dtype), v, values * factor[:, None], input_precision="ieee")
+    return values, peak, total
+
+
+@triton.jit(do_not_specialize=["tokens", "sequences", "blocks", "together", "left", "right"])
+def varlen_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    q_ends_ptr,
+    k_ends_ptr,
+    alibi_ptr,
+    sinks_ptr,
+    q_scale_ptr,
+    k_scale_ptr,
+    v_scale_ptr,
+    out_ptr,
+    lse_ptr,
+    tokens,
+    sequences,
+    blocks,
+    together,
+    left,
+    right,
+    heads,
+    group,
+    scale,
+    cap,
+    q_row,
+    q_head,
+    k_row,
+    k_head,
+    v_row,
+    v_head,
+    out_row,
+    out_head,
+    alibi_row,
+    scale_row,
+    scale_head,
+    D: tl.constexpr,
+    D_MAIN: tl.constexpr,
+    D_REST: tl.constexpr,
+    DV: tl.constexpr,
+    DV_BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    CAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+    SINKS: tl.constexpr,
+    CODED: tl.constexpr,
+    LSE: tl.constexpr,
+):
+    """ROWS queries of one head: q [tokens, heads, D], k [Tk, Hk, D], v [Tk, Hk, DV] and out [tokens, heads, DV] with
+    the strides given and unit stride in a head; lse [heads, tokens], contiguous.
+
+    blocks: of queries of the longest sequence; the last, which see most keys, are done first, and `together` heads (a
+    divisor of `heads`) at a time. One more sequence than `sequences`, where it is started: the rows of none, set to
+    zero. left, right: ends of the window where LEFT, RIGHT. D_MAIN + D_REST columns hold D, DV_BLOCK hold DV.
+    scale, cap: with the factor log2(e). CODED: scales [sequences, Hk] of q, k and v with the strides scale_row and
+    scale_head.
+    """
+    tile = tl.program_id(0)
+    some = tile // (blocks * together)
+    within = tile % (blocks * together)
+    block = blocks - 1 - within // together
+    pair = some * together + within % together
+    sequence, head = pair // heads, pair % heads
+    i = tl.arange(0, ROWS)
+    wide = tl.arange(0, DV_BLOCK)
+    out_at = out_ptr + head.to(tl.int64) * out_head + wide[None, :]
+    lse_at = lse_ptr + head.to(tl.int64) * tokens
+    begin = tl.load(q_ends_ptr + sequence)
+    if sequence == sequences:
+        for row in range(begin + block * ROWS, tokens, blocks * ROWS):
+            there = tile_mask(row + i, tokens, wide, DV, DV_BLOCK, True)
+            nothing = tl.zeros([ROWS, DV_BLOCK], out_ptr.dtype.element_ty)
+            tl.store(out_at + (row + i).to(tl.int64)[:, None] * out_row, nothing, mask=there)
+            if LSE:
+                tl.store(lse_at + row + i, tl.full([ROWS], float("-inf"), tl.float32), mask=row + i < tokens)
+        return
+    queries = tl.load(q_ends_ptr + sequence + 1) - begin
+    row = block * ROWS
+    if row >= queries:
+        return
+    k_begin = tl.load(k_ends_ptr + sequence)
+    keys = tl.load(k_ends_ptr + sequence + 1) - k_begin
+    k_head_at = (head // group).to(tl.int64)
+
+    # where the queries stand, and which keys some of them see, and all of them
+    shift = keys - queries
+    at = row + shift + i
+    lowest, highest = row + shift, tl.minimum(row + ROWS, queries) - 1 + shift
+    first, last, whole = 0, keys, keys
+    if RIGHT:
+        last = tl.maximum(tl.minimum(keys, highest + right + 1), 0)
+        whole = tl.maximum(tl.minimum(keys, lowest + right + 1), 0)
+    whole = whole // KEYS * KEYS
+    whole_from = first
+    if LEFT:
+        first = tl.maximum(lowest - left, 0) // KEYS * KEYS
+        whole_from = tl.maximum(tl.cdiv(tl.maximum(highest - left, 0), KEYS) * KEYS, first)
+        whole = tl.maximum(whole, whole_from)
+
+    main, rest = tl.arange(0, D_MAIN), D_MAIN + tl.arange(0, max(D_REST, 1))
+    q_at = q_ptr + (begin + row).to(tl.int64) * q_row + head.to(tl.int64) * q_head + i[:, None] * q_row
+    q = load_tile(q_at + main[None, :], row + i, queries, main, D, D_MAIN, True)
+    q_rest = q
+    if D_REST:
+        q_rest = load_tile(q_at + rest[None, :], row + i, queries, rest, D, D_MAIN + D_REST, True)
+    step = tl.arange(0, KEYS)[:, None]
+    k_at = k_ptr + k_begin.to(tl.int64) * k_row + k_head_at * k_head + step * k_row
+    v_at = v_ptr + k_begin.to(tl.int64) * v_row + k_head_at * v_head + step * v_row + wide[None, :]
+    k_rest_at = k_at + rest[None, :]
+    k_at += main[None, :]
+    slope = 0.0
+    if ALIBI:
+        slope = tl.load(alibi_ptr + sequence * alibi_row + head) * LOG2_E
+    out_scale = 1.0
+    if CODED:
+        of_scale = sequence * scale_row + (head // group) * scale_head
+        scale = scale * tl.load(q_scale_ptr + of_scale) * tl.load(k_scale_ptr + of_scale)
+        out_scale = tl.load(v_scale_ptr + of_scale)
+
+    peak = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    if SINKS:
+        peak = tl.zeros([ROWS], tl.float32) + tl.load(sinks_ptr + head).to(tl.float32) * LOG2_E
+        total += 1.0
+    values = tl.zeros([ROWS, DV_BLOCK], tl.float32)
+    if LEFT:
+        values, peak, total = over_keys(
+            *(values, peak, total, q, q_rest, at, k_at, k_rest_at, v_at, first, tl.minimum(whole_from, last)),
+            *(keys, k_row, v_row, scale, cap, slope, left, right),
+            *(D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, LEFT, RIGHT, CAP, ALIBI, True),
+        )
+    values, peak, total = over_keys(
+        *(values, peak, total, q, q_rest, at, k_at, k_rest_at, v_at, whole_from, whole),
+        *(keys, k_row, v_row, scale, cap, slope, left, right),
+        *(D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, LEFT, RIGHT, CAP, ALIBI, False),
+    )
+    values, peak, total = over_keys(
+        *(values, peak, total, q, q_rest, at, k_at, k_rest_at, v_at, whole, last),
+        *(keys, k_row, v_row, scale, cap, slope, left, right),
+        *(D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, LEFT, RIGHT, CAP, ALIBI, True),
+    )
+    values = values * (inverse_total(total) * out_scale)[:, None]
+    there = tile_mask(row + i, queries, wide, DV, DV_BLOCK, True)
+    out_at += (begin + row).to(tl.int64) * out_row + i[:, None] * out_row
+    tl.store(out_at, values.to(out_ptr.dtype.element_ty), mask=there)
+    if LSE:
+        tl.store(lse_at + begin + row + i, lse_of(peak, total), mask=row + i < queries)
