@@ -23,6 +23,11 @@ from .ops.activation import (
     silu_and_mul_group_quant,
     swiglu_oai_and_mul,
 )
+from .ops.attention import (
+    paged_attention,
+    paged_attention_lse,
+    paged_attention_plan,
+)
 from .ops.gemm import (
     bmm_a8w8_group_prequant,
     bmm_a16wfp4,
