@@ -29,6 +29,9 @@ from .ops.attention import (
     flash_attn_varlen_lse,
     flash_attn_varlen_out,
     merge_attn_states,
+    paged_attention,
+    paged_attention_lse,
+    paged_attention_plan,
 )
 from .ops.gemm import (
     bmm_a8w8_group_prequant,

@@ -15,3 +15,6 @@ __all__ = [
     "flash_attn_varlen_out",
     "merge_attn_states",
 ]
+from .paged import paged_attention as paged_attention
+from .paged import paged_attention_lse as paged_attention_lse
+from .paged_plan import paged_attention_plan as paged_attention_plan
