@@ -51,6 +51,12 @@ from .ops.layout import (
     unshuffle_scale,
     unshuffle_weight,
 )
+from .ops.mla import (
+    gather_kv_b_proj,
+    mla_decode,
+    mla_decode_lse,
+    mla_decode_plan,
+)
 from .ops.moe import (
     fused_moe,
     moe_align,
