@@ -44,6 +44,12 @@ from .ops.gemm import (
     gemm_a16w16,
     gemm_a16wfp4,
 )
+from .ops.kv_cache import (
+    concat_and_cache_mla,
+    qk_norm_rope_and_cache,
+    reshape_and_cache,
+    rope_and_cache,
+)
 from .ops.layout import (
     shuffle_scale,
     shuffle_weight,
@@ -86,6 +92,11 @@ from .ops.quant import (
     per_tensor_quant,
     per_tensor_quant_static,
     per_token_quant,
+)
+from .ops.rope import (
+    apply_rope,
+    mrope,
+    rotary_embedding,
 )
 from .ops.routing import (
     biased_grouped_topk,
