@@ -89,14 +89,14 @@ def test_greedy_tokens_are_the_stock_models(kind: str, implementation: str) -> N
     prompt = [3, 17, 42, 8, 21]
     stock = list(greedy(model, prompt, 24))
     report = kernelize(model)
-    assert not report.left, report
+    assert {entry.cls for entry in report.left} <= {"GptOssAttention", "DeepseekV2Attention"}, report
     ours, calls = called(lambda: list(greedy(model, prompt, 24)))
     assert [t for t, _ in ours] == [t for t, _ in stock]
     torch.testing.assert_close(ours[-1][1], stock[-1][1], rtol=1e-4, atol=1e-4)
     layers = sum(r.op == "fused_moe" for r in report.replaced)
     assert layers == sum(type(m).__name__.endswith("Experts") for m in model.modules()) > 0
-    assert calls["fused_moe"] == calls[KINDS[kind][2]] == calls["gemm_a16w16"] == 24 * layers
-    assert {entry.cls for entry in outside(model, prompt)} <= {"Linear", f"{kind}Attention"}
+    assert calls["fused_moe"] == calls[KINDS[kind][2]] == 24 * layers
+    assert {entry.cls for entry in outside(model, prompt)} <= {entry.cls for entry in report.left}
 
 
 def test_what_a_router_computes() -> None:
@@ -326,10 +326,10 @@ def test_no_expert_router_or_fp8_layer_is_left_to_torch(deepseek_directory: Path
     assert stock >= {"BlockFp8Linear", "BlockFp8Experts", "DeepseekV3TopkRouter", "DeepseekV3Attention", "Linear"}
     report = kernelize(model)
     assert not report.left
-    assert [(entry.cls, entry.calls) for entry in outside(model, ids)] == [("DeepseekV3Attention", 2), ("Linear", 1)]
+    assert not outside(model, ids)
     _, calls = called(lambda: teacher_forced(model, ids))
     assert calls["gemm_a8w8_blockscale"] == calls["group_quant"] == 16
-    assert calls["fused_moe"] == calls["biased_grouped_topk"] == calls["gemm_a16w16"] == 1
+    assert calls["fused_moe"] == calls["biased_grouped_topk"] == 1
     assert restore(model) > 0
     assert {entry.cls for entry in outside(model, ids)} == stock
 

@@ -284,9 +284,9 @@ def _calls_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _outside(entries: list[dict[str, Any]]) -> None:
-    """Which matrix products, attention and choices are not on the op layer."""
+    """Which matrix products, attention and choices are not on the op layer, over a prompt and one token."""
     found = ", ".join(f"{e['calls']} {e['operator']} in {e['cls']}" for e in entries) or "nothing"
-    console().print(f"left to torch in one pass: {found}", markup=False, soft_wrap=True)
+    console().print(f"left to torch, of the prompt and one token more: {found}", markup=False, soft_wrap=True)
 
 
 def _checks_table(checks: list[Check]) -> None:

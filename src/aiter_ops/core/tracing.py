@@ -82,11 +82,16 @@ def note_passed_over(op: str, provider: str, reason: str, ops: Callable[[], list
 
 
 def warn_once(key: str, message: str, *args: object) -> None:
+    """Log a warning, the first time for its key."""
     with _lock:
         first = (key, "") not in _warned
         _warned.add((key, ""))
     if first:
         log.warning(message, *args)
+
+
+# torch.compile calls it while tracing
+warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def forget_warnings() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .attention import attends_on_pages
+
 
 def encode(tokenizer: Any, text: str) -> list[int]:
     """Token ids with the tokenizer's special tokens; at least one."""
@@ -18,13 +20,22 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
+def cache_for(model: Any, tokens: int) -> Any:
+    """Pages for one sequence of `tokens` where the model's attention is on the op layer; None: transformers' own."""
+    if not attends_on_pages(model):
+        return None
+    from .pages import PagedCache
+
+    return PagedCache(model.config.get_text_config().num_hidden_layers, 1, tokens)
+
+
 @torch.inference_mode()
 def greedy(model: Any, ids: list[int], steps: int, stop: Collection[int] = ()) -> Iterator[tuple[int, Tensor]]:
     """Up to `steps` tokens after `ids`, each the largest logit: (token, fp32 logits [V] on the CPU).
 
-    Ends before a token of `stop`. The KV cache is transformers' own.
+    Ends before a token of `stop`. See `cache_for` for the cache.
     """
-    cache, step = None, torch.tensor([ids], device=model.device)
+    cache, step = cache_for(model, len(ids) + steps), torch.tensor([ids], device=model.device)
     for _ in range(steps):
         out = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache, logits = out.past_key_values, out.logits[0, -1].float().cpu()

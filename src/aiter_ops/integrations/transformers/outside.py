@@ -10,12 +10,14 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .generate import greedy
+
 _HEAVY = re.compile(r"mm(_|$)|linear|attention|topk|conv")
 _OURS = "aiter_ops"
 
 
 class Outside(NamedTuple):
-    """Calls of a torch operator by modules of one class, in one pass."""
+    """Calls of a torch operator by modules of one class, over a prompt and the token after it."""
 
     operator: str
     cls: str
@@ -39,7 +41,7 @@ class _Watch(TorchDispatchMode):
 
 @torch.inference_mode()
 def outside(model: Any, ids: list[int]) -> list[Outside]:
-    """Operators of one pass over the tokens `ids` that are no ops of the layer, most calls first."""
+    """Operators that are no ops of the layer, over a pass of the tokens `ids` and one more token, most calls first."""
     watch = _Watch()
     hooks = []
     for module in model.modules():
@@ -47,7 +49,8 @@ def outside(model: Any, ids: list[int]) -> list[Outside]:
         hooks.append(module.register_forward_hook(lambda *_: (watch.running.pop(), None)[1], always_call=True))
     try:
         with watch:
-            model(input_ids=torch.tensor([ids], device=model.device), use_cache=False, logits_to_keep=1)
+            for _ in greedy(model, ids, 2):
+                pass
     finally:
         for hook in hooks:
             hook.remove()

@@ -8,11 +8,22 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from aiter_ops.ops.formulas import FLOATS
+
 from . import recognise
+from .attention import attention, attention_forward
 from .block_fp8 import BlockFp8Experts, BlockFp8Linear
 from .experts import Experts, coded_experts_forward, experts, experts_forward, lay_out
 from .recognise import Meaning
-from .replace import add_norm_call, coded_linear_forward, gate_method, layer_forward, mlp_forward, norm_forward
+from .replace import (
+    add_norm_call,
+    coded_linear_forward,
+    gate_method,
+    layer_forward,
+    linear_forward,
+    mlp_forward,
+    norm_forward,
+)
 from .routers import router, router_forward
 
 Found = Meaning | str | None
@@ -22,6 +33,13 @@ Make = Callable[[nn.Module, Any], Callable[..., Any]]
 OTHER_FP8 = (
     "an FP8 layer of transformers' quantiser, which needs kernels to be tried; `aiter-ops run` loads it otherwise"
 )
+
+
+BESIDE = {
+    "paged_attention": ("flash_attn_varlen", "reshape_and_cache", "apply_rope"),
+    "mla_decode": ("flash_attn_varlen", "concat_and_cache_mla", "bmm_a16w16", "apply_rope"),
+}
+"""The other ops that attention of each kind calls."""
 
 
 class Way(NamedTuple):
@@ -85,6 +103,10 @@ def _looks(module: nn.Module, tried: Tried) -> Iterator[tuple[Any, ...]]:
     yield _norm(module, tried), "forward", norm_forward
     yield tried(recognise.gated_mlp, module), "forward", mlp_forward
     yield tried(router, module), "forward", router_forward, "gemm_a16w16"
+    found = tried(attention, module)
+    yield found, "forward", attention_forward, *(BESIDE[found.op] if isinstance(found, Meaning) else ())
+    if type(module) is nn.Linear and module.weight.dtype in FLOATS:
+        yield Meaning("gemm_a16w16"), "forward", linear_forward
     if isinstance(module, BlockFp8Linear):
         yield Meaning("gemm_a8w8_blockscale"), "forward", coded_linear_forward, "group_quant"
     elif module._parameters.get("weight_scale_inv") is not None:

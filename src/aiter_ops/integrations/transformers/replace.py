@@ -100,6 +100,18 @@ def gate_method(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
     return lambda self, x: act(x)
 
 
+def linear_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
+    """`nn.Linear`: x · weightᵀ + bias."""
+    stock = type(module).forward
+
+    def forward(self: nn.Module, x: Tensor) -> Any:
+        if other_dtype(self, "weight", x):
+            return stock(self, x)
+        return aiter_ops.gemm_a16w16(x, self.weight, self.bias)
+
+    return forward
+
+
 def coded_linear_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
     """`BlockFp8Linear`: x quantised per row and 128 columns, then the product of codes, rounded to x's dtype."""
 
