@@ -37,7 +37,7 @@ EXP2 = (
 """2^f = Σ EXP2[i] · f^i for |f| <= 1/2, to 1e-7 of itself; fp32 numbers, made by minimising the relative error."""
 
 MINUS_LOG2 = (
-    *(float.fromhex("0x1.715476p+0"), float.fromhex("0x1.71531cp-1"), float.fromhex("0x1.ecfb84p-3")),
+    *(float.fromhex("0x1.715476p+0"), float.fromhex("0x1.71531cp-1"), float.fromhex("0x1.ecfb84p-2")),
     *(float.fromhex("0x1.66b366p-2"), float.fromhex("0x1.8e4dd2p-2"), float.fromhex("-0x1.2cb0fcp-2")),
     *(float.fromhex("0x1.d07eaep+0"), float.fromhex("-0x1.392830p+1"), float.fromhex("0x1.0a1f46p+1")),
 )
@@ -104,7 +104,13 @@ def mass_below(top_p: Tensor, total: Tensor) -> Tensor:
     return (steps * (total >> 24) + low).clamp(min=1)
 
 
-def least_weight(min_p: Tensor) -> Tensor:
-    """ceil(min_p · 2^40) as int64, for min_p [R] fp32 cut to 0..1; NaN is 0."""
-    share = torch.where(min_p > 0, min_p, 0.0).clamp(max=1.0)
-    return (share * 2.0**WEIGHT_BITS).ceil().to(torch.int64)
+def least_exponent(min_p: Tensor) -> Tensor:
+    """log2(min_p), cut to -40..0, fp32 of min_p [R] fp32; -40 where min_p is not above 0. To 2e-7, absolutely or of itself.
+
+    A column is within min-p where its t is no less.
+    """
+    share = torch.where(min_p > 2.0**-WEIGHT_BITS, min_p, 2.0**-WEIGHT_BITS).clamp(max=1.0)
+    bits = share.view(torch.int32)
+    v = 1.0 - (bits & 0x7FFFFF | 0x3F000000).view(torch.float32)
+    whole = ((bits >> 23) - 126).to(torch.float32)
+    return (whole - v * polynomial(v, MINUS_LOG2)).clamp(-float(WEIGHT_BITS), 0.0)

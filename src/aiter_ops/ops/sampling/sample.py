@@ -43,8 +43,9 @@ def _check_sample(
             raise bad_shape("sample", name, tensor, f"[{logits.shape[0]}], one number for each row of logits")
 
 
-def kept(x: Tensor, weight: Tensor, top_k: Tensor | None, top_p: Tensor | None, min_p: Tensor | None) -> Tensor:
-    """bool [R, V]: the columns left of fp32 x without NaN and of their weights, both [R, V]."""
+def kept(x: Tensor, t: Tensor, top_k: Tensor | None, top_p: Tensor | None, min_p: Tensor | None) -> Tensor:
+    """bool [R, V]: the columns left of fp32 x without NaN and of their exponents t, both [R, V]."""
+    weight = exact.weights(t)
     keep = weight > 0
     if top_k is not None or top_p is not None:
         falling, order = x.sort(-1, descending=True)
@@ -59,7 +60,7 @@ def kept(x: Tensor, weight: Tensor, top_k: Tensor | None, top_p: Tensor | None, 
         last = (masses < within).sum(-1, keepdim=True)
         keep = keep & ((x >= falling.gather(1, last.clamp(max=x.shape[1] - 1))) | ~on[:, None])
     if min_p is not None:
-        keep = keep & (weight >= exact.least_weight(min_p)[:, None])
+        keep = keep & (t >= exact.least_exponent(min_p)[:, None])
     return keep
 
 
@@ -77,7 +78,7 @@ def _sample_rows(
     first = first_of(x == largest)
     drawn = (temperature > 0) & (largest[:, 0] > -torch.inf)
     t = exact.exponents(x, largest, torch.where(drawn, temperature, 1.0))
-    keep = kept(x, exact.weights(t), top_k, top_p, min_p)
+    keep = kept(x, t, top_k, top_p, min_p)
     race = exact.race(words(seeds, offsets, x.shape[1]), torch.where(keep, t, 0.0))
     race = torch.where(keep, race, torch.inf)
     return torch.where(drawn, first_of(race == race.amin(-1, keepdim=True)), first)
