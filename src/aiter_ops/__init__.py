@@ -105,6 +105,10 @@ from .ops.routing import (
     topk_softmax,
     topk_softplus_sqrt,
 )
+from .ops.sampling import (
+    greedy,
+    sample,
+)
 
 if TYPE_CHECKING:
     from .integrations.transformers import kernelize, restore

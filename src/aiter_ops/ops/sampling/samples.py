@@ -1,0 +1,101 @@
+"""Logits and parameters that samplers are tried on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from aiter_ops.core.samples import Make, Sample
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def numbers(make: Make, values: Sequence[float], rows: int, dtype: torch.dtype = FP32) -> Tensor:
+    """[rows]: `values` over and over."""
+    return torch.tensor([values[i % len(values)] for i in range(rows)], dtype=dtype, device=make.device)
+
+
+def seeds(make: Make, rows: int) -> Tensor:
+    """[rows] int64 of either sign and any size, no two alike."""
+    spread = [(7 + i) * 0x9E3779B97F4A7C15 % 2**64 - 2**63 for i in range(rows)]
+    return make.integers(spread, torch.int64)
+
+
+def steps(make: Make, rows: int) -> Tensor:
+    """[rows] int64: decode steps, the last ones beyond 32 bits."""
+    return make.integers([i if i < rows - 1 else 2**32 + i for i in range(rows)], torch.int64)
+
+
+def with_ties(make: Make, rows: int, columns: int, dtype: torch.dtype = FP32) -> Tensor:
+    """Few distinct values, both zeros among them."""
+    x = make.normal(rows, columns, dtype=FP32)
+    return torch.where(x.abs() < 0.5, x * 0.0, x.round()).to(dtype)
+
+
+def with_special(make: Make, rows: int, columns: int) -> Tensor:
+    """Rows with NaN, both infinities, none but -Inf, none but NaN, and far apart; a row is a sample of each."""
+    x = make.normal(rows, columns, dtype=FP32)
+    x[0, ::3], x[1, columns // 2], x[2, 1::5] = torch.nan, torch.inf, torch.inf
+    x[3, : columns - 2], x[4], x[5] = -torch.inf, -torch.inf, torch.nan
+    x[6] *= 1e30
+    return x
+
+
+def logits_of(make: Make) -> Iterator[tuple[str, str, Tensor]]:
+    """name, size class, logits [R, V]: what both samplers are tried on."""
+    yield "5x1000 fp32", "small", make.normal(5, 1000, dtype=FP32, scale=3.0)
+    yield "decode 1x4096", "small", make.normal(1, 4096, scale=3.0)
+    yield "odd 3x777 fp16", "small", make.normal(3, 777, dtype=FP16, scale=2.0)
+    yield "one column 4x1", "small", make.normal(4, 1)
+    yield "zero rows", "small", make.normal(0, 512)
+    yield "ties 6x333", "small", with_ties(make, 6, 333, FP16)
+    yield "equal logits 3x2000", "small", make.normal(1, 1).expand(3, 2000).contiguous()
+    yield "NaN and Inf 8x260", "small", with_special(make, 8, 260)
+    yield "sliced 6x512", "small", make.sliced(6, 512, FP16)
+    yield "transposed 4x300", "small", make.transposed(4, 300, FP32)
+    yield "expanded 4x640", "small", make.expanded(4, 640, FP32)
+    yield "two steps of a block 3x9000", "small", make.normal(3, 9000, dtype=FP32, scale=3.0)
+    yield "Llama-3 1x128256", "model", make.normal(1, 128256, scale=3.0)
+    yield "Qwen3 64x151936", "model", make.normal(64, 151936, scale=2.0)
+    yield "Llama-3 64x128256 fp32", "model", make.normal(64, 128256, dtype=FP32)
+    yield "Llama-3 512x128256", "model", make.normal(512, 128256, scale=2.0)
+
+
+def greedy_samples(make: Make) -> Iterator[Sample]:
+    for name, size, logits in logits_of(make):
+        yield Sample(name, (logits,), size=size)  # type: ignore[arg-type]
+
+
+MIXED = {
+    "temperature": (1.0, 0.7, 0.0, 1.5, 0.05, 30.0),
+    "top_k": (50, 0, 3, 7, 100000, 1),
+    "top_p": (0.9, 1.0, 0.5, 0.95, 0.99),
+    "min_p": (0.0, 0.05, 0.3, 0.001),
+}
+"""Parameters of a batch of unlike requests; each is off in some of its rows."""
+
+
+def sample_samples(make: Make) -> Iterator[Sample]:
+    def call(name: str, size: str, logits: Tensor, filters: str) -> Sample:
+        """filters: of k, p and m, the arguments that are given."""
+        rows = logits.shape[0]
+        given = (
+            numbers(make, MIXED["top_k"], rows, torch.int32) if "k" in filters else None,
+            numbers(make, MIXED["top_p"], rows) if "p" in filters else None,
+            numbers(make, MIXED["min_p"], rows) if "m" in filters else None,
+        )
+        args = (logits, numbers(make, MIXED["temperature"], rows), *given, seeds(make, rows), steps(make, rows))
+        return Sample(name, args, size=size)  # type: ignore[arg-type]
+
+    for name, size, logits in logits_of(make):
+        yield call(name, size, logits, "kpm")
+    x = make.normal(7, 1500, dtype=FP32, scale=2.0)
+    for filters in ("", "k", "p", "m", "kp"):
+        yield call(f"7x1500 fp32, {filters or 'nothing'} given", "small", x, filters)
+        yield call(
+            f"Qwen3 64x151936, {filters or 'nothing'} given", "model", make.normal(64, 151936, scale=2.0), filters
+        )
+    yield call("Llama-3 1x128256, nothing given", "model", make.normal(1, 128256, scale=3.0), "")
+    yield call("Llama-3 512x128256, top-p", "model", make.normal(512, 128256, scale=2.0), "p")

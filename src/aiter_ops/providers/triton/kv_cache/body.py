@@ -1,0 +1,75 @@
+"""Device functions that find a token's place in a paged cache and write rows there.
+
+Layouts are those of `aiter_ops.ops.kv_cache.pages`. X is 0 for ``nhd``, else the neighbours that the shuffled layout
+keeps together: columns of a key, places of a value. Of a cache there are four strides: by_block, by_place (of a
+shuffled value: between X places), by_head, and by_run (of a shuffled key: between X columns).
+"""
+
+import triton
+import triton.language as tl
+
+from aiter_ops.providers.triton.common import encode, inverse_of
+from aiter_ops.providers.triton.quant.codes import divide
+
+
+@triton.jit
+def find(slot_ptr, token, slots, block_size):
+    """Whether the tokens have a slot, its block (64 bits) and its place there. A cache has fewer than 2^31 slots."""
+    slot = tl.load(slot_ptr + token, mask=token < slots, other=-1).to(tl.int32)
+    block = slot // block_size
+    return slot >= 0, block.to(tl.int64), slot - block * block_size
+
+
+@triton.jit
+def row_at(block, place, head, by_block, by_place, by_head, KEY: tl.constexpr, X: tl.constexpr):
+    """Where the rows of heads [1, HEADS, 1] of tokens [TOKENS] begin."""
+    at = place * by_place if KEY or X == 0 else (place // X) * by_place + place % X
+    return (block * by_block + at)[:, None, None] + head * by_head
+
+
+@triton.jit
+def column_at(col, by_run, KEY: tl.constexpr, X: tl.constexpr):
+    """Where a column lies in its row."""
+    if X == 0:
+        return col
+    elif KEY:
+        return (col // X) * by_run + col % X
+    else:
+        return col * X
+
+
+@triton.jit
+def read_scale(scale_ptr, head, heads, step, SCALED: tl.constexpr):
+    """Scales of heads [1, HEADS, 1], one for all where step is 0; 1 without SCALED."""
+    if SCALED:
+        return tl.load(scale_ptr + head * step, mask=head < heads, other=1.0)
+    else:
+        return 1.0
+
+
+@triton.jit
+def put(x, cache_ptr, at, inside, scale, SCALED: tl.constexpr, TOP: tl.constexpr):
+    """Store a tile of values as they are, or as the cache's codes of x / scale (TOP: the largest code)."""
+    dtype: tl.constexpr = cache_ptr.dtype.element_ty
+    if TOP > 0:
+        x = x.to(tl.float32)
+        if SCALED:
+            x = divide(x, scale, inverse_of(scale), True)
+        tl.store(cache_ptr + at, encode(x, 1.0, dtype, TOP, True), mask=inside)
+    else:
+        tl.store(cache_ptr + at, x, mask=inside)
+
+
+@triton.jit
+def copy_rows(
+    x_ptr, cache_ptr, scale_ptr, token, head, heads, has_slot, block, place, by_token, by_head, by_block, by_place,
+    by_cache_head, by_run, scale_step, D: tl.constexpr, SIZE: tl.constexpr, KEY: tl.constexpr, X: tl.constexpr,
+    SCALED: tl.constexpr, TOP: tl.constexpr,
+):  # fmt: skip
+    """Rows of D columns of x into the cache, for the tokens that have a slot."""
+    col = tl.arange(0, SIZE)[None, None, :]
+    inside = has_slot[:, None, None] & (head < heads) & (col < D)
+    x = tl.load(x_ptr + token.to(tl.int64)[:, None, None] * by_token + head * by_head + col, mask=inside, other=0.0)
+    to = row_at(block, place, head, by_block, by_place, by_cache_head, KEY, X) + column_at(col, by_run, KEY, X)
+    scale = read_scale(scale_ptr, head, heads, scale_step, SCALED)
+    put(x, cache_ptr, to, inside, scale, SCALED, TOP)

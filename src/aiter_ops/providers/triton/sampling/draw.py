@@ -1,0 +1,148 @@
+"""Drawing a token: the largest logit, where top-k and top-p cut (`search`), then a race of the columns that are left."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.launch import Launcher, as_rows, machine
+from aiter_ops.providers.triton.tiles.sampling import MOST_COUNTED, MOST_LISTED, sample_tile
+
+from .largest import least, peak
+from .numbers import (
+    EXACT,
+    LEAST_KEY,
+    LEAST_T,
+    exponents,
+    key_of,
+    least_t,
+    load_logits,
+    packed,
+    race_of,
+    row_facts,
+    words_of,
+)
+from .search import BINS, INFO, collect_kernel, count_kernel, settle_kernel
+
+
+@triton.jit(do_not_specialize=["parts", "given"])
+def race_kernel(
+    logits_ptr,
+    temperature_ptr,
+    min_p_ptr,
+    seeds_ptr,
+    offsets_ptr,
+    peaks_ptr,
+    info_ptr,
+    ranked_ptr,
+    tokens_ptr,
+    parts,
+    given,
+    columns,
+    stride,
+    chunk,
+    CUT: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program runs the race of `chunk` columns of a row: ranked [R, parts] int64, `packed` race and column of the
+    first; where a row is one part, its column goes to tokens [R] instead. CUT: `info` of `search` holds; then a row
+    whose token is drawn already keeps it. given: bit 2 min_p.
+    """
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    part = tl.program_id(0) % parts
+    ranked_ptr += row * parts + part
+    cut = LEAST_KEY
+    if CUT:
+        cut = tl.load(info_ptr + row * INFO + 7)
+        if tl.load(info_ptr + row * INFO + 6) != 0:
+            if parts > 1:
+                tl.store(ranked_ptr, tl.load(tokens_ptr + row).to(tl.int64))
+            return
+    top, largest, scale, plain = row_facts(peaks_ptr, temperature_ptr, row, parts, PARTS)
+    lowest = LEAST_T
+    if given & 4:
+        lowest = least_t(tl.load(min_p_ptr + row))
+    seed, offset = tl.load(seeds_ptr + row), tl.load(offsets_ptr + row)
+    row_ptr = logits_ptr + row * stride
+    first, lane = part * chunk, tl.arange(0, BLOCK)
+    best = tl.full([BLOCK], float("inf"), tl.float32)
+    where = tl.zeros([BLOCK], tl.int32)
+    for at in range(first, tl.minimum(first + chunk, columns), BLOCK):
+        x = load_logits(row_ptr, at + lane, columns)
+        t = exponents(x, largest, scale)
+        if plain:
+            keep = x == largest
+        else:
+            keep = t >= lowest
+        if CUT:
+            keep = keep & (key_of(x) >= cut)
+        if tl.max(keep.to(tl.int32), axis=0) > 0:
+            race = race_of(words_of(at, seed, offset, BLOCK), tl.where(keep, t, 0.0))
+            race = tl.where(plain, 0.0, race)
+            ahead = keep & (race < best)
+            best = tl.where(ahead, race, best)
+            where = tl.where(ahead, at, where)
+    won = tl.min(best, axis=0)
+    column = tl.min(tl.where(best == won, where + lane, 0x7FFFFFFF), axis=0)
+    if parts == 1:
+        tl.store(tokens_ptr + row, column)
+    else:
+        tl.store(ranked_ptr, packed(won, column))
+
+
+_count, _collect = Launcher(count_kernel, free=3), Launcher(collect_kernel, free=3)
+_settle, _race = Launcher(settle_kernel, free=3), Launcher(race_kernel, free=2)
+
+
+@PROVIDER.implements("sample", batch_invariant=True)
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    min_p: Tensor | None,
+    seeds: Tensor,
+    offsets: Tensor,
+) -> Tensor:
+    rows = as_rows(logits)
+    flat, count, columns, stride = rows
+    tile = sample_tile(machine(), count, columns)
+    tokens = logits.new_empty((count,), dtype=torch.int32)
+    peaks = logits.new_empty((count, tile.parts), dtype=torch.int32)
+    ranked = logits.new_empty((count, tile.parts), dtype=torch.int64)
+    temperature, seeds, offsets = temperature.contiguous(), seeds.contiguous(), offsets.contiguous()
+    given = (top_k is not None) + 2 * (top_p is not None) + 4 * (min_p is not None)
+    k = peaks if top_k is None else top_k.contiguous()
+    p = temperature if top_p is None else top_p.contiguous()
+    m = temperature if min_p is None else min_p.contiguous()
+    peak(rows, peaks, tokens, False, tile)
+    info = peaks
+    if given & 3:
+        part = sample_tile(machine(), count, columns, MOST_COUNTED)
+        counts = logits.new_empty((count, part.parts, BINS.value), dtype=torch.int32)
+        info = logits.new_empty((count, INFO.value), dtype=torch.int32)
+        masses = logits.new_empty((count, part.parts, 2), dtype=torch.int64)
+        lists = logits.new_empty((2, count, MOST_LISTED), dtype=torch.int32)
+        numbers = (tile.parts, part.parts, given, columns, stride)
+        grid, options = count * part.parts, {"num_warps": part.num_warps, "options": EXACT}
+        seen = (flat, temperature, k, p, peaks, counts)
+        found = (info, masses, lists[0], lists[1])
+        held = (tile.most_parts, MOST_LISTED, part.block)
+        _count(grid, seen, (*numbers, part.chunk), (tile.most_parts, part.block), **options)
+        _collect(grid, (*seen, *found), (*numbers, part.chunk), held, **options)
+        whole = (flat, temperature, k, p, m, seeds, offsets, peaks, *found, tokens)
+        _settle(count, whole, numbers, (tile.most_parts, MOST_COUNTED, *held[1:]), **options)
+    _race(
+        count * tile.parts,
+        (flat, temperature, m, seeds, offsets, peaks, info, ranked, tokens),
+        (tile.parts, given, columns, stride, tile.chunk),
+        (bool(given & 3), tile.most_parts, tile.block),
+        tile.num_warps,
+        options=EXACT,
+    )
+    least(ranked, tokens, tile)
+    return tokens

@@ -1,0 +1,88 @@
+"""The largest logit of each row, and the first column that has it: one pass, rows cut into parts where there are few."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.launch import Launcher, as_rows, machine
+from aiter_ops.providers.triton.tiles.sampling import SampleTile, sample_tile
+
+from .numbers import LEAST_KEY, key_of, load_logits
+
+
+@triton.jit(do_not_specialize=["parts"])
+def peak_kernel(
+    logits_ptr,
+    ranked_ptr,
+    tokens_ptr,
+    parts,
+    columns,
+    stride,
+    chunk,
+    PLACE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program takes `chunk` columns of a row. Without PLACE ranked [R, parts] int32 is the largest key of each part.
+    With it ranked is int64 [R, parts]: -key, then the first column that has it, so that the least is the row's; where a
+    row is one part, its column goes to tokens [R] instead.
+    """
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    part = tl.program_id(0) % parts
+    row_ptr = logits_ptr + row * stride
+    first, lane = part * chunk, tl.arange(0, BLOCK)
+    best = tl.full([BLOCK], LEAST_KEY, tl.int32)
+    where = tl.zeros([BLOCK], tl.int32)
+    for at in range(first, tl.minimum(first + chunk, columns), BLOCK):
+        key = key_of(load_logits(row_ptr, at + lane, columns))
+        if PLACE:
+            where = tl.where(key > best, at, where)
+        best = tl.maximum(best, key)
+    top = tl.max(best, axis=0)
+    if PLACE:
+        column = tl.min(tl.where(best == top, where + lane, 0x7FFFFFFF), axis=0)
+        if parts == 1:
+            tl.store(tokens_ptr + row, column)
+        else:
+            tl.store(ranked_ptr + row * parts + part, (-top.to(tl.int64) << 32) | column.to(tl.int64))
+    else:
+        tl.store(ranked_ptr + row * parts + part, top)
+
+
+@triton.jit(do_not_specialize=["parts"])
+def least_kernel(ranked_ptr, tokens_ptr, parts, PARTS: tl.constexpr):
+    """tokens [R]: the low word of the least of int64 `ranked` [R, parts]."""
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, PARTS)
+    least = tl.min(tl.load(ranked_ptr + row * parts + part, mask=part < parts, other=0x7FFFFFFFFFFFFFFF), axis=0)
+    tl.store(tokens_ptr + row, (least & 0x7FFFFFFF).to(tl.int32))
+
+
+_peak, _least = Launcher(peak_kernel), Launcher(least_kernel)
+
+
+def peak(rows: tuple[Tensor, int, int, int], ranked: Tensor, tokens: Tensor, place: bool, tile: SampleTile) -> None:
+    """Launch `peak_kernel` over rows as `as_rows` gives them."""
+    flat, count, columns, stride = rows
+    numbers = (tile.parts, columns, stride, tile.chunk)
+    _peak(count * tile.parts, (flat, ranked, tokens), numbers, (place, tile.block), tile.num_warps)
+
+
+def least(ranked: Tensor, tokens: Tensor, tile: SampleTile) -> None:
+    """Launch `least_kernel`, where a row has more than one part."""
+    if tile.parts > 1:
+        _least(len(tokens), (ranked, tokens), (tile.parts,), (tile.most_parts,), 1)
+
+
+@PROVIDER.implements("greedy", batch_invariant=True)
+def greedy(logits: Tensor) -> Tensor:
+    rows = as_rows(logits)
+    tile = sample_tile(machine(), rows[1], rows[2])
+    tokens = logits.new_empty((rows[1],), dtype=torch.int32)
+    ranked = logits.new_empty((rows[1], tile.parts), dtype=torch.int64) if tile.parts > 1 else tokens.view(-1)
+    peak(rows, ranked, tokens, True, tile)
+    least(ranked, tokens, tile)
+    return tokens
