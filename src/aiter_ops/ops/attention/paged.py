@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -107,13 +108,14 @@ def _pairs(q: Tensor, rows: list[int], keys: list[int], causal: bool, window: li
 
 def _lengths(args: tuple[Any, ...]) -> tuple[list[int], list[int]]:
     offsets: list[int] = args[4].tolist()
-    return [b - a for a, b in zip(offsets, offsets[1:], strict=False)], args[5].tolist()
+    return [b - a for a, b in pairwise(offsets)], args[5].tolist()
 
 
 def _flops(*args: Any) -> int:
     """Two products of D for every pair of a query and a key it sees; pairs as if they grew evenly over the rows."""
     q, causal, window = args[0], args[10], args[11]
-    return 4 * q.shape[1] * q.shape[2] * sum(pairs for pairs, _ in _pairs(q, *_lengths(args), causal, window))
+    each: int = 4 * q.shape[1] * q.shape[2]
+    return each * sum(pairs for pairs, _ in _pairs(q, *_lengths(args), causal, window))
 
 
 def _moved(*args: Any) -> int:
@@ -121,8 +123,9 @@ def _moved(*args: Any) -> int:
     q, k, v, out, causal, window, layout = *args[:4], args[10], args[11], args[19]
     _, _, kv_heads, size = cache_sizes(k, layout)
     seen = sum(span for _, span in _pairs(q, *_lengths(args), causal, window))
-    cache = seen * kv_heads * size * (k.element_size() + v.element_size())
-    return cache + q.numel() * q.element_size() + out.numel() * out.element_size() + args[6].numel() * 4
+    cache: int = seen * kv_heads * size * (k.element_size() + v.element_size())
+    rest: int = sum(t.numel() * t.element_size() for t in (q, out, *args[4:7]))
+    return cache + rest
 
 
 @op(
@@ -148,7 +151,7 @@ def paged_attention(
     max_k: int,
     scale: float,
     causal: bool = True,
-    window: list[int] = [-1, -1],
+    window: list[int] = [-1, -1],  # noqa: B006 - an op's default; nothing writes to it
     softcap: float = 0.0,
     alibi: Tensor | None = None,
     sinks: Tensor | None = None,
@@ -206,7 +209,7 @@ def paged_attention_lse(
     max_k: int,
     scale: float,
     causal: bool = True,
-    window: list[int] = [-1, -1],
+    window: list[int] = [-1, -1],  # noqa: B006 - an op's default; nothing writes to it
     softcap: float = 0.0,
     alibi: Tensor | None = None,
     sinks: Tensor | None = None,

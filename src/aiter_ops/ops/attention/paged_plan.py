@@ -130,7 +130,7 @@ def paged_attention_plan(
     block_size: int,
     max_q: int,
     max_k: int,
-    window: list[int] = [-1, -1],
+    window: list[int] = [-1, -1],  # noqa: B006 - an op's default; nothing writes to it
     programs: int = 256,
 ) -> Tensor:
     """A schedule for `paged_attention`: equal shares of all keys to read, in one line, for a number of programs.
