@@ -18,6 +18,7 @@ from .common import Json, Strict, Use, UserError, console, print_json, shown, us
 if TYPE_CHECKING:
     from aiter_ops.core.tracing import Recorder
     from aiter_ops.integrations.transformers.compare import Check
+    from aiter_ops.integrations.transformers.generate import Sampling
     from aiter_ops.integrations.transformers.load import Loaded
 
 PROMPT = "Now these are the names of"
@@ -32,6 +33,14 @@ Where = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda or cuda:N; default: the GPU where there is one.")
 ]
 DType = Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)}; default: the checkpoint's.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0: the likeliest token always; above: drawn.")]
+TopK = Annotated[int, typer.Option("--top-k", min=0, help="Draw among so many likeliest tokens; 0: all.")]
+TopP = Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Draw among the likeliest of this mass.")]
+MinP = Annotated[
+    float,
+    typer.Option("--min-p", min=0.0, max=1.0, help="Leave out tokens less likely than this share of the likeliest."),
+]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same text on every provider.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 
 
@@ -39,6 +48,11 @@ def command(
     model: Model = None,
     prompt: Prompt = PROMPT,
     max_new_tokens: Tokens = 64,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    seed: Seed = 0,
     compare: Compare = False,
     use: Use = "",
     strict: Strict = False,
@@ -49,7 +63,8 @@ def command(
 ) -> None:
     """Run MODEL on the op layer: its text, tokens per second, and op, provider, calls and reason of every choice.
 
-    MODEL's weights are read from *.safetensors alone; code in it is never run. Greedy decoding.
+    MODEL's weights are read from *.safetensors alone; code in it is never run. Greedy decoding, where no --temperature
+    is given.
     Exit code 1: a check of --compare failed, or a requested provider does not serve.
 
     Example: aiter-ops run Qwen/Qwen3-0.6B --prompt "The capital of France is" --compare
@@ -59,6 +74,11 @@ def command(
 
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype!r}; accepted: {', '.join(DTYPES)}")
+    from aiter_ops.integrations.transformers.generate import Sampling
+
+    drawn = Sampling(temperature, top_k, top_p, min_p, seed)
+    if temperature == 0 and drawn != Sampling():
+        raise UserError("--top-k, --top-p, --min-p and --seed are for drawn tokens: pass --temperature above 0")
     place, why = _device(device)
     shown(" ".join(["run", *([model] if model else []), *(["--compare"] if compare else [])]))
     if not json:
@@ -73,7 +93,7 @@ def command(
             directories = [source.find(model, revision)]
         with using(use, strict):
             answers = [
-                _one(directory, prompt, max_new_tokens, compare, place, DTYPES[dtype] if dtype else None, json)
+                _one(directory, prompt, max_new_tokens, drawn, compare, place, DTYPES[dtype] if dtype else None, json)
                 for directory in directories
             ]
     except TransformersMissing as error:
@@ -113,7 +133,14 @@ def _device_name(place: Device) -> str:
 
 
 def _one(
-    directory: Path, prompt: str, steps: int, compare: bool, place: Device, dtype: torch.dtype | None, quiet: bool
+    directory: Path,
+    prompt: str,
+    steps: int,
+    drawn: Sampling,
+    compare: bool,
+    place: Device,
+    dtype: torch.dtype | None,
+    quiet: bool,
 ) -> dict[str, Any]:
     """Run (and compare) one model; what was found, as plain data."""
     import aiter_ops
@@ -131,7 +158,7 @@ def _one(
     if not quiet:
         _head(loaded, report)
     with aiter_ops.record() as calls:
-        answer = _generate(loaded, prompt, steps, quiet)
+        answer = _generate(loaded, prompt, steps, drawn, quiet)
     answer |= {
         "replaced": [r._asdict() for r in report.replaced],
         "left": [entry._asdict() for entry in report.left],
@@ -163,9 +190,9 @@ def _head(loaded: Loaded, report: Any) -> None:
         out.print(f"  left: {count} {cls}: {reason}", markup=False, soft_wrap=True)
 
 
-def _generate(loaded: Loaded, prompt: str, steps: int, quiet: bool) -> dict[str, Any]:
+def _generate(loaded: Loaded, prompt: str, steps: int, drawn: Sampling, quiet: bool) -> dict[str, Any]:
     """Continue the prompt, shown as it comes."""
-    from aiter_ops.integrations.transformers.generate import encode, greedy
+    from aiter_ops.integrations.transformers.generate import decode, encode
     from aiter_ops.integrations.transformers.source import ModelError
 
     try:
@@ -180,7 +207,7 @@ def _generate(loaded: Loaded, prompt: str, steps: int, quiet: bool) -> dict[str,
     stream = _Stream(loaded.tokenizer, ids, quiet)
     start = time.perf_counter()
     first = last = start
-    for token, _ in greedy(loaded.model, ids, steps, loaded.stop):
+    for token, _ in decode(loaded.model, ids, steps, loaded.stop, drawn):
         last = time.perf_counter()
         first = last if stream.count == 0 else first
         stream.add(token)

@@ -1,13 +1,15 @@
-"""Greedy decoding and teacher-forced evaluation, written out: no sampling, no generation config, one text at a time."""
+"""Decoding and teacher-forced evaluation, written out: no generation config, one text at a time."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+import aiter_ops
 
 from .attention import attends_on_pages
 
@@ -29,21 +31,55 @@ def cache_for(model: Any, tokens: int) -> Any:
     return PagedCache(model.config.get_text_config().num_hidden_layers, 1, tokens)
 
 
-@torch.inference_mode()
-def greedy(model: Any, ids: list[int], steps: int, stop: Collection[int] = ()) -> Iterator[tuple[int, Tensor]]:
-    """Up to `steps` tokens after `ids`, each the largest logit: (token, fp32 logits [V] on the CPU).
+class Sampling(NamedTuple):
+    """How a token is drawn, as `aiter_ops.sample` takes it for a row; temperature 0 is greedy."""
 
-    Ends before a token of `stop`. See `cache_for` for the cache.
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def draw(self, logits: Tensor, offset: int) -> Tensor:
+        """int32 [1] of logits [1, V]; what is switched off is not handed on."""
+        if self.temperature <= 0:
+            return aiter_ops.greedy(logits)
+
+        def row(value: float, dtype: torch.dtype) -> Tensor:
+            return torch.tensor([value], dtype=dtype, device=logits.device)
+
+        top_k = row(self.top_k, torch.int32) if self.top_k > 0 else None
+        top_p = row(self.top_p, torch.float32) if self.top_p < 1 else None
+        min_p = row(self.min_p, torch.float32) if self.min_p > 0 else None
+        seed, at = row(self.seed, torch.int64), row(offset, torch.int64)
+        return aiter_ops.sample(logits, row(self.temperature, torch.float32), top_k, top_p, min_p, seed, at)
+
+
+@torch.inference_mode()
+def decode(
+    model: Any, ids: list[int], steps: int, stop: Collection[int] = (), sampling: Sampling | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """Up to `steps` tokens after `ids`: (token, fp32 logits [V] on the CPU). Ends before a token of `stop`.
+
+    sampling: how tokens are drawn, by the ops; None: the largest logit, of a model off the op layer by torch. See
+    `cache_for` for the cache.
     """
+    if sampling is None and attends_on_pages(model):
+        sampling = Sampling()
     cache, step = cache_for(model, len(ids) + steps), torch.tensor([ids], device=model.device)
-    for _ in range(steps):
+    for offset in range(steps):
         out = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache, logits = out.past_key_values, out.logits[0, -1].float().cpu()
-        token = int(logits.argmax())
+        cache, logits = out.past_key_values, out.logits[:, -1]
+        token = int(logits[0].argmax() if sampling is None else sampling.draw(logits, offset))
         if token in stop:
             return
-        yield token, logits
+        yield token, logits[0].float().cpu()
         step = torch.tensor([[token]], device=model.device)
+
+
+def greedy(model: Any, ids: list[int], steps: int, stop: Collection[int] = ()) -> Iterator[tuple[int, Tensor]]:
+    """`decode` by the largest logit."""
+    return decode(model, ids, steps, stop)
 
 
 @torch.inference_mode()

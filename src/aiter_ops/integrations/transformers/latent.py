@@ -21,7 +21,9 @@ QUERY = ("q_proj", "q_a_proj", "q_a_layernorm", "q_b_proj")
 
 @dataclass(frozen=True)
 class Latent(Meaning):
-    """is_neox: which elements a rotation pairs. scale: of the scores."""
+    """is_neox: rotations pair elements half a head apart; else neighbours, which the stock forward moves half a head
+    apart first (as keys are kept, which a stock forward may read). scale: of the scores.
+    """
 
     is_neox: bool = True
     scale: float = 1.0
@@ -45,6 +47,11 @@ def absorbed(module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         known = state, of_k.transpose(1, 2).contiguous(), of_v.contiguous()
         _absorbed[module] = known
     return known[1:]
+
+
+def moved_apart(x: Tensor) -> Tensor:
+    """Elements 2j and 2j + 1 of the last dimension to j and j + half."""
+    return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
 
 
 def queries(self: Any, x: Tensor) -> Tensor:
@@ -82,9 +89,10 @@ def forward(
         plain, turned = q.split((self.qk_nope_head_dim, rope), -1)
         latent, shared = self.kv_a_proj_with_mqa(hidden_states).split((self.kv_lora_rank, rope), -1)
         latent = self.kv_a_layernorm(latent)
-        turned, shared = aiter_ops.apply_rope(
-            turned.transpose(1, 2), shared.unsqueeze(1), *position_embeddings, is_neox
-        )
+        turned, shared = turned.transpose(1, 2), shared.unsqueeze(1)
+        if not is_neox:
+            turned, shared = moved_apart(turned), moved_apart(shared)
+        turned, shared = aiter_ops.apply_rope(turned, shared, *position_embeddings)
         turned, shared = turned.transpose(1, 2), shared.squeeze(1)
         if type(past_key_values).__name__ == "PagedCache":
             layer = past_key_values.layers[self.layer_idx]
