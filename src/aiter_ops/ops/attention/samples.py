@@ -61,11 +61,10 @@ def small(make: Make) -> Iterator[Sample]:
     longer = packed(make, (3, 0, 40, 6), (19, 7, 70, 0), (4, 2), (64, 64), FP16)
     yield Sample("fp16 longer keys, empty sequences, sinks", longer, {"sinks": make.normal(4, dtype=FP32)})
     both = packed(make, (20, 70), (50, 70), (2, 2), (32, 16), FP32)
-    yield Sample("fp32 window of 9, softcap, Dv 16", both, {"window": [9, -1], "softcap": 3.0})
+    tail = {"window": [9, -1], "softcap": 3.0, "alibi": slopes(make, 2)}
+    yield Sample("fp32 window of 9, softcap, ALiBi, Dv 16", both, tail)
     sides = packed(make, (30, 9), (40, 9), (4, 4), (80, 80))
-    yield Sample(
-        "not causal, window of 4 and 6, ALiBi", sides, {"causal": False, "window": [4, 6], "alibi": slopes(make, 4)}
-    )
+    yield Sample("not causal, window of 4 and 6", sides, {"causal": False, "window": [4, 6]})
     shared = packed(make, (21, 2, 5), (21, 30, 5), (6, 1), (96, 96), FP16)
     yield Sample("fp16 MQA, ALiBi by sequence", shared, {"alibi": slopes(make, 3, 6)})
     yield Sample("192 and 128, padding", packed(make, (12, 7), (12, 31), (2, 2), (192, 128), padding=5))
@@ -75,7 +74,9 @@ def small(make: Make) -> Iterator[Sample]:
     yield Sample("zero rows", packed(make, (0, 0), (3, 0), (2, 1), (64, 64), FP16))
     yield Sample("sliced 19x4x64", _sliced(make, (11, 8), (4, 2), 64, FP16))
     yield Sample(
-        "256, not causal, softcap", packed(make, (9,), (33,), (2, 1), (256, 256)), {"causal": False, "softcap": 20.0}
+        "fp16 256, not causal, softcap",
+        packed(make, (9,), (33,), (2, 1), (256, 256), FP16),
+        {"causal": False, "softcap": 20.0},
     )
     yield Sample("576 and 512", packed(make, (4, 3), (9, 20), (2, 1), (576, 512)))
 

@@ -40,7 +40,7 @@ def refusal(target: Platform, q: Tensor, v: Tensor) -> str | None:
     if size > SIZES[-1]:
         return f"a head of {size} columns is wider than {SIZES[-1]}"
     if attention_tile(target, q.element_size(), q.shape[2], v.shape[2]) is None:
-        return f"keys and values of {size} columns of {q.element_size()} bytes do not fit the LDS of {target.arch}"
+        return f"heads of {size} columns of {q.element_size()} bytes do not fit registers and LDS of {target.arch}"
     return None
 
 
@@ -69,8 +69,8 @@ def start(
     assert tile is not None
     q_ends, k_ends = (e.contiguous() for e in ends)
     sequences = q_ends.shape[0] - 1
-    left, right = (min(end, FARTHEST) for end in window)
-    right = (0 if right < 0 else min(right, 0)) if causal else right
+    left, right = (FARTHEST if end < 0 else min(end, FARTHEST) for end in window)
+    right = 0 if causal else right
     group = heads // k.shape[1]
     at_once = together(target, heads, group, longest[1] * (size + value_size) * q.element_size())
     blocks = max(-(-longest[0] // tile.rows), 1)
@@ -82,7 +82,7 @@ def start(
     numbers = (tokens, sequences, blocks, at_once, left, right, heads, group, scale * LOG2_E, softcap * LOG2_E)
     strides = (*(s for t in (q, k, v, out) for s in t.stride()[:2]), alibi_row, scale_row, scale_head)
     padded = (size, *halves(size), value_size, max(next_power_of_two(value_size), 16))
-    features = (left >= 0, right >= 0, softcap > 0, alibi is not None, sinks is not None, scales is not None)
+    features = (softcap > 0, alibi is not None, sinks is not None, scales is not None)
     terms = (q if alibi is None else alibi, q if sinks is None else sinks.contiguous())
     _varlen(
         (sequences + fill) * heads * blocks,

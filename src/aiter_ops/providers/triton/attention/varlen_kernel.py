@@ -7,7 +7,7 @@ weights and the sum of weighted values of each row. Steps that every row sees wh
 import triton
 import triton.language as tl
 
-from .softmax import LOG2_E, capped, inverse_total, lse_of, seen, stepped
+from .softmax import LOG2_E, capped, inverse_total, lse_of, stepped
 
 
 @triton.jit
@@ -48,6 +48,8 @@ def over_keys(
     q,
     q_rest,
     at,
+    low,
+    count,
     k_at,
     k_rest_at,
     v_at,
@@ -59,23 +61,19 @@ def over_keys(
     scale,
     cap,
     slope,
-    left,
-    right,
     D: tl.constexpr,
     D_MAIN: tl.constexpr,
     D_REST: tl.constexpr,
     DV: tl.constexpr,
     DV_BLOCK: tl.constexpr,
     KEYS: tl.constexpr,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
     CAP: tl.constexpr,
     ALIBI: tl.constexpr,
     EDGE: tl.constexpr,
 ):
     """The state (values, peak, total) after the keys `first` to `last`, a multiple of KEYS apart but for the end.
 
-    EDGE: not every row sees all keys of a step, or the sequence ends in it.
+    EDGE: not every row sees all keys of a step, but `count` keys from `low` on, or the sequence ends in it.
     """
     step = tl.arange(0, KEYS)
     main, rest, wide = tl.arange(0, D_MAIN), D_MAIN + tl.arange(0, max(D_REST, 1)), tl.arange(0, DV_BLOCK)
@@ -94,8 +92,9 @@ def over_keys(
         if ALIBI:
             score -= slope * tl.abs(at[:, None] - key[None, :]).to(tl.float32)
         if EDGE:
-            inside = seen(at[:, None], key[None, :], False, LEFT, RIGHT, left, right) & (key < keys)[None, :]
-            score = tl.where(inside, score, float("-inf"))
+            # one comparison without a sign: a key before `low` becomes a large number
+            beyond_low = (key[None, :] - low[:, None]).to(tl.uint32, bitcast=True)
+            score = tl.where(beyond_low < count[:, None], score, float("-inf"))
         if CAP or ALIBI:
             weights, factor, peak, total = stepped(score, peak, total)
         else:
@@ -150,8 +149,6 @@ def varlen_kernel(
     DV_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
     CAP: tl.constexpr,
     ALIBI: tl.constexpr,
     SINKS: tl.constexpr,
@@ -163,7 +160,7 @@ def varlen_kernel(
 
     blocks: of queries of the longest sequence; the last, which see most keys, are done first, and `together` heads (a
     divisor of `heads`) at a time. One more sequence than `sequences`, where it is started: the rows of none, set to
-    zero. left, right: ends of the window where LEFT, RIGHT. D_MAIN + D_REST columns hold D, DV_BLOCK hold DV.
+    zero. left, right: ends of the window, at most 2^30 away. D_MAIN + D_REST columns hold D, DV_BLOCK hold DV.
     scale, cap: with the factor log2(e). CODED: scales [sequences, Hk] of q, k and v with the strides scale_row and
     scale_head.
     """
@@ -194,20 +191,16 @@ def varlen_kernel(
     keys = tl.load(k_ends_ptr + sequence + 1) - k_begin
     k_head_at = (head // group).to(tl.int64)
 
-    # where the queries stand, and which keys some of them see, and all of them
+    # where the queries stand, which keys each sees, and which some of them see, and all of them
     shift = keys - queries
     at = row + shift + i
+    low = tl.maximum(at - left, 0)
+    count = tl.maximum(tl.minimum(at + right + 1, keys) - low, 0).to(tl.uint32, bitcast=True)
     lowest, highest = row + shift, tl.minimum(row + ROWS, queries) - 1 + shift
-    first, last, whole = 0, keys, keys
-    if RIGHT:
-        last = tl.maximum(tl.minimum(keys, highest + right + 1), 0)
-        whole = tl.maximum(tl.minimum(keys, lowest + right + 1), 0)
-    whole = whole // KEYS * KEYS
-    whole_from = first
-    if LEFT:
-        first = tl.maximum(lowest - left, 0) // KEYS * KEYS
-        whole_from = tl.maximum(tl.cdiv(tl.maximum(highest - left, 0), KEYS) * KEYS, first)
-        whole = tl.maximum(whole, whole_from)
+    first = tl.maximum(lowest - left, 0) // KEYS * KEYS
+    last = tl.maximum(tl.minimum(highest + right + 1, keys), 0)
+    whole_from = tl.maximum(tl.cdiv(tl.maximum(highest - left, 0), KEYS) * KEYS, first)
+    whole = tl.maximum(tl.maximum(tl.minimum(lowest + right + 1, keys), 0) // KEYS * KEYS, whole_from)
 
     main, rest = tl.arange(0, D_MAIN), D_MAIN + tl.arange(0, max(D_REST, 1))
     q_at = q_ptr + (begin + row).to(tl.int64) * q_row + head.to(tl.int64) * q_head + i[:, None] * q_row
@@ -235,21 +228,18 @@ def varlen_kernel(
         peak = tl.zeros([ROWS], tl.float32) + tl.load(sinks_ptr + head).to(tl.float32) * LOG2_E
         total += 1.0
     values = tl.zeros([ROWS, DV_BLOCK], tl.float32)
-    if LEFT:
-        values, peak, total = over_keys(
-            *(values, peak, total, q, q_rest, at, k_at, k_rest_at, v_at, first, tl.minimum(whole_from, last)),
-            *(keys, k_row, v_row, scale, cap, slope, left, right),
-            *(D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, LEFT, RIGHT, CAP, ALIBI, True),
-        )
+    # the window's beginning, what every row sees, and the end of the window or of the sequence
     values, peak, total = over_keys(
-        *(values, peak, total, q, q_rest, at, k_at, k_rest_at, v_at, whole_from, whole),
-        *(keys, k_row, v_row, scale, cap, slope, left, right),
-        *(D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, LEFT, RIGHT, CAP, ALIBI, False),
+        *(values, peak, total, q, q_rest, at, low, count, k_at, k_rest_at, v_at, first, tl.minimum(whole_from, last)),
+        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, CAP, ALIBI, True),
     )
     values, peak, total = over_keys(
-        *(values, peak, total, q, q_rest, at, k_at, k_rest_at, v_at, whole, last),
-        *(keys, k_row, v_row, scale, cap, slope, left, right),
-        *(D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, LEFT, RIGHT, CAP, ALIBI, True),
+        *(values, peak, total, q, q_rest, at, low, count, k_at, k_rest_at, v_at, whole_from, whole),
+        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, CAP, ALIBI, False),
+    )
+    values, peak, total = over_keys(
+        *(values, peak, total, q, q_rest, at, low, count, k_at, k_rest_at, v_at, whole, last),
+        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, CAP, ALIBI, True),
     )
     values = values * (inverse_total(total) * out_scale)[:, None]
     there = tile_mask(row + i, queries, wide, DV, DV_BLOCK, True)

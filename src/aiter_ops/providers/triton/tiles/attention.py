@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from aiter_ops.core.platforms import Platform
 
-from .gemm import Options, family
+from .gemm import Options
 from .norm import next_power_of_two
 
 LEAST = 16
@@ -30,62 +30,53 @@ class AttentionTile:
 
 T = AttentionTile
 
-_CDNA_OPTIONS: Options = (("matrix_instr_nonkdim", 16), ("waves_per_eu", 2))
-_CDNA_WIDE: Options = (("matrix_instr_nonkdim", 16),)
 SIZES = (64, 128, 192, 256, 576)
 """The larger of the two head sizes, up to each of these: a column of `TILES`."""
 
-TILES: dict[str, dict[int, tuple[T | None, ...]]] = {
-    "sm90": {
-        1: (T(128, 128, 8, 3), T(128, 128, 8, 3), T(128, 64, 8, 3), T(128, 64, 8, 2), T(64, 32, 8, 2)),
-        2: (T(128, 128, 8, 3), T(128, 128, 8, 3), T(128, 64, 8, 3), T(128, 64, 8, 2), T(64, 32, 8, 2)),
-        4: (T(64, 32, 4, 2), T(64, 32, 4, 2), T(32, 32, 4, 2), T(32, 32, 4, 2), T(16, 16, 4, 1)),
-    },
-    "gfx942": {
-        1: (
-            T(128, 64, 4, 1, _CDNA_OPTIONS),
-            T(128, 64, 4, 1, _CDNA_OPTIONS),
-            T(128, 32, 4, 1, _CDNA_WIDE),
-            T(64, 32, 4, 1, _CDNA_WIDE),
-            T(64, 16, 8, 1, _CDNA_WIDE),
-        ),
-        2: (
-            T(128, 64, 4, 1, _CDNA_OPTIONS),
-            T(128, 64, 4, 1, _CDNA_OPTIONS),
-            T(128, 32, 4, 1, _CDNA_WIDE),
-            T(64, 32, 4, 1, _CDNA_WIDE),
-            T(64, 16, 8, 1, _CDNA_WIDE),
-        ),
-        4: (
-            T(64, 32, 4, 1, _CDNA_WIDE),
-            T(64, 32, 4, 1, _CDNA_WIDE),
-            T(32, 16, 4, 1, _CDNA_WIDE),
-            T(32, 16, 4, 1, _CDNA_WIDE),
-            None,
-        ),
-    },
-    "gfx11": {
-        1: (T(64, 32, 4, 1), T(64, 32, 4, 1), T(64, 32, 8, 1), T(64, 16, 8, 1), T(16, 16, 8, 1)),
-        2: (T(64, 32, 4, 1), T(64, 32, 4, 1), T(64, 32, 8, 1), T(64, 16, 8, 1), T(16, 16, 8, 1)),
-        4: (T(32, 16, 4, 1), T(32, 16, 4, 1), T(16, 16, 4, 1), T(16, 16, 4, 1), None),
-    },
-    "other": {
-        1: (T(128, 64, 4, 3), T(128, 64, 8, 2), T(64, 32, 4, 2), T(64, 32, 4, 2), None),
-        2: (T(128, 64, 4, 3), T(128, 64, 8, 2), T(64, 32, 4, 2), T(64, 32, 4, 2), None),
-        4: (T(64, 32, 4, 2), T(32, 32, 4, 2), T(32, 16, 4, 2), T(32, 16, 4, 1), None),
-    },
-}
-"""By family and bytes of an element, for each of `SIZES`. None: a step of keys and values does not fit the LDS."""
+_MFMA: Options = (("matrix_instr_nonkdim", 16),)
+_CDNA = (
+    T(128, 64, 8, 2, _MFMA),
+    T(128, 64, 8, 1, _MFMA),
+    T(128, 32, 8, 1, _MFMA),
+    T(64, 32, 4, 1, _MFMA),
+    T(32, 16, 4, 1, _MFMA),
+)
+_CDNA_FP32 = (T(64, 32, 4, 1, _MFMA), T(64, 32, 4, 1, _MFMA), T(32, 16, 4, 1, _MFMA), T(32, 16, 4, 1, _MFMA), None)
+_RDNA3 = (T(64, 32, 4, 1), T(64, 16, 4, 1), T(64, 16, 4, 1), T(64, 16, 8, 1), None)
+_RDNA4 = (T(64, 32, 4, 1), T(64, 32, 4, 1), T(64, 32, 8, 1), T(64, 16, 8, 1), None)
+_RDNA_FP32 = (T(32, 16, 4, 1), T(32, 16, 4, 1), T(16, 16, 4, 1), T(16, 16, 4, 1), None)
+_GFX1250 = (*_RDNA4[:4], T(16, 16, 8, 1))
+_SM90 = (T(128, 128, 8, 3), T(128, 128, 8, 3), T(128, 64, 8, 3), T(128, 64, 8, 2), T(64, 32, 8, 2))
+_SM90_FP32 = (T(64, 32, 4, 2), T(64, 32, 4, 2), T(32, 32, 4, 2), T(32, 32, 4, 2), T(16, 16, 4, 1))
+_OTHER = (T(128, 64, 4, 2), T(128, 64, 8, 2), T(64, 32, 4, 2), T(64, 32, 4, 2), None)
+_OTHER_FP32 = (T(64, 32, 4, 2), T(32, 32, 4, 2), T(32, 16, 4, 2), T(32, 16, 4, 1), None)
 
-TILES["gfx90a"] = TILES["gfx950"] = TILES["gfx942"]
-TILES["gfx12"] = TILES["gfx11"]
+TILES: dict[str, dict[int, tuple[T | None, ...]]] = {
+    "sm90": {1: _SM90, 2: _SM90, 4: _SM90_FP32},
+    "gfx942": {1: _CDNA, 2: _CDNA, 4: _CDNA_FP32},
+    "gfx950": {1: _CDNA, 2: _CDNA, 4: _CDNA_FP32},
+    "gfx90a": {1: _CDNA, 2: _CDNA, 4: _CDNA_FP32},
+    "gfx125": {1: _GFX1250, 2: _GFX1250, 4: _RDNA_FP32},
+    "gfx12": {1: _RDNA4, 2: _RDNA4, 4: _RDNA_FP32},
+    "gfx11": {1: _RDNA3, 2: _RDNA3, 4: _RDNA_FP32},
+    "other": {1: _OTHER, 2: _OTHER, 4: _OTHER_FP32},
+}
+"""By family and bytes of an element, for each of `SIZES`; the first name that an architecture starts with. None: sums
+and a step do not fit registers and LDS. On CDNA a wave has 16 rows: with 32, masks of a step need more scalar registers
+than there are.
+"""
+
+
+def _row(machine: Platform) -> str:
+    arch = machine.arch.replace("sm_", "sm")
+    return next((name for name in TILES if arch.startswith(name)), "other")
 
 
 @lru_cache(256)
 def attention_tile(machine: Platform, element: int, size: int, value_size: int) -> T | None:
     """The tile for heads of `size` and values of `value_size` columns of `element` bytes; None: it has none."""
     column = next((i for i, most in enumerate(SIZES) if max(size, value_size) <= most), None)
-    return None if column is None else TILES[family(machine)][element][column]
+    return None if column is None else TILES[_row(machine)][element][column]
 
 
 def halves(size: int) -> tuple[int, int]:
@@ -105,7 +96,7 @@ def together(machine: Platform, heads: int, group: int, head_bytes: int) -> int:
     """How many of a sequence's heads are done together, so that what they read stays in the cache between blocks of
     queries: a divisor of `heads`, whole groups. head_bytes: keys and values of one key head.
     """
-    most = CACHE.get(family(machine), 2**62) // max(head_bytes, 1)
+    most = CACHE.get(_row(machine), 2**62) // max(head_bytes, 1)
     shared = heads // group
     return group * next(n for n in range(shared, 0, -1) if shared % n == 0 and (n <= most or n == 1))
 
