@@ -1,1 +1,4 @@
 """Attention kernels; importing the room registers its implementations."""
+
+from . import paged as paged
+from . import paged_plan as paged_plan
