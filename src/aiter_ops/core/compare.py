@@ -52,6 +52,8 @@ def nibbles(packed: torch.Tensor) -> torch.Tensor:
 
 
 def _values(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance, name: str) -> Verdict:
+    if not want.numel():
+        return Verdict(True, 0.0, 0.0, f"{name}: empty")
     g, w = got.double(), want.double()
     if not w.numel():
         return Verdict(True, 0.0, 0.0, f"{name}: empty")
@@ -80,8 +82,6 @@ def _room(magnitude: torch.Tensor, outward: torch.Tensor, ulps: int) -> torch.Te
 
 
 def _worst(error: torch.Tensor, allowed: torch.Tensor, got: torch.Tensor, want: torch.Tensor, name: str) -> Verdict:
-    if not error.numel():
-        return Verdict(True, 0.0, 0.0, f"{name}: empty")
     allowed = allowed.expand_as(error)
     at = int((error / allowed).argmax())
     where = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), error.shape))

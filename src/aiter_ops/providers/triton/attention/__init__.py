@@ -2,3 +2,5 @@
 
 from . import merge as merge
 from . import varlen as varlen
+from . import paged as paged
+from . import paged_plan as paged_plan

@@ -1,0 +1,172 @@
+"""Device functions of attention over paged caches: where a tile is, its keys, the steps over them, and what is stored.
+
+A tile is some query rows of one sequence times the heads of one kv head (or a part of them): row r is token r // heads
+of the tile and head r % heads. Scores are in base 2 (see `softmax`). Windows that are open on a side come as `OPEN`.
+"""
+
+import triton
+import triton.language as tl
+
+from aiter_ops.providers.triton.common import encode, inverse_of
+
+from .softmax import LOG2_E, capped, inverse_total, joined, lse_of, seen, stepped
+
+
+@triton.jit
+def sequence_of(cu_ptr, tile, batch, tokens):
+    """(sequence, tile in it) of a tile, where sequence b has the tiles from cu[b] // tokens + b on, `tokens` rows each;
+    some tiles are past the rows of their sequence.
+    """
+    low, high = 0, batch
+    while high - low > 1:
+        middle = (low + high) // 2
+        before = tl.load(cu_ptr + middle) // tokens + middle <= tile
+        low = tl.where(before, middle, low)
+        high = tl.where(before, high, middle)
+    return low, tile - tl.load(cu_ptr + low) // tokens - low
+
+
+@triton.jit
+def keys_of(used, rows, first, last, left, right, step):
+    """The keys [begin, end) that rows first to last (not included) of a sequence see, from a whole step on."""
+    end = tl.minimum(used, used - rows + last + right)
+    begin = tl.maximum(used - rows + first - left, 0) // step * step
+    return begin, end
+
+
+@triton.jit
+def share_of(begin, end, splits, split, step):
+    """The keys of one of `splits` parts, and how many parts there are: whole steps each, two at least."""
+    steps = tl.cdiv(tl.maximum(end - begin, 0), step)
+    each = tl.maximum(tl.cdiv(steps, splits), 2)
+    parts = tl.maximum(tl.cdiv(steps, each), 1)
+    start = begin + split * each * step
+    return start, tl.minimum(end, start + each * step), parts
+
+
+@triton.jit
+def descale(ptr, sequence, kv_head, per_sequence, per_head, given):
+    """The factor on the values of a kv head; 1 where none is given."""
+    return tl.load(ptr + sequence * per_sequence + kv_head * per_head, mask=given != 0, other=1.0)
+
+
+@triton.jit
+def in_fp16(q):
+    """bf16 q [M, width] as fp16 times a power of two for each row [M]: none of its bits is lost, but of elements below
+    2^-28 of the row's largest. FP8 becomes fp16 in fewer instructions than bf16, and both are exact.
+    """
+    wide = q.to(tl.float32)
+    top = tl.max(tl.abs(wide), axis=1).to(tl.int32, bitcast=True) & 0x7F800000
+    # the row's largest goes to 2^14; far from the ends of fp32's exponents both powers are normal numbers
+    top = tl.minimum(tl.maximum(top, 15 << 23), 253 << 23)
+    up = ((268 << 23) - top).to(tl.float32, bitcast=True)
+    down = (top - (14 << 23)).to(tl.float32, bitcast=True)
+    return (wide * up[:, None]).to(tl.float16), down
+
+
+@triton.jit
+def summed_values(
+    q,
+    k_base,
+    v_base,
+    table,
+    slopes,
+    at,
+    start,
+    end,
+    factor,
+    cap,
+    left,
+    right,
+    k_block,
+    k_position,
+    v_block,
+    v_position,
+    LEFT: tl.constexpr,
+    CAPPED: tl.constexpr,
+    ALIBI: tl.constexpr,
+    SHUFFLED: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    N: tl.constexpr,
+):
+    """Steps over the keys [start, end) for q [M, width]: the sum of values [M, width], and the softmax state [M].
+
+    k_base, v_base: the caches at the tile's kv head. table: the sequence's blocks. at [M]: positions of the rows.
+    factor [M], cap: of the scores, in base 2. Where a block holds whole steps, a step reads one entry of the table.
+    """
+    M: tl.constexpr = q.shape[0]
+    WIDTH: tl.constexpr = q.shape[1]
+    X: tl.constexpr = 128 // k_base.dtype.element_ty.primitive_bitwidth
+    d = tl.arange(0, WIDTH)
+    acc = tl.zeros([M, WIDTH], tl.float32)
+    peak = tl.full([M], float("-inf"), tl.float32)
+    total = tl.zeros([M], tl.float32)
+    for first in range(start, end, N):
+        key = first + tl.arange(0, N)
+        inside = key < end
+        if BLOCK % N == 0:
+            page = tl.load(table + first // BLOCK).to(tl.int64)
+            place = first % BLOCK + tl.arange(0, N)
+        else:
+            page = tl.load(table + key // BLOCK, mask=inside, other=0).to(tl.int64)
+            place = key % BLOCK
+        if SHUFFLED:
+            k_at = (page * k_block + place * X)[:, None] + (d // X * (BLOCK * X) + d % X)[None, :]
+            v_at = (page * v_block + place // X * (D * X) + place % X)[:, None] + (d * X)[None, :]
+        elif BLOCK % N == 0:
+            k_at = page * k_block + ((place * k_position)[:, None] + d[None, :])
+            v_at = page * v_block + ((place * v_position)[:, None] + d[None, :])
+        else:
+            k_at = (page * k_block + place * k_position)[:, None] + d[None, :]
+            v_at = (page * v_block + place * v_position)[:, None] + d[None, :]
+        there = inside[:, None]
+        if D != WIDTH:
+            there = there & (d < D)[None, :]
+        k = tl.load(k_base + k_at, mask=there, other=0.0).to(q.dtype)
+        score = tl.dot(q, k.T, input_precision="ieee") * factor[:, None]
+        if CAPPED:
+            score = capped(score, cap)
+        if ALIBI:
+            score -= slopes[:, None] * tl.abs(at[:, None] - key[None, :]).to(tl.float32)
+        sees = seen(at[:, None], key[None, :], False, LEFT, True, left, right) & inside[None, :]
+        weights, before, peak, total = stepped(tl.where(sees, score, float("-inf")), peak, total)
+        v = tl.load(v_base + v_at, mask=there, other=0.0).to(q.dtype)
+        acc = tl.dot(weights.to(q.dtype), v, acc * before[:, None], input_precision="ieee")
+    return acc, peak, total
+
+
+@triton.jit
+def stored(
+    acc,
+    peak,
+    total,
+    factor,
+    sinks_ptr,
+    out_scale_ptr,
+    out_ptr,
+    lse_ptr,
+    head,
+    out_at,
+    lse_at,
+    there,
+    has_sinks,
+    has_lse,
+    D: tl.constexpr,
+    TOP: tl.constexpr,
+):
+    """Stores results of rows: acc [M, width] sums of values, peak and total [M] their state, factor on the values.
+
+    head, out_at, lse_at, there: [M], of each row its head, where its result and LSE go, and whether it is one. TOP: the
+    largest code of an FP8 result, which has a scale; else 0.
+    """
+    # one more score in the denominator; -inf adds nothing
+    sink = tl.load(sinks_ptr + head, mask=there & (has_sinks != 0), other=float("-inf")).to(tl.float32) * LOG2_E
+    mine, _, peak, total = joined(peak, total, sink, 1.0)
+    y = acc * (mine * inverse_total(total) * factor)[:, None]
+    d = tl.arange(0, acc.shape[1])
+    if TOP > 0:
+        y = encode(y, inverse_of(tl.load(out_scale_ptr)), out_ptr.dtype.element_ty, TOP, True)
+    written = there[:, None] & (d < D)[None, :]
+    tl.store(out_ptr + out_at[:, None] + d[None, :], y.to(out_ptr.dtype.element_ty), mask=written)
+    tl.store(lse_ptr + lse_at, lse_of(peak, total), mask=there & (has_lse != 0))

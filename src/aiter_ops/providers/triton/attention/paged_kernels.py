@@ -1,0 +1,308 @@
+"""The kernel of attention over paged caches: tiles of query rows over all of their keys or a part.
+
+One kernel serves decode and prefill. A program has one tile: all rows of a sequence (longer sequences are left out), or
+with `many` some rows of a sequence that has more than `few`. With PLANNED it does the pieces of work that a plan of
+`aiter_ops.paged_attention_plan` gives it. Where a tile's keys are shared by programs, each stores its part, and
+`paged_merge` adds them up in the order of the keys.
+"""
+
+import triton
+import triton.language as tl
+
+from aiter_ops.ops.attention.paged_plan import OVERHEAD as _OVERHEAD
+from aiter_ops.ops.attention.paged_plan import WIDTH as _WIDTH
+
+from .paged_body import descale, in_fp16, keys_of, sequence_of, share_of, stored, summed_values
+from .softmax import LOG2_E
+
+OVERHEAD, PLAN_WIDTH = tl.constexpr(_OVERHEAD), tl.constexpr(_WIDTH)
+
+OPEN = 2**30
+"""A window without an end on a side."""
+
+FREE = [
+    *("batch", "kv_heads", "heads", "heads_tile", "tiles_head", "few", "many", "splits", "programs"),
+    *("unit_keys", "tokens", "left", "right", "has_sinks", "has_lse", "has_q_scale", "has_k_scale", "has_v_scale"),
+    *("q_scale_b", "q_scale_h", "k_scale_b", "k_scale_h", "v_scale_b", "v_scale_h", "table_row"),
+]
+"""The first numbers of both kernels; Triton does not specialise on them.
+
+heads: query heads of a kv head, of which a tile has `heads_tile`, in `tiles_head` tiles. splits: programs that share a
+tile's keys. programs, unit_keys: shares of the plan, keys of its units. tokens: rows of q. left, right: the window, or
+`OPEN`; right is 0 where a query sees no later key. has_…: whether that argument is given.
+"""
+
+
+@triton.jit
+def attend_tile(
+    pointers,
+    numbers,
+    strides,
+    b,
+    kv_head,
+    part_head,
+    first_row,
+    q_first,
+    rows,
+    used,
+    start,
+    end,
+    alone,
+    slot,
+    FACTOR: tl.constexpr,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SHUFFLED: tl.constexpr,
+    LEFT: tl.constexpr,
+    CAPPED: tl.constexpr,
+    ALIBI: tl.constexpr,
+    TOP: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+):
+    """A tile's rows over the keys [start, end): its results where that is all (`alone`), else its part, in `slot`.
+
+    pointers, numbers, strides: those of the kernel.
+    """
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, parts_ptr, states_ptr, table_ptr, alibi_ptr = pointers[:9]
+    sinks_ptr, q_scale_ptr, k_scale_ptr, v_scale_ptr, out_scale_ptr = pointers[9:]
+    heads, heads_tile, tokens, left, right, scale, softcap, has_sinks, has_lse, table_row = numbers[:10]
+    has_q_scale, has_k_scale, has_v_scale = numbers[10:13]
+    q_scale_b, q_scale_h, k_scale_b, k_scale_h, v_scale_b, v_scale_h = numbers[13:]
+    q_row, q_head, out_row, out_head, k_block, k_position, k_head, v_block, v_position, v_head = strides
+    r = tl.arange(0, M)
+    token_in, head_in = r // heads_tile, r % heads_tile
+    token = first_row + token_in
+    head = kv_head * heads + part_head + head_in
+    there = (token_in < M // heads_tile) & (token < rows) & (part_head + head_in < heads)
+    d = tl.arange(0, WIDTH)
+    row = (q_first + token).to(tl.int64)
+    q_at = row * q_row + head * q_head
+    q = tl.load(q_ptr + q_at[:, None] + d[None, :], mask=there[:, None] & (d < D)[None, :], other=0.0)
+    factor = scale * descale(q_scale_ptr, b, kv_head, q_scale_b, q_scale_h, has_q_scale)
+    factor *= descale(k_scale_ptr, b, kv_head, k_scale_b, k_scale_h, has_k_scale)
+    factors = tl.zeros([M], tl.float32) + factor * LOG2_E
+    if q_ptr.dtype.element_ty == tl.bfloat16 and FACTOR != tl.bfloat16:
+        q, of_row = in_fp16(q)
+        factors *= of_row
+    slopes = tl.zeros([M], tl.float32)
+    if ALIBI:
+        slopes = tl.load(alibi_ptr + head, mask=there, other=0.0).to(tl.float32) * LOG2_E
+    acc, peak, total = summed_values(
+        q.to(FACTOR),
+        k_ptr + kv_head.to(tl.int64) * k_head,
+        v_ptr + kv_head.to(tl.int64) * v_head,
+        table_ptr + b.to(tl.int64) * table_row,
+        slopes,
+        used - rows + token,
+        start,
+        end,
+        factors,
+        softcap * LOG2_E,
+        left,
+        right,
+        k_block,
+        k_position,
+        v_block,
+        v_position,
+        LEFT,
+        CAPPED,
+        ALIBI,
+        SHUFFLED,
+        D,
+        BLOCK,
+        N,
+    )
+    if alone:
+        stored(
+            acc,
+            peak,
+            total,
+            descale(v_scale_ptr, b, kv_head, v_scale_b, v_scale_h, has_v_scale),
+            sinks_ptr,
+            out_scale_ptr,
+            out_ptr,
+            lse_ptr,
+            head,
+            row * out_row + head * out_head,
+            head.to(tl.int64) * tokens + row,
+            there,
+            has_sinks,
+            has_lse,
+            D,
+            TOP,
+        )
+    else:
+        part = (slot.to(tl.int64) * M + r)[:, None] * WIDTH + d[None, :]
+        tl.store(parts_ptr + part, acc)
+        tl.store(states_ptr + slot * (2 * M) + r, peak)
+        tl.store(states_ptr + slot * (2 * M) + M + r, total)
+
+
+@triton.jit(do_not_specialize=FREE)
+def paged_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    lse_ptr,
+    parts_ptr,
+    states_ptr,
+    cu_ptr,
+    used_ptr,
+    table_ptr,
+    alibi_ptr,
+    sinks_ptr,
+    q_scale_ptr,
+    k_scale_ptr,
+    v_scale_ptr,
+    out_scale_ptr,
+    plan_ptr,
+    batch,
+    kv_heads,
+    heads,
+    heads_tile,
+    tiles_head,
+    few,
+    many,
+    splits,
+    programs,
+    unit_keys,
+    tokens,
+    left,
+    right,
+    has_sinks,
+    has_lse,
+    has_q_scale,
+    has_k_scale,
+    has_v_scale,
+    q_scale_b,
+    q_scale_h,
+    k_scale_b,
+    k_scale_h,
+    v_scale_b,
+    v_scale_h,
+    table_row,
+    scale,
+    softcap,
+    q_row,
+    q_head,
+    out_row,
+    out_head,
+    k_block,
+    k_position,
+    k_head,
+    v_block,
+    v_position,
+    v_head,
+    FACTOR: tl.constexpr,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SHUFFLED: tl.constexpr,
+    LEFT: tl.constexpr,
+    CAPPED: tl.constexpr,
+    ALIBI: tl.constexpr,
+    TOP: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    PLANNED: tl.constexpr,
+):
+    """Numbers: see `FREE`. q_row, k_block and so on: strides. FACTOR: the type of the products' factors. TOP: see
+    `stored`. M, N: rows and keys of a step.
+    """
+    pid = tl.program_id(0)
+    pointers = (q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, parts_ptr, states_ptr, table_ptr, alibi_ptr)
+    pointers += (sinks_ptr, q_scale_ptr, k_scale_ptr, v_scale_ptr, out_scale_ptr)
+    numbers = (heads, heads_tile, tokens, left, right, scale, softcap, has_sinks, has_lse, table_row)
+    numbers += (has_q_scale, has_k_scale, has_v_scale)
+    numbers += (q_scale_b, q_scale_h, k_scale_b, k_scale_h, v_scale_b, v_scale_h)
+    strides = (q_row, q_head, out_row, out_head, k_block, k_position, k_head, v_block, v_position, v_head)
+    if PLANNED:
+        mine = plan_ptr + pid * PLAN_WIDTH
+        b, kv_head, unit, units = tl.load(mine), tl.load(mine + 1), tl.load(mine + 2), tl.load(mine + 3)
+        while units > 0:
+            sequence = plan_ptr + (programs + b) * PLAN_WIDTH
+            all_units = tl.load(sequence + 1)
+            taken = tl.minimum(all_units - unit, units)
+            if taken > 0:
+                q_first = tl.load(cu_ptr + b)
+                used = tl.load(used_ptr + b)
+                start = (tl.load(sequence + 2) + unit) * unit_keys
+                attend_tile(
+                    pointers,
+                    numbers,
+                    strides,
+                    b,
+                    kv_head,
+                    0,
+                    0,
+                    q_first,
+                    tl.load(cu_ptr + b + 1) - q_first,
+                    used,
+                    start,
+                    tl.minimum(start + taken * unit_keys, used),
+                    taken == all_units,
+                    2 * pid + (unit == 0).to(tl.int32),
+                    FACTOR,
+                    D,
+                    WIDTH,
+                    BLOCK,
+                    SHUFFLED,
+                    LEFT,
+                    CAPPED,
+                    ALIBI,
+                    TOP,
+                    M,
+                    N,
+                )
+            # on to the next head, over what is left of this one and its overhead; or to the next sequence
+            scheduled = all_units > 0
+            units -= tl.where(scheduled, all_units + OVERHEAD - unit, 0)
+            unit = unit * 0
+            next_head = tl.where(scheduled, kv_head + 1, kv_heads)
+            b += next_head // kv_heads
+            kv_head = next_head % kv_heads
+    else:
+        of_head = pid % (kv_heads * tiles_head)
+        rest = pid // (kv_heads * tiles_head)
+        split, tile = rest % splits, rest // splits
+        b, within = tile, 0
+        if many != 0:
+            b, within = sequence_of(cu_ptr, tile, batch, M // heads_tile)
+        first_row = within * (M // heads_tile)
+        q_first = tl.load(cu_ptr + b)
+        rows = tl.load(cu_ptr + b + 1) - q_first
+        used = tl.load(used_ptr + b)
+        last_row = tl.minimum(first_row + M // heads_tile, rows)
+        begin, end = keys_of(used, rows, first_row, last_row, left, right, N)
+        start, end, parts = share_of(begin, end, splits, split, N)
+        if (first_row < rows) & (split < parts) & ((rows > few) == (many != 0)):
+            attend_tile(
+                pointers,
+                numbers,
+                strides,
+                b,
+                of_head // tiles_head,
+                of_head % tiles_head * heads_tile,
+                first_row,
+                q_first,
+                rows,
+                used,
+                start,
+                end,
+                parts == 1,
+                pid,
+                FACTOR,
+                D,
+                WIDTH,
+                BLOCK,
+                SHUFFLED,
+                LEFT,
+                CAPPED,
+                ALIBI,
+                TOP,
+                M,
+                N,
+            )
