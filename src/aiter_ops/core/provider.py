@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .evidence import KnownBad, in_window
 from .platforms import Platform
+from .schema import Signature
 
 if TYPE_CHECKING:
     from .op import Op
@@ -98,7 +99,8 @@ class Implementation(NamedTuple):
 class Provider:
     """A source of implementations. Its package holds one module per family, imported when the family is first used.
 
-    imports: the module its families cannot be imported without.
+    imports: the module its families cannot be imported without. around: given an op's signature and an implementation of
+    it as the layer runs it, arguments checked, what is run in its place.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Provider:
     package: str = ""
     imports: str | None = None
     known_bad: tuple[KnownBad, ...] = ()
+    around: Callable[[Signature, Callable[..., Any]], Callable[..., Any]] | None = None
     distribution: str = "aiter-ops"
 
     def implements(
