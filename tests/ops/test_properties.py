@@ -207,9 +207,11 @@ def test_meta_tensors_give_the_same_shapes_dtypes_and_strides(op: ops.Op) -> Non
             [v.to("meta") if isinstance(v, torch.Tensor) else v for v in sample.args],
             {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in sample.kwargs.items()},
         )
-        for g, w in zip(op.run(op.entry, args, kwargs), want, strict=True):
+        for i, (g, w) in enumerate(zip(op.run(op.entry, args, kwargs), want, strict=True)):
             assert g.device.type == "meta"
-            assert (g.shape, g.dtype, g.stride()) == (w.shape, w.dtype, w.stride())
+            assert (g.shape, g.dtype) == (w.shape, w.dtype)
+            # tensors that are written to come after the results; `to` left out the gaps between their rows
+            assert i >= len(op.results) or g.stride() == w.stride()
 
 
 @every_op
