@@ -88,7 +88,7 @@ def start(
         (sequences + fill) * heads * blocks,
         (q, k, v, q_ends, k_ends, *terms, *(coded or (q, q, q)), out, out if lse is None else lse),
         (*numbers, *strides),
-        (*padded, tile.rows, tile.keys, *features, lse is not None),
+        (*padded, tile.rows, tile.keys, *features, tile.bf16, lse is not None),
         tile.num_warps,
         tile.num_stages,
         tile.options,
