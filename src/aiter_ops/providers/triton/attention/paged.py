@@ -117,7 +117,7 @@ class _Launches:
         self.k, self.v, self.out, self.out_scale = k_cache, v_cache, out, none if out_scale is None else out_scale
         self.lse, self.alibi, self.sinks = (none if t is None else t.contiguous() for t in (lse, alibi, sinks))
         self.scales = [none if t is None else t for t in scales]
-        self.given = [int(t is not None) for t in (sinks, lse, *scales)]
+        self.given = [int(t is not None) for t in scales]
         self.scale_strides = [stride for t in scales for stride in _scale_strides(t)]
         self.factors = float(scale), float(softcap)
         position, head = (1, 2) if layout == "nhd" else (None, 1)
@@ -128,7 +128,8 @@ class _Launches:
         ]
         self.top = 0 if out_scale is None else int(code_max(out.dtype))
         self.shape = size, self.width
-        self.form = block, layout == "shuffled", window[0] >= 0, softcap > 0, alibi is not None, self.top
+        self.form = block, layout == "shuffled", window[0] >= 0, softcap > 0, alibi is not None
+        self.ends = sinks is not None, any(t is not None for t in scales), self.top, lse is not None
         self.factor = FACTORS[factor]
 
     def all(self) -> None:
@@ -156,8 +157,7 @@ class _Launches:
         splits = 1 if planned else self._splits(tile, tiles, tokens, many)
         grid = self.programs if planned else tiles * splits
         slots = 2 * grid if planned else grid if splits > 1 else 0
-        parts = self.q.new_empty(slots * tile.rows * self.width, dtype=torch.float32)
-        states = self.q.new_empty(slots * tile.rows * 2, dtype=torch.float32)
+        parts = self.q.new_empty(slots * tile.rows * (self.width + 2), dtype=torch.float32)
         programs = self.programs if planned else 0
         numbers = (
             *(self.batch, self.kv_heads, self.group, heads, tiles_head, few, int(many), splits, programs),
@@ -167,11 +167,11 @@ class _Launches:
         _attend(
             grid,
             (
-                *(self.q, self.k, self.v, self.out, self.lse, parts, states, self.cu, self.used, self.table),
+                *(self.q, self.k, self.v, self.out, self.lse, parts, self.cu, self.used, self.table),
                 *(self.alibi, self.sinks, *self.scales, self.out_scale, self.plan),
             ),
             (*numbers, self.table.stride(0), *self.factors, *self.q.stride()[:2], *ends, *self.cache_strides),
-            (self.factor, *self.shape, *self.form, tile.rows, tile.keys, planned),
+            (self.factor, *self.shape, *self.form, *self.ends, tile.rows, tile.keys, planned),
             tile.num_warps,
             tile.num_stages,
             tile.options,
@@ -180,11 +180,11 @@ class _Launches:
             _merge(
                 tiles * heads * (tokens if many else few),
                 (
-                    *(parts, states, self.out, self.lse, self.cu, self.used, self.sinks, self.scales[2]),
+                    *(parts, self.out, self.lse, self.cu, self.used, self.sinks, self.scales[2]),
                     *(self.out_scale, self.plan),
                 ),
                 (*numbers, self.table.stride(0), tile.rows, tile.keys, *ends),
-                (*self.shape, self.top, PARTS),
+                (*self.shape, *self.ends, PARTS),
             )
 
     def _splits(self, tile: PagedTile, tiles: int, tokens: int, many: bool) -> int:
