@@ -136,24 +136,25 @@ class _Launches:
         """Sequences that fit a tile first, then the others, where there can be such."""
         rows, few, fixed = self.max_q * self.group, 0, batch_invariant()
         # where every sequence has max_q rows, either all of them fit a tile or none
-        short = rows <= MOST_ROWS or self.tokens < self.batch * self.max_q or fixed
-        if short and self.group <= MOST_ROWS:
-            tile = self._tile(MOST_ROWS if fixed else min(rows, MOST_ROWS))
+        if rows <= MOST_ROWS or self.tokens < self.batch * self.max_q or fixed:
+            wanted = MOST_ROWS if fixed else min(rows, MOST_ROWS)
+            tile = self._tile(wanted)
             few = min(tile.rows // self.group, self.max_q)
-            self._launch(tile, few, many=False)
+            if few:
+                # a plan is for all sequences of up to MOST_ROWS rows
+                self._launch(tile, few, many=False, planned=self.programs > 0 and tile.rows >= wanted)
         if self.max_q > few:
-            self._launch(self._tile(MOST_ROWS + 1), few, many=True)
+            self._launch(self._tile(MOST_ROWS + 1), few, many=True, planned=False)
 
     def _tile(self, rows: int) -> PagedTile:
         return paged_tile(machine(), rows, self.width, *self.bytes)
 
-    def _launch(self, tile: PagedTile, few: int, many: bool) -> None:
+    def _launch(self, tile: PagedTile, few: int, many: bool, planned: bool) -> None:
         """few: rows of the longest sequence that has one tile. many: the tiles are those of longer sequences."""
         heads = min(self.group, tile.rows)
         tiles_head = -(-self.group // heads)
         tokens = tile.rows // heads
         tiles = (self.tokens // tokens + self.batch if many else self.batch) * self.kv_heads * tiles_head
-        planned = self.programs > 0 and not many
         splits = 1 if planned else self._splits(tile, tiles, tokens, many)
         grid = self.programs if planned else tiles * splits
         slots = 2 * grid if planned else grid if splits > 1 else 0

@@ -62,7 +62,7 @@ def in_fp16(q):
     top = tl.max(tl.abs(wide), axis=1).to(tl.int32, bitcast=True) & 0x7F800000
     # the row's largest goes to 2^14; far from the ends of fp32's exponents both powers are normal numbers
     top = tl.minimum(tl.maximum(top, 15 << 23), 253 << 23)
-    up = ((268 << 23) - top).to(tl.float32, bitcast=True)
+    up = ((253 << 23) - top + (15 << 23)).to(tl.float32, bitcast=True)
     down = (top - (14 << 23)).to(tl.float32, bitcast=True)
     return (wide * up[:, None]).to(tl.float16), down
 
