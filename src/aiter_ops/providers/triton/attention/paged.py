@@ -35,7 +35,9 @@ _merge = Launcher(merge_kernel, free=len(FREE) + 2)
 
 
 def _predicate(platform: Platform) -> Predicate:
-    def refuse(q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, *rest: Any) -> str | None:
+    def refuse(
+        q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, *rest: Any, layout: str = "nhd", **named: Any
+    ) -> str | None:
         for t in (q, k_cache, out):
             if t.dtype in FP8 and (reason := fp8_predicate(platform, t.dtype)):
                 return reason
@@ -43,7 +45,7 @@ def _predicate(platform: Platform) -> Predicate:
             return f"the kernel takes a head size <= {WIDEST}; it is {q.shape[2]}"
         if out.stride(2) != 1 and out.numel():
             return f"the kernel writes heads with stride 1 between elements; it is {out.stride(2)}"
-        layout = rest[-2]
+        layout = rest[-2] if rest else layout
         for t in (k_cache, v_cache):
             inner = _inner_strides(t, layout)
             if t.numel() and inner != inner_strides(t, layout):

@@ -17,7 +17,8 @@ def sequence_of(cu_ptr, tile, batch, tokens):
     """(sequence, tile in it) of a tile, where sequence b has the tiles from cu[b] // tokens + b on, `tokens` rows each;
     some tiles are past the rows of their sequence.
     """
-    low, high = 0, batch
+    low = tile * 0
+    high = low + batch
     while high - low > 1:
         middle = (low + high) // 2
         before = tl.load(cu_ptr + middle) // tokens + middle <= tile

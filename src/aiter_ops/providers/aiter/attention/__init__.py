@@ -1,0 +1,3 @@
+"""Attention by AITER."""
+
+from . import paged as paged
