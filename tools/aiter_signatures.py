@@ -126,7 +126,12 @@ FUNCTIONS = {
     "aiter.fused_moe_bf16_asm": ("asm_moe_tkw1",),
     "aiter.ops.shuffle": ("shuffle_weight", "shuffle_weight_a16w4", "shuffle_scale_a16w4"),
     "aiter.utility.fp4_utils": ("e8m0_shuffle",),
+<<<<<<< HEAD
     "aiter.ops.mha": ("flash_attn_varlen_func", "flash_attn_varlen_fp8_pertensor_func"),
+=======
+    "aiter.ops.triton.unified_attention": ("unified_attention",),
+    "aiter.ops.triton.attention.unified_attention": ("unified_attention",),
+>>>>>>> paged
 }
 
 

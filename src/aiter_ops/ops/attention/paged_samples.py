@@ -173,5 +173,5 @@ def samples_lse(make: Make) -> Iterator[Sample]:
     yield Sample("long context", batch(make, (1, 2), (700, 1), (4, 1)))
     arguments = batch(make, (1, 2, 1), (45, 9, 150))
     yield Sample("plan", arguments, {"plan": planned(arguments, 5)})
-    llama = batch(make, [1] * 7 + [300], [1900, 2000, 3, 70, 900, 1024, 1500, 1000], (32, 8), 128, 16, BF16, pool=512)
-    yield Sample("Llama-3-8B mixed", llama, size="model")
+    llama = batch(make, [1] * 8, [1900, 2000, 3, 70, 900, 1024, 1500, 1000], (32, 8), 128, 16, BF16, pool=512)
+    yield Sample("Llama-3-8B decode 8", llama, size="model")

@@ -3,3 +3,6 @@
 from . import attention, gemm, moe, norm_quant, routing
 
 KNOWN_BAD = (*norm_quant.ROWS, *gemm.ROWS, *routing.ROWS, *moe.ROWS, *attention.ROWS)
+from . import gemm, moe, norm_quant, paged, routing
+
+KNOWN_BAD = (*norm_quant.ROWS, *gemm.ROWS, *routing.ROWS, *moe.ROWS, *paged.ROWS)
