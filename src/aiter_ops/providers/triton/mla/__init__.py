@@ -1,0 +1,3 @@
+"""MLA kernels; importing the room registers its implementations."""
+
+from . import decode as decode
