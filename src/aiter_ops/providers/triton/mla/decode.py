@@ -17,8 +17,8 @@ from aiter_ops.providers.triton.tiles.quant import next_power_of_two
 
 from .kernels import decode_kernel, merge_kernel
 
-_decode = Launcher(decode_kernel, free=8)
-_merge = Launcher(merge_kernel, free=5)
+_decode = Launcher(decode_kernel, free=9)
+_merge = Launcher(merge_kernel, free=6)
 
 _WEIGHTS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 MERGED_ROWS = 4
@@ -57,34 +57,38 @@ def _launch(
     plan: Tensor | None,
 ) -> None:
     """Writes `out`, and `lse` [H, T] of all rows that are of a sequence."""
+    qo_indptr, kv_indptr = qo_indptr.contiguous(), kv_indptr.contiguous()
+    kv_indices, kv_last_page_lens = kv_indices.contiguous(), kv_last_page_lens.contiguous()
     tokens, heads, width = q.shape
     value, batch, fixed = out.shape[2], qo_indptr.shape[0] - 1, batch_invariant()
     rest, most_rows = width - value, max_q * heads
-    tile = decode_tile(machine(), q.element_size(), kv_buffer.element_size(), heads if fixed else most_rows)
-    tiles = -(-most_rows // tile.rows)
     planned = plan is not None and not fixed
-    if planned:
-        assert plan is not None
+    row_count = heads if fixed else most_rows
+    tile = decode_tile(machine(), q.element_size(), kv_buffer.element_size(), row_count, planned)
+    tiles = -(-most_rows // tile.rows)
+    if plan is not None and planned and tile.planned_rows:
         parts, slot_rows = parts_in(plan, batch), most_rows
         slots, items = 2 * parts, parts
     else:
+        planned = False
         parts = split_count(machine(), tile, batch, tiles, kv_indices.shape[0] * page_size, fixed)
         slots, slot_rows, items = parts, tokens * heads, parts * batch
     split = planned or parts > 1
     part = q.new_empty(slots * slot_rows * (value + 1), dtype=torch.float32) if split else lse
+    schedule = plan.contiguous() if plan is not None and planned else qo_indptr
     weight = _WEIGHTS.get(q.dtype, tl.float16)
     tensors = (q, kv_buffer, out, lse, part, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens)
     scales = (lse if q_scale is None else q_scale, lse if kv_scale is None else kv_scale)
     kv_page, kv_row = kv_buffer.stride(0), kv_buffer.stride(1)
-    numbers = (parts, heads, tokens, slot_rows, tiles, int(causal), float(scale), float(logit_cap))
-    strides = (page_size, q.stride(0), q.stride(1), kv_page, kv_row, out.stride(0), out.stride(1))
+    numbers = (parts, heads, tokens, slot_rows, tiles, page_size, int(causal), float(scale), float(logit_cap))
+    strides = (q.stride(0), q.stride(1), kv_page, kv_row, out.stride(0), out.stride(1))
     blocks = next_power_of_two(max(value, 16)), next_power_of_two(max(rest, 16))
     halves = min(tile.halves, blocks[0] // 16)
-    shape = (tile.rows, tile.step, value, rest, blocks[0] // halves, blocks[1], halves)
+    shape = (tile.rows, tile.step, value, rest, blocks[0] // halves, blocks[1], halves, tile.reloaded, page_size > 1)
     constants = (*shape, planned, split, logit_cap > 0)
     _decode(
         items * tiles,
-        (*tensors, *scales, plan if planned else qo_indptr),
+        (*tensors, *scales, schedule),
         (*numbers, *strides),
         (*constants, q_scale is not None, kv_scale is not None, weight),
         tile.num_warps,
@@ -95,7 +99,7 @@ def _launch(
         chunks = -(-most_rows // MERGED_ROWS)
         _merge(
             batch * chunks,
-            (out, lse, part, qo_indptr, kv_indptr, kv_last_page_lens, plan if planned else qo_indptr),
+            (out, lse, part, qo_indptr, kv_indptr, kv_last_page_lens, schedule),
             (parts, heads, tokens, slot_rows, chunks, page_size, out.stride(0), out.stride(1)),
             (MERGED_ROWS, tile.step, value, blocks[0], planned),
         )

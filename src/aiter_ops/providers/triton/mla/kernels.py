@@ -33,12 +33,15 @@ def lses_at(parts, slot_rows, VALUE: tl.constexpr, PLANNED: tl.constexpr):
 
 
 @triton.jit
-def loaded(at, columns, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
-    """A tile of rows that all are there; zeros in columns past WIDTH (none where BLOCK_WIDTH is WIDTH)."""
+def loaded(at, columns, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, AGAIN: tl.constexpr = False):
+    """A tile of rows that all are there; zeros in columns past WIDTH (none where BLOCK_WIDTH is WIDTH).
+
+    AGAIN: it is loaded wherever this stands, and the compiler may not keep it in registers through a loop.
+    """
     if WIDTH == BLOCK_WIDTH:
-        return tl.load(at[:, None] + columns[None, :])
+        return tl.load(at[:, None] + columns[None, :], volatile=AGAIN)
     else:
-        return tl.load(at[:, None] + columns[None, :], mask=columns[None, :] < WIDTH, other=0.0)
+        return tl.load(at[:, None] + columns[None, :], mask=columns[None, :] < WIDTH, other=0.0, volatile=AGAIN)
 
 
 @triton.jit
@@ -70,43 +73,55 @@ def attended(
     BLOCK_VALUE: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     HALVES: tl.constexpr,
+    RELOADED: tl.constexpr,
+    PAGED: tl.constexpr,
     CAPPED: tl.constexpr,
     WEIGHT: tl.constexpr,
 ):
     """The rows of q at pointers `q_at` over the keys begin to end - 1, up to `furthest`, of the pages at `pages_ptr`.
 
+    RELOADED: q is read again in every step, for want of registers. PAGED: a page holds several keys.
     Returns the sums of values in two halves of the columns (HALVES of 1: the first are all), peak and total.
     """
     columns = tl.arange(0, BLOCK_VALUE)
     high = columns + BLOCK_VALUE
     rest = tl.arange(0, BLOCK_REST)
-    q = loaded(q_at, columns, VALUE, BLOCK_VALUE * HALVES)
-    if HALVES == 2:
-        q_high = loaded(q_at, high, VALUE, BLOCK_VALUE * 2)
-    if REST > 0:
-        q_rest = loaded(q_at + VALUE, rest, REST, BLOCK_REST)
+    if not RELOADED:
+        q = loaded(q_at, columns, VALUE, BLOCK_VALUE * HALVES)
+        if HALVES == 2:
+            q_high = loaded(q_at, high, VALUE, BLOCK_VALUE * 2)
+        if REST > 0:
+            q_rest = loaded(q_at + VALUE, rest, REST, BLOCK_REST)
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, BLOCK_VALUE], tl.float32)
     acc_high = acc
     # past the end the last key is read again and not seen: what lies behind it may be NaN, or no memory
     place = tl.minimum(begin + tl.arange(0, STEP), end - 1)
-    page = tl.load(pages_ptr + place // page_size, mask=place >= begin, other=0)
+    page = tl.load(pages_ptr + (place // page_size if PAGED else place), mask=place >= begin, other=0)
     for n in range(begin, end, STEP):
         key = n + tl.arange(0, STEP)
-        kv_at = kv_ptr + page.to(tl.int64) * kv_page + (place % page_size).to(tl.int64) * kv_row
+        kv_at = kv_ptr + page.to(tl.int64) * kv_page
+        if PAGED:
+            kv_at += (place % page_size).to(tl.int64) * kv_row
         # the next step's page numbers, for whose way from memory its keys need not wait
         place = tl.minimum(key + STEP, end - 1)
-        page = tl.load(pages_ptr + place // page_size)
+        page = tl.load(pages_ptr + (place // page_size if PAGED else place))
         k = loaded(kv_at, columns, VALUE, BLOCK_VALUE * HALVES)
         wide = k.to(WEIGHT)
+        if RELOADED:
+            q = loaded(q_at, columns, VALUE, BLOCK_VALUE * HALVES, True)
         score = tl.dot(q, k.T if q.dtype == k.dtype else wide.T, input_precision="ieee")
         if HALVES == 2:
             k_high = loaded(kv_at, high, VALUE, BLOCK_VALUE * 2)
             wide_high = k_high.to(WEIGHT)
+            if RELOADED:
+                q_high = loaded(q_at, high, VALUE, BLOCK_VALUE * 2, True)
             score = tl.dot(q_high, k_high.T if q.dtype == k.dtype else wide_high.T, score, input_precision="ieee")
         if REST > 0:
             k_rest = loaded(kv_at + VALUE, rest, REST, BLOCK_REST)
+            if RELOADED:
+                q_rest = loaded(q_at + VALUE, rest, REST, BLOCK_REST, True)
             score = tl.dot(q_rest, k_rest.to(q.dtype).T, score, input_precision="ieee")
         score = score * factor
         if CAPPED:
@@ -130,7 +145,7 @@ def written(at, acc, acc_high, over, here, VALUE: tl.constexpr, BLOCK_VALUE: tl.
         stored(at, high, acc_high * over[:, None], here, VALUE, BLOCK_VALUE * 2)
 
 
-@triton.jit(do_not_specialize=["parts", "heads", "tokens", "slot_rows", "tiles", "causal", "scale", "cap"])
+@triton.jit(do_not_specialize=["parts", "heads", "tokens", "slot_rows", "tiles", "page_size", "causal", "scale", "cap"])
 def decode_kernel(
     q_ptr,
     kv_ptr,
@@ -149,10 +164,10 @@ def decode_kernel(
     tokens,
     slot_rows,
     tiles,
+    page_size,
     causal,
     scale,
     cap,
-    page_size,
     q_token,
     q_head,
     kv_page,
@@ -166,6 +181,8 @@ def decode_kernel(
     BLOCK_VALUE: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     HALVES: tl.constexpr,
+    RELOADED: tl.constexpr,
+    PAGED: tl.constexpr,
     PLANNED: tl.constexpr,
     SPLIT: tl.constexpr,
     CAPPED: tl.constexpr,
@@ -236,6 +253,8 @@ def decode_kernel(
                 BLOCK_VALUE,
                 BLOCK_REST,
                 HALVES,
+                RELOADED,
+                PAGED,
                 CAPPED,
                 WEIGHT,
             )
@@ -259,7 +278,7 @@ def decode_kernel(
                 tl.store(part_ptr + lses_at(parts, slot_rows, VALUE, PLANNED) + at, power, mask=here)
 
 
-@triton.jit(do_not_specialize=["parts", "heads", "tokens", "slot_rows", "tiles"])
+@triton.jit(do_not_specialize=["parts", "heads", "tokens", "slot_rows", "tiles", "page_size"])
 def merge_kernel(
     out_ptr,
     lse_ptr,
