@@ -121,17 +121,17 @@ def expand_kernel(
     mask = here[:, None] & (column < width)[None, :]
     token = t.to(tl.int64)
     if is_key:
-        at = k_ptr + token * k_token + head.to(tl.int64) * k_head
-        tl.store(at[:, None] + column[None, :], acc.to(k_ptr.dtype.element_ty), mask=mask)
+        k_at = k_ptr + token * k_token + head.to(tl.int64) * k_head
+        tl.store(k_at[:, None] + column[None, :], acc.to(k_ptr.dtype.element_ty), mask=mask)
         if ROPE > 0 and tile == 0:
             r = tl.arange(0, BLOCK_ROPE)
             rope = tl.load(kv_at[:, None] + LATENT + r[None, :], mask=(r < ROPE)[None, :], other=0.0)
             rope = rope.to(tl.float32) * kv_scale
-            mask = here[:, None] & (r < ROPE)[None, :]
-            tl.store(at[:, None] + NOPE + r[None, :], rope.to(k_ptr.dtype.element_ty), mask=mask)
+            inside = here[:, None] & (r < ROPE)[None, :]
+            tl.store(k_at[:, None] + NOPE + r[None, :], rope.to(k_ptr.dtype.element_ty), mask=inside)
     else:
-        at = v_ptr + token * v_token + head.to(tl.int64) * v_head
-        tl.store(at[:, None] + column[None, :], acc.to(v_ptr.dtype.element_ty), mask=mask)
+        v_at = v_ptr + token * v_token + head.to(tl.int64) * v_head
+        tl.store(v_at[:, None] + column[None, :], acc.to(v_ptr.dtype.element_ty), mask=mask)
 
 
 _expand = Launcher(expand_kernel, free=3)

@@ -1,4 +1,4 @@
-"""A schedule for MLA decoding, made on the device in one launch: every program sums the costs for itself."""
+"""A schedule for MLA decoding, made on the device in one launch: a program a part, each sums the costs for itself."""
 
 from __future__ import annotations
 
@@ -14,20 +14,17 @@ from aiter_ops.providers.triton.launch import Launcher
 from .kernels import KEYS, key_count
 
 COST = tl.constexpr(OVERHEAD)
-SEQUENCES = 128
+SEQUENCES = 256
 """Sequences that are read at once."""
-
-PARTS = 32
-"""Parts of a program."""
 
 
 @triton.jit
 def blocks_of(qo_indptr_ptr, kv_indptr_ptr, last_ptr, b, batch, page_size):
     """Key blocks of the sequences b, and what they cost; zeros for those without rows, and past the last."""
-    b = tl.minimum(b, batch - 1)
-    _, keys = key_count(kv_indptr_ptr, last_ptr, b, page_size)
-    rows = tl.load(qo_indptr_ptr + b + 1) - tl.load(qo_indptr_ptr + b)
-    blocks = tl.where(rows > 0, (keys + KEYS - 1) // KEYS, 0)
+    at = tl.minimum(b, batch - 1)
+    _, keys = key_count(kv_indptr_ptr, last_ptr, at, page_size)
+    rows = tl.load(qo_indptr_ptr + at + 1) - tl.load(qo_indptr_ptr + at)
+    blocks = tl.where((rows > 0) & (b < batch), (keys + KEYS - 1) // KEYS, 0)
     return blocks, tl.where(blocks > 0, blocks + COST, 0)
 
 
@@ -41,47 +38,39 @@ def plan_kernel(
     parts,
     page_size,
     SEQUENCES: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
-    """PARTS rows of the plan's first part; program 0 also writes what it says of sequences. See mla_decode_plan."""
+    """One part of the plan; the first program also writes what it says of sequences. See mla_decode_plan."""
     lane = tl.arange(0, SEQUENCES)
     sums = tl.zeros([SEQUENCES], tl.int32)
     for begin in range(0, batch, SEQUENCES):
-        b = begin + lane
-        _, cost = blocks_of(qo_indptr_ptr, kv_indptr_ptr, last_ptr, b, batch, page_size)
-        sums += tl.where(b < batch, cost, 0)
+        _, cost = blocks_of(qo_indptr_ptr, kv_indptr_ptr, last_ptr, begin + lane, batch, page_size)
+        sums += cost
     share = tl.maximum(tl.cdiv(tl.sum(sums, axis=0), parts), 1)
 
-    part = tl.program_id(0) * PARTS + tl.arange(0, PARTS)
+    part = tl.program_id(0)
     low = part * share
     high = low + share
-    first = tl.zeros([PARTS], tl.int32)
-    last = tl.zeros([PARTS], tl.int32)
-    before = tl.zeros([], tl.int32)
-    first_lies = tl.zeros([PARTS], tl.int32)
-    first_blocks = tl.zeros([PARTS], tl.int32)
-    last_lies = tl.zeros([PARTS], tl.int32)
-    last_blocks = tl.zeros([PARTS], tl.int32)
+    before = part * 0
+    first, first_lies, first_blocks = before, before, before
+    last, last_lies, last_blocks = before, before, before
     for begin in range(0, batch, SEQUENCES):
         b = begin + lane
         blocks, cost = blocks_of(qo_indptr_ptr, kv_indptr_ptr, last_ptr, b, batch, page_size)
-        blocks, cost = tl.where(b < batch, blocks, 0), tl.where(b < batch, cost, 0)
         ends = before + tl.cumsum(cost, axis=0)
         starts = ends - cost
         before += tl.sum(cost, axis=0)
         lies = starts + COST
-        inside = (b < batch)[None, :]
-        first += tl.sum((inside & (ends[None, :] <= low[:, None])).to(tl.int32), axis=1)
+        first += tl.sum(((b < batch) & (ends <= low)).to(tl.int32), axis=0)
+        holds = (starts <= low) & (low < ends)
+        first_lies += tl.sum(tl.where(holds, lies, 0), axis=0)
+        first_blocks += tl.sum(tl.where(holds, blocks, 0), axis=0)
         # costs are summed in order, so those counted here are the chunk's first, and the last of them the last so far
-        count = tl.sum((inside & (lies[None, :] < high[:, None])).to(tl.int32), axis=1)
+        count = tl.sum(((b < batch) & (lies < high)).to(tl.int32), axis=0)
         last += count
-        holds = inside & (starts[None, :] <= low[:, None]) & (low[:, None] < ends[None, :])
-        first_lies += tl.sum(tl.where(holds, lies[None, :], 0), axis=1)
-        first_blocks += tl.sum(tl.where(holds, blocks[None, :], 0), axis=1)
-        ending = lane[None, :] == count[:, None] - 1
-        last_lies = tl.where(count > 0, tl.sum(tl.where(ending, lies[None, :], 0), axis=1), last_lies)
-        last_blocks = tl.where(count > 0, tl.sum(tl.where(ending, blocks[None, :], 0), axis=1), last_blocks)
-        if tl.program_id(0) == 0:
+        ending = lane == count - 1
+        last_lies = tl.where(count > 0, tl.sum(tl.where(ending, lies, 0), axis=0), last_lies)
+        last_blocks = tl.where(count > 0, tl.sum(tl.where(ending, blocks, 0), axis=0), last_blocks)
+        if part == 0:
             here = lies // share
             pieces = (lies + blocks - 1) // share - here + 1
             row = plan_ptr + 4 * parts + 2 * b
@@ -91,10 +80,10 @@ def plan_kernel(
     begins = tl.minimum(tl.maximum(low - first_lies, 0), first_blocks)
     stops = tl.minimum(tl.maximum(high - last_lies, 0), last_blocks)
     row = plan_ptr + 4 * part
-    tl.store(row, first, mask=part < parts)
-    tl.store(row + 1, tl.where(last > first, begins, 0), mask=part < parts)
-    tl.store(row + 2, last, mask=part < parts)
-    tl.store(row + 3, tl.where(last > first, stops, 0), mask=part < parts)
+    tl.store(row, first)
+    tl.store(row + 1, tl.where(last > first, begins, 0))
+    tl.store(row + 2, last)
+    tl.store(row + 3, tl.where(last > first, stops, 0))
 
 
 _plan = Launcher(plan_kernel, free=3)
@@ -115,5 +104,5 @@ def mla_decode_plan(
         return qo_indptr.new_zeros((plan_size(parts, batch),))
     plan = torch.empty((plan_size(parts, batch),), dtype=torch.int32, device=qo_indptr.device)
     tensors = (qo_indptr.contiguous(), kv_indptr.contiguous(), kv_last_page_lens.contiguous(), plan)
-    _plan(-(-parts // PARTS), tensors, (batch, parts, page_size), (SEQUENCES, PARTS), 4)
+    _plan(parts, tensors, (batch, parts, page_size), (SEQUENCES,), 4)
     return plan
