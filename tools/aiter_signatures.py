@@ -122,6 +122,8 @@ FUNCTIONS = {
     },
     "aiter.ops.moe_op": ("topk_softmax", "topk_sigmoid"),
     "aiter.ops.topk": ("topk_gating", "grouped_topk", "moe_fused_gate", "biased_grouped_topk_hip"),
+    "aiter.mla": ("mla_decode_fwd",),
+    "aiter.ops.triton.gather_kv_b_proj": ("gather_kv_b_proj",),
     "aiter.fused_moe": ("fused_moe",),
     "aiter.fused_moe_bf16_asm": ("asm_moe_tkw1",),
     "aiter.ops.shuffle": ("shuffle_weight", "shuffle_weight_a16w4", "shuffle_scale_a16w4"),

@@ -6,3 +6,6 @@ KNOWN_BAD = (*norm_quant.ROWS, *gemm.ROWS, *routing.ROWS, *moe.ROWS, *attention.
 from . import gemm, moe, norm_quant, paged, routing
 
 KNOWN_BAD = (*norm_quant.ROWS, *gemm.ROWS, *routing.ROWS, *moe.ROWS, *paged.ROWS)
+from . import gemm, mla, moe, norm_quant, routing
+
+KNOWN_BAD = (*norm_quant.ROWS, *gemm.ROWS, *routing.ROWS, *moe.ROWS, *mla.ROWS)
