@@ -9,3 +9,6 @@ KNOWN_BAD = (*norm_quant.ROWS, *gemm.ROWS, *routing.ROWS, *moe.ROWS, *paged.ROWS
 from . import gemm, mla, moe, norm_quant, routing
 
 KNOWN_BAD = (*norm_quant.ROWS, *gemm.ROWS, *routing.ROWS, *moe.ROWS, *mla.ROWS)
+from . import gemm, kv_cache, moe, norm_quant, routing
+
+KNOWN_BAD = (*norm_quant.ROWS, *gemm.ROWS, *routing.ROWS, *moe.ROWS, *kv_cache.ROWS)
