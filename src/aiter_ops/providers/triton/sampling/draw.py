@@ -108,6 +108,8 @@ def sample(
     seeds: Tensor,
     offsets: Tensor,
 ) -> Tensor:
+    if logits.shape[1] == 1:
+        return logits.new_zeros((len(logits),), dtype=torch.int32)
     rows = as_rows(logits)
     flat, count, columns, stride = rows
     tile = sample_tile(machine(), count, columns)
@@ -131,14 +133,15 @@ def sample(
         seen, held = (flat, temperature, k, p, peaks), (tile.most_parts, MOST_LISTED, tile.block)
         found = (info, masses[1], lists[0], lists[1])
         _count(wide, (*seen, both[0]), (*numbers, tile.chunk), (tile.most_parts, tile.block), **options)
-        _refine(wide, (*seen, both[0], both[1], masses[0]), (*numbers, tile.chunk), held, **options)
-        _collect(wide, (*seen, both[0], both[1], masses[0], *found), (*numbers, tile.chunk), held, **options)
+        _refine(wide, (*seen, *both, masses[0]), (*numbers, tile.chunk), held, **options)
+        warps = tile.search_warps
+        _collect(wide, (*seen, *both, masses[0], *found), (*numbers, tile.chunk), held, warps, options=EXACT)
         _settle(
             count,
             (*seen[:4], m, seeds, offsets, peaks, *found, tokens),
             numbers,
-            held,
-            tile.search_warps,
+            (*held[:2], MOST_LISTED),
+            warps,
             options=EXACT,
         )
     contest = (flat, temperature, m, seeds, offsets, peaks, info, ranked, tokens)

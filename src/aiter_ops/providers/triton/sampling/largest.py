@@ -92,6 +92,8 @@ def least(ranked: Tensor, tokens: Tensor, tile: SampleTile) -> None:
 
 @PROVIDER.implements("greedy", batch_invariant=True)
 def greedy(logits: Tensor) -> Tensor:
+    if logits.shape[1] == 1:
+        return logits.new_zeros((len(logits),), dtype=torch.int32)
     rows = as_rows(logits)
     tile = sample_tile(machine(), rows[1], rows[2])
     tokens = logits.new_empty((rows[1],), dtype=torch.int32)
