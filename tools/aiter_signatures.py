@@ -125,6 +125,7 @@ FUNCTIONS = {
     "aiter.fused_moe_bf16_asm": ("asm_moe_tkw1",),
     "aiter.ops.shuffle": ("shuffle_weight", "shuffle_weight_a16w4", "shuffle_scale_a16w4"),
     "aiter.utility.fp4_utils": ("e8m0_shuffle",),
+    "aiter.ops.sample": ("greedy_sample",),
 }
 
 
