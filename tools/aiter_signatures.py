@@ -130,6 +130,7 @@ FUNCTIONS = {
     "aiter.utility.fp4_utils": ("e8m0_shuffle",),
 <<<<<<< HEAD
 <<<<<<< HEAD
+<<<<<<< HEAD
     "aiter.ops.mha": ("flash_attn_varlen_func", "flash_attn_varlen_fp8_pertensor_func"),
 =======
     "aiter.ops.triton.unified_attention": ("unified_attention",),
@@ -144,6 +145,9 @@ FUNCTIONS = {
     "aiter.ops.triton.fused_kv_cache": ("fused_qk_rope_reshape_and_cache",),
     "aiter.ops.triton.fusions.fused_kv_cache": ("fused_qk_rope_reshape_and_cache",),
 >>>>>>> rope
+=======
+    "aiter.ops.sample": ("greedy_sample",),
+>>>>>>> sampling
 }
 
 
