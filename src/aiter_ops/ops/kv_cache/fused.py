@@ -167,7 +167,7 @@ def qk_norm_rope_and_cache(
     v_scale: Tensor | None = None,
     layout: Literal["nhd", "shuffled"] = "nhd",
 ) -> None:
-    """`rope_and_cache` with an RMSNorm of every head of q and k before the rotation (Qwen3, arXiv:2505.09388).
+    """`rope_and_cache` with an RMSNorm of every head before the rotation (Qwen3, arXiv:2505.09388); q, k in place.
 
     q_weight, k_weight: [D] of any float dtype; every head of q: q / sqrt(mean(q²) + eps) · q_weight over its D columns
     (RMSNorm, arXiv:1910.07467), k likewise. The normalised values are not rounded before they are turned: q and k are

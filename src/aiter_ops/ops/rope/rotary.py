@@ -122,7 +122,7 @@ def mrope(
     is_neox: bool = True,
     interleaved: bool = False,
 ) -> None:
-    """`rotary_embedding` with three positions a token, of time, height and width (Qwen2-VL, arXiv:2409.12191).
+    """`rotary_embedding`, in place, with three positions a token: time, height, width (Qwen2-VL, arXiv:2409.12191).
 
     positions: [3, T] int32 or int64. section: how many of the R/2 pairs each of the three turns; their sum is R/2. The
     default is Qwen2-VL's, for heads of 128 columns. The first section[0] pairs take the first position, the next

@@ -86,12 +86,8 @@ def attend_tile(
     factor = scale * descale(q_scale_ptr, b, kv_head, q_scale_b, q_scale_h, has_q_scale, SCALED)
     factor *= descale(k_scale_ptr, b, kv_head, k_scale_b, k_scale_h, has_k_scale, SCALED)
     factors = tl.zeros([M], tl.float32) + factor * LOG2_E
-<<<<<<< HEAD
-    if q_ptr.dtype.element_ty == tl.bfloat16 and tl.bfloat16 != FACTOR:
-=======
     own: tl.constexpr = q_ptr.dtype.element_ty
     if own == tl.bfloat16 and own != FACTOR:
->>>>>>> paged
         q, of_row = in_fp16(q)
         factors *= of_row
     slopes = tl.zeros([M], tl.float32)
