@@ -32,7 +32,7 @@ def test_every_way_of_the_search_draws_the_same_token() -> None:
     result = in_interpreter("sampling_in_interpreter.py")
     assert result["run"] >= 20
     assert set(result["ways"]) == {"nothing", "drawn", "cut", "too many"}
-    assert min(result["ways"].values()) >= 5, result["ways"]
+    assert min(result["ways"].values()) >= 3, result["ways"]
     assert not result["wrong"], result["wrong"]
 
 

@@ -129,17 +129,18 @@ def _span(count, upper, lower, refined, head, below, k, p, columns):
         lightest, heaviest = light(lower), heavy(upper)
         least = count.to(tl.int64) * lightest
         most = count.to(tl.int64) * heaviest
-        # of the k-th's bin the columns from k on are out, unless they equal it
-        sure = tl.where(bin == kth, (k - above).to(tl.int64) * lightest, least)
         if refined:
             least = tl.where(bin == 0, head, tl.where(bin == LAST, below, least))
             most = tl.where(bin == 0, head, tl.where(bin == LAST, below, most))
-            sure = tl.where(bin == kth, sure, least)
-        low = tl.sum(tl.where(bin <= kth, sure, 0), axis=0)
-        high = tl.sum(tl.where(bin <= kth, most, 0), axis=0)
-        first = tl.sum((tl.cumsum(most, axis=0) < mass_below(p, low)).to(tl.int32), axis=0)
-        last = tl.sum((tl.cumsum(least, axis=0) < mass_below(p, high)).to(tl.int32), axis=0)
-        last = tl.minimum(tl.minimum(last, kth), BINS - 1)
+        # of the k-th's bin the columns from k on are out, unless they equal it
+        least = tl.where(bin == kth, (k - above).to(tl.int64) * lightest, least)
+        least, most = tl.where(bin <= kth, least, 0), tl.where(bin <= kth, most, 0)
+        from_least, from_most = tl.cumsum(least, axis=0), tl.cumsum(most, axis=0)
+        # the threshold is beyond a bin where the mass down to it is too little even with the most of it, the least beyond
+        too_little = from_most < mass_below(p, from_most + (tl.sum(least, axis=0) - from_least))
+        enough = from_least >= mass_below(p, from_least + (tl.sum(most, axis=0) - from_most))
+        first = tl.sum(too_little.to(tl.int32), axis=0)
+        last = tl.minimum(tl.sum((~enough).to(tl.int32), axis=0), BINS - 1)
         first = tl.minimum(first, last)
     return first, last, kth, above
 
