@@ -182,7 +182,8 @@ def flash_attn_varlen_out(
 ) -> None:
     """`flash_attn_varlen` into `out` [Tq, H, Dv] of q's dtype, a buffer of the caller's that no input lies in.
 
-    Its first two dimensions may have any strides, the last has stride 1. Rows past cu_seqlens_q[-1] stay as they were.
+    Its first two dimensions may have any strides, the last has stride 1. Rows past the last end in
+    cu_seqlens_q [B + 1] stay as they were.
     Returns nothing. Other arguments as there, and so are errors: raises TypeError for another dtype of `out`, ValueError
     for another shape.
     """
