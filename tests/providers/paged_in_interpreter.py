@@ -29,6 +29,9 @@ from aiter_ops.providers.triton.attention.paged_body import in_fp16
 
 OP, LSE, PLAN = (aiter_ops.get_op(f"paged_attention{tail}") for tail in ("", "_lse", "_plan"))
 EXACT = aiter_ops.Tolerance(fp32=2.0**-17, ulps=2, flips=0.05)
+LONG = (1, 0, 2, 1), (1500, 9, 600, 0)
+"""Rows and keys of which plans make several units."""
+
 Call = tuple[str, Op, tuple[Any, ...], dict[str, Any]]
 
 
@@ -57,11 +60,11 @@ def hard() -> Iterator[Call]:
     yield "NaN in blocks of 64", OP, spoiled(batch(make, (1, 20), (70, 90), block=64), "nhd"), {}
     yield "80 heads to one", LSE, batch(make, (1, 2), (40, 3), (80, 1), 16), {"sinks": make.normal(80)}
     yield "prompt in parts", LSE, batch(make, (70,), (150,), (1, 1), 16), {"window": [60, -1]}
-    decode = batch(make, *ragged, (4, 1))
+    decode = batch(make, *LONG, (4, 1))
     for programs in (1, 3, 50):
         yield f"plan for {programs}", LSE, decode, {"plan": planned(decode, programs)}
-    short = {"window": [2, -1], "plan": planned(decode, 3, (2, -1))}
-    yield "plan and a short window", OP, decode, short
+    short = {"window": [700, -1], "plan": planned(decode, 3, (700, -1))}
+    yield "plan and a window", OP, decode, short
     each = {"k_descale": scales(make, 4, 1), "v_descale": scales(make, 1)}
     yield "plan and scales", OP, decode, {**each, "plan": planned(decode, 4)}
 
@@ -69,7 +72,7 @@ def hard() -> Iterator[Call]:
 def controls() -> Iterator[Call]:
     """What must be noticed: a plan for other lengths."""
     make = Make(seed=3)
-    decode = batch(make, (1, 0, 2, 1), (200, 9, 33, 60), (4, 1))
+    decode = batch(make, *LONG, (4, 1))
     shorter = (*decode[:5], decode[5] // 3, *decode[6:])
     yield "a plan for shorter contexts", OP, decode, {"plan": planned(shorter, 3)}
 
