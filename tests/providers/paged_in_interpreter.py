@@ -84,6 +84,24 @@ def wrong_in(call: Call, tolerance: aiter_ops.Tolerance) -> str | None:
     return None if verdict.ok else f"{op.name}, {name}: {verdict.detail}"
 
 
+def varying() -> Iterator[str]:
+    """Sequences whose rows are others, to the bit, alone than in a batch, where batch invariance is asked for."""
+    make = Make(seed=5)
+    args = batch(make, (1, 40, 3), (300, 90, 70), (4, 2))
+    with aiter_ops.use(batch_invariant=True):
+        whole = LSE.run(LSE.on("triton"), args, {"plan": planned(args, 3)})
+        offsets = args[4].tolist()
+        for b in range(3):
+            rows, only = slice(offsets[b], offsets[b + 1]), slice(b, b + 1)
+            count, keys = rows.stop - rows.start, int(args[5][b])
+            q, k, v, out, _, used, table, *_, scale = args
+            cut = torch.tensor([0, count], dtype=torch.int32)
+            alone = q[rows], k, v, out[rows].clone(), cut, used[only], table[only], count, keys, scale
+            lse, values = LSE.run(LSE.on("triton"), alone)
+            if not (torch.equal(lse, whole[0][:, rows]) and torch.equal(values, whole[1][rows])):
+                yield f"sequence {b} is another in a batch"
+
+
 @triton.jit
 def _rescale(x_ptr, y_ptr, down_ptr, M: tl.constexpr, N: tl.constexpr):
     at = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
@@ -112,7 +130,7 @@ def main() -> None:
     use_torch_fp8_cast()
     ran, wrong = {op.name: 0 for op in (OP, LSE, PLAN)}, rescaled()
     plain: list[Call] = [(s.name, op, s.args, s.kwargs) for op in (OP, LSE, PLAN) for s in samples(op)]
-    stock = paged.splits_of
+    stock, wrong = paged.splits_of, [*wrong, *varying()]
     for call in (*plain, *hard()):
         if call[0] == "80 heads to one":
             paged.splits_of = lambda machine, tiles, steps: min(5, max(1, steps))
