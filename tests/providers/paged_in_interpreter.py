@@ -29,6 +29,9 @@ from aiter_ops.providers.triton.attention.paged_body import in_fp16
 
 OP, LSE, PLAN = (aiter_ops.get_op(f"paged_attention{tail}") for tail in ("", "_lse", "_plan"))
 EXACT = aiter_ops.Tolerance(fp32=2.0**-17, ulps=2, flips=0.05)
+LONG = (1, 0, 2, 1), (1500, 9, 600, 0)
+"""Rows and keys of which plans make several units."""
+
 Call = tuple[str, Op, tuple[Any, ...], dict[str, Any]]
 
 
@@ -57,21 +60,21 @@ def hard() -> Iterator[Call]:
     yield "NaN in blocks of 64", OP, spoiled(batch(make, (1, 20), (70, 90), block=64), "nhd"), {}
     yield "80 heads to one", LSE, batch(make, (1, 2), (40, 3), (80, 1), 16), {"sinks": make.normal(80)}
     yield "prompt in parts", LSE, batch(make, (70,), (150,), (1, 1), 16), {"window": [60, -1]}
-    decode = batch(make, *ragged, (4, 1))
+    decode = batch(make, *LONG, (4, 1))
     for programs in (1, 3, 50):
         yield f"plan for {programs}", LSE, decode, {"plan": planned(decode, programs)}
-    short = {"window": [2, -1], "plan": planned(decode, 3, (2, -1))}
-    yield "plan and a short window", OP, decode, short
+    short = {"window": [700, -1], "plan": planned(decode, 3, (700, -1))}
+    yield "plan and a window", OP, decode, short
     each = {"k_descale": scales(make, 4, 1), "v_descale": scales(make, 1)}
     yield "plan and scales", OP, decode, {**each, "plan": planned(decode, 4)}
 
 
 def controls() -> Iterator[Call]:
-    """What must be noticed: a plan for other lengths, and a table, a length or an offset that is another."""
+    """What must be noticed: a plan for other lengths."""
     make = Make(seed=3)
-    decode = batch(make, (1, 0, 2, 1), (200, 9, 33, 60), (4, 1))
-    longer = (*decode[:5], decode[5] + 64, *decode[6:])
-    yield "a plan for longer contexts", OP, decode, {"plan": planned(longer, 3)}
+    decode = batch(make, *LONG, (4, 1))
+    shorter = (*decode[:5], decode[5] // 3, *decode[6:])
+    yield "a plan for shorter contexts", OP, decode, {"plan": planned(shorter, 3)}
 
 
 def wrong_in(call: Call, tolerance: aiter_ops.Tolerance) -> str | None:
@@ -79,6 +82,24 @@ def wrong_in(call: Call, tolerance: aiter_ops.Tolerance) -> str | None:
     got, want = (op.run(fn, args, kwargs) for fn in (op.on("triton"), op.reference))
     verdict = aiter_ops.core.compare.compare(got, want, op.outcome, tolerance)
     return None if verdict.ok else f"{op.name}, {name}: {verdict.detail}"
+
+
+def varying() -> Iterator[str]:
+    """Sequences whose rows are others, to the bit, alone than in a batch, where batch invariance is asked for."""
+    make = Make(seed=5)
+    args = batch(make, (1, 40, 3), (300, 90, 70), (4, 2))
+    with aiter_ops.use(batch_invariant=True):
+        whole = LSE.run(LSE.on("triton"), args, {"plan": planned(args, 3)})
+        offsets = args[4].tolist()
+        for b in range(3):
+            rows, only = slice(offsets[b], offsets[b + 1]), slice(b, b + 1)
+            count, keys = rows.stop - rows.start, int(args[5][b])
+            q, k, v, out, _, used, table, *_, scale = args
+            cut = torch.tensor([0, count], dtype=torch.int32)
+            alone = q[rows], k, v, out[rows].clone(), cut, used[only], table[only], count, keys, scale
+            lse, values = LSE.run(LSE.on("triton"), alone)
+            if not (torch.equal(lse, whole[0][:, rows]) and torch.equal(values, whole[1][rows])):
+                yield f"sequence {b} is another in a batch"
 
 
 @triton.jit
@@ -109,7 +130,7 @@ def main() -> None:
     use_torch_fp8_cast()
     ran, wrong = {op.name: 0 for op in (OP, LSE, PLAN)}, rescaled()
     plain: list[Call] = [(s.name, op, s.args, s.kwargs) for op in (OP, LSE, PLAN) for s in samples(op)]
-    stock = paged.splits_of
+    stock, wrong = paged.splits_of, [*wrong, *varying()]
     for call in (*plain, *hard()):
         if call[0] == "80 heads to one":
             paged.splits_of = lambda machine, tiles, steps: min(5, max(1, steps))

@@ -116,7 +116,6 @@ def _fake(
     samples=_samples,
     results=("plan",),
     tolerance=Tolerance(ulps=0, fp32=0.0),
-    batch_invariant=True,
     fake=_fake,
     check=_check,
     flops=lambda cu_seqlens_q, *rest: 8 * cu_seqlens_q.numel(),

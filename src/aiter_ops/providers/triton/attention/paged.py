@@ -2,7 +2,8 @@
 
 Sequences whose rows fit one tile are done by one kernel, their keys split over programs evenly or as a plan says; longer
 ones by another launch of it. Either is followed by a merge where keys are split. What a launch does follows from shapes
-and numbers alone; lengths are read on the device.
+and numbers alone; lengths are read on the device. Where batch invariance is asked for, tiles and splits are the same for any
+batch and a plan is passed over: every sequence is then done by itself in one way.
 """
 
 from __future__ import annotations
@@ -202,7 +203,7 @@ def _launch(q: Tensor, *rest: Any) -> None:
         _Launches(q, *rest).all()
 
 
-@PROVIDER.implements("paged_attention", refuses=_predicate)
+@PROVIDER.implements("paged_attention", refuses=_predicate, batch_invariant=True)
 def paged_attention(
     q: Tensor,
     k_cache: Tensor,
@@ -232,7 +233,7 @@ def paged_attention(
     )
 
 
-@PROVIDER.implements("paged_attention_lse", refuses=_predicate)
+@PROVIDER.implements("paged_attention_lse", refuses=_predicate, batch_invariant=True)
 def paged_attention_lse(
     q: Tensor,
     k_cache: Tensor,

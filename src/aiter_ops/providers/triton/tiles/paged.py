@@ -88,9 +88,11 @@ def paged_tile(machine: Platform, rows: int, width: int, cached: int, size: int)
     """
     found = FAMILIES[family(machine)]
     tiles = found.narrow if width <= 128 else found.wide
+    if size == 4:
+        tiles = tuple(t for t in tiles if t.rows <= MOST_ROWS)
     tile = next((t for t in tiles if t.rows >= rows), tiles[-1])
     if size == 4:
-        tile = replace(tile, rows=min(tile.rows, 64), keys=16 if width > 64 else 32, num_stages=min(tile.num_stages, 2))
+        tile = replace(tile, keys=16 if width > 64 else 32, num_stages=min(tile.num_stages, 2))
     elif cached == 1 and rows <= MOST_ROWS:
         tile = replace(tile, keys=tile.keys * found.coded)
     return tile
