@@ -24,10 +24,9 @@ from aiter_ops.providers.triton.tiles.mla import DecodeTile
 
 LSE = aiter_ops.get_op("mla_decode_lse")
 PLAN = aiter_ops.get_op("mla_decode_plan").reference
-LENGTHS, ROWS = (300, 0, 64, 1, 200, 129), (1, 2, 3, 0, 4, 1)
+LENGTHS, ROWS = (150, 0, 64, 1, 90, 129), (1, 2, 3, 0, 4, 1)
 TIGHT = aiter_ops.Tolerance(fp32=2.0**-18)
 TILES = {
-    "two halves": DecodeTile(16, 16, 4, 1, 2, 16),
     "q read again, no plans": DecodeTile(16, 16, 4, 1, 1, 0, reloaded=True),
     "two halves, q read again": DecodeTile(16, 32, 4, 1, 2, 16, reloaded=True),
     "64 rows, 64 keys": DecodeTile(64, 64, 8, 2, 2, 64),
