@@ -4,7 +4,15 @@ import triton
 import triton.language as tl
 
 from aiter_ops.ops.mla.plan import BLOCK
-from aiter_ops.providers.triton.attention.softmax import LOG2_E, capped, inverse_total, joined, lse_of, stepped
+from aiter_ops.providers.triton.attention.softmax import (
+    LOG2_E,
+    capped,
+    inverse_total,
+    joined,
+    lse_of,
+    power_of,
+    stepped,
+)
 
 KEYS = tl.constexpr(BLOCK)
 """Keys of a plan's block."""
@@ -274,8 +282,7 @@ def decode_kernel(
             elif PLANNED or SPLIT:
                 at = slot.to(tl.int64) * slot_rows + row
                 written(part_ptr + at * VALUE, acc, acc_high, over, here, VALUE, BLOCK_VALUE, HALVES)
-                power = tl.where(total == 0.0, float("-inf"), peak + tl.log2(tl.where(total == 0.0, 1.0, total)))
-                tl.store(part_ptr + lses_at(parts, slot_rows, VALUE, PLANNED) + at, power, mask=here)
+                tl.store(part_ptr + lses_at(parts, slot_rows, VALUE, PLANNED) + at, power_of(peak, total), mask=here)
 
 
 @triton.jit(do_not_specialize=["parts", "heads", "tokens", "slot_rows", "tiles", "page_size"])
