@@ -76,4 +76,9 @@ def copy_rows(
     x = tl.load(x_ptr + token.to(tl.int64)[:, None, None] * by_token + head * by_head + col, mask=inside, other=0.0)
     to = row_at(block, place, head, by_block, by_place, by_cache_head, KEY, X) + column_at(col, by_run, KEY, X)
     scale = read_scale(scale_ptr, head, heads, scale_step, SCALED)
+    if X > 0 and not KEY:
+        # tokens last, so that lanes beside each other have tokens beside each other, as shuffled values lie
+        x, to, inside = tl.permute(x, (1, 2, 0)), tl.permute(to, (1, 2, 0)), tl.permute(inside, (1, 2, 0))
+        if SCALED == "heads":
+            scale = tl.permute(scale, (1, 2, 0))
     put(x, cache_ptr, to, inside, scale, SCALED, TOP)
