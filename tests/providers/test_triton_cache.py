@@ -9,7 +9,9 @@ import torch
 
 import aiter_ops
 from aiter_ops.core.platforms import platform_for
+from aiter_ops.core.samples import Make
 
+from .cache_in_interpreter import wrong_of
 from .test_triton_quant import in_interpreter
 
 pytest.importorskip("triton")
@@ -32,6 +34,28 @@ def test_hard_shapes_and_every_code_in_the_interpreter() -> None:
     result = in_interpreter("cache_in_interpreter.py")
     assert result["run"] >= 90
     assert not result["wrong"], result["wrong"]
+
+
+@pytest.mark.gpu
+def test_hard_shapes_and_every_code_on_a_gpu() -> None:
+    count, wrong = wrong_of(Make("cuda"))
+    assert count >= 70
+    assert not wrong, wrong
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None], ids=["bf16", "FP8"])
+def test_caches_beyond_two_to_the_31_elements(dtype: torch.dtype | None) -> None:
+    dtype = dtype or aiter_ops.platform().fp8_dtype
+    blocks = 2**31 // (16 * 8 * 128) + 2
+    k = torch.randn(3, 8, 128, device="cuda", dtype=torch.bfloat16)
+    slots = torch.tensor([blocks * 16 - 1, 5, blocks * 16 - 17], device="cuda")
+    caches = [torch.zeros(blocks, 16, 8, 128, device="cuda", dtype=dtype) for _ in range(2)]
+    aiter_ops.get_op("reshape_and_cache").on("triton")(k, -k, *caches, slots)
+    for sign, cache in zip((1, -1), caches, strict=True):
+        for token, (block, place) in enumerate(((blocks - 1, 15), (0, 5), (blocks - 2, 15))):
+            assert torch.equal(cache[block, place].float(), (sign * k[token]).to(dtype).float())
+        assert int((cache.view(torch.uint8)[blocks // 2 :].flatten(1).any(1)).sum()) == 2
 
 
 @pytest.mark.parametrize("wave", [32, 64])

@@ -14,10 +14,10 @@ from aiter_ops.providers.triton.quant.codes import divide
 
 @triton.jit
 def find(slot_ptr, token, slots, block_size):
-    """Whether the tokens have a slot, its block (64 bits) and its place there. A cache has fewer than 2^31 slots."""
+    """Whether the tokens have a slot, its block and its place there, in 64 bits. A cache has fewer than 2^31 slots."""
     slot = tl.load(slot_ptr + token, mask=token < slots, other=-1).to(tl.int32)
     block = slot // block_size
-    return slot >= 0, block.to(tl.int64), slot - block * block_size
+    return slot >= 0, block.to(tl.int64), (slot - block * block_size).to(tl.int64)
 
 
 @triton.jit
@@ -76,4 +76,9 @@ def copy_rows(
     x = tl.load(x_ptr + token.to(tl.int64)[:, None, None] * by_token + head * by_head + col, mask=inside, other=0.0)
     to = row_at(block, place, head, by_block, by_place, by_cache_head, KEY, X) + column_at(col, by_run, KEY, X)
     scale = read_scale(scale_ptr, head, heads, scale_step, SCALED)
+    if X > 0 and not KEY:
+        # tokens last, so that lanes beside each other have tokens beside each other, as shuffled values lie
+        x, to, inside = tl.permute(x, (1, 2, 0)), tl.permute(to, (1, 2, 0)), tl.permute(inside, (1, 2, 0))
+        if SCALED == "heads":
+            scale = tl.permute(scale, (1, 2, 0))
     put(x, cache_ptr, to, inside, scale, SCALED, TOP)

@@ -27,6 +27,7 @@ from aiter_ops.providers.triton.rope.body import (
 )
 from aiter_ops.providers.triton.rope.functional import rest_of
 from aiter_ops.providers.triton.rope.rotary import steps
+from aiter_ops.providers.triton.tiles.kv_cache import value_tile
 from aiter_ops.providers.triton.tiles.norm import next_power_of_two
 from aiter_ops.providers.triton.tiles.rope import head_tile, uneven, warps
 
@@ -181,7 +182,7 @@ def _start(
     half, rest = next_power_of_two(rotary // 2), rest_of(width, rotary)
     held = next_power_of_two(2 * half + rest)
     q_tile, k_tile = (head_tile(h, held, uneven(width, rotary)) for h in (q_heads, heads))
-    v_tile = head_tile(heads, value_width, layout != "nhd" or value_width % 16 != 0)
+    v_tile = value_tile(heads, value_width, layout)
     q_programs, k_programs = q_tile.programs(tokens, q_heads), k_tile.programs(tokens, heads)
     numbers = (
         *(tokens, slots.shape[0], q_programs, k_programs, q_heads, heads, block_size_of(k_cache, layout)),

@@ -14,6 +14,7 @@ from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.launch import Launcher, machine
 from aiter_ops.providers.triton.rope.body import place_in_grid
 from aiter_ops.providers.triton.rope.rotary import steps
+from aiter_ops.providers.triton.tiles.kv_cache import value_tile
 from aiter_ops.providers.triton.tiles.rope import head_tile, warps
 
 from .body import copy_rows, find
@@ -103,7 +104,7 @@ def reshape_and_cache(
     layout: Literal["nhd", "shuffled"] = "nhd",
 ) -> None:
     slots, heads = slot_mapping.shape[0], k.shape[1]
-    k_tile, v_tile = head_tile(heads, k.shape[2]), head_tile(heads, v.shape[2], layout != "nhd")
+    k_tile, v_tile = head_tile(heads, k.shape[2]), value_tile(heads, v.shape[2], layout)
     k_programs = k_tile.programs(slots, heads)
     if slots == 0:
         return
