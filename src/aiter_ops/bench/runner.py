@@ -14,6 +14,7 @@ from aiter_ops.core.public import explain
 
 from . import peers
 from .cases import Case
+from .cases.case import Tensors
 from .checking import Check, check, outcome_of, poisoned
 from .contenders import COMPILED, EAGER, Contender, Selection, contenders, problem_of
 from .inputs import argument_sets, cache_bytes, is_large, traffic
@@ -166,7 +167,8 @@ class Wanted:
     def __init__(self, op: Op, case: Case, kwargs: dict[str, Any], flops: int) -> None:
         self.op, self.kwargs = op, kwargs
         self.drawn = {n: own_copy(kwargs[n]) for n in op.signature.mutates if kwargs[n] is not None}
-        part, self.pick = case.part(kwargs) if case.part else (kwargs, None)
+        part, pick = case.part(kwargs) if case.part else (kwargs, tuple)
+        self.pick: Callable[[Tensors], Tensors] = pick
         self.outcome, seconds = self._timed(part)
         if seconds > EAGER_SECONDS:  # the first call may have waited for libraries
             seconds = min(seconds, self._timed(part)[1])
@@ -195,8 +197,8 @@ class Wanted:
                 got = contender.make(kwargs)()
             torch.cuda.synchronize()
         if self.op.signature.mutates:
-            got = outcome_of(self.op, kwargs, got)
-        return check(self.op, self.pick(got) if self.pick else got, self.outcome, contender.ours, self.kwargs)
+            got = self.pick(outcome_of(self.op, kwargs, got))
+        return check(self.op, got, self.outcome, contender.ours, self.kwargs)
 
 
 def run_all(
@@ -205,12 +207,20 @@ def run_all(
     found: dict[str, Any],
     save: Callable[[dict[str, Any]], None],
     tell: Callable[[str], None],
+    until: float = float("inf"),
 ) -> None:
-    """Measure all cases into ``found["results"]``; saved after each, so that a stopped run keeps what it has."""
+    """Measure all cases into ``found["results"]``; saved after each, so that a stopped run keeps what it has.
+
+    until: of the monotonic clock: no case is begun after it; those left are named in ``found["left"]``.
+    """
     results: list[Result] = found["results"]
     started = time.monotonic()
     with torch.inference_mode():
         for i, (op, case) in enumerate(wanted):
+            if time.monotonic() > until:
+                found["left"] = [f"{op.name} {case.name}" for op, case in wanted[i:]]
+                tell(f"out of time: {len(wanted) - i} of {len(wanted)} cases are left")
+                break
             results.append(measure(run, op, case))
             found["seconds"] = time.monotonic() - started
             tell(f"{i + 1} of {len(wanted)}, {found['seconds']:.0f} s: {line(results[-1])}")

@@ -35,17 +35,18 @@ def cases(op: Op, shapes: Shapes) -> list[Case]:
         return paged.cases(op, shapes)
     if not shapes.gpu:
         return [packed(op, [count] * 2, SMALL) for count in shapes.counts((), (), (16, 64))]
-    if shapes.quick or op.name in ("flash_attn_varlen_lse", "flash_attn_varlen_out"):
-        lengths, latent = shapes.counts((2048, 8192), (1024, 4096), ()), ()
-    elif op.name == "flash_attn_varlen_fp8":
-        lengths, latent = shapes.counts((1024, 4096, 16384), (), ()), ()
-    else:
-        lengths, latent = shapes.counts(LENGTHS, (), ()), (1024, 4096, 16384)
-    found = [packed(op, [count] * max(1, TOKENS // count), PLAIN) for count in lengths]
-    found += [packed(op, [count] * max(1, TOKENS // count), LATENT) for count in latent]
-    if op.name == "flash_attn_varlen" and not shapes.quick and not shapes.rows:
+    whole = op.name == "flash_attn_varlen" and not shapes.quick
+    default = LENGTHS if whole else (1024, 4096, 16384) if op.name == "flash_attn_varlen_fp8" else (2048, 8192)
+    found = [of_length(op, length, PLAIN) for length in shapes.counts(default, (1024, 4096), ())]
+    if whole:
+        found += [of_length(op, length, LATENT) for length in shapes.rows or (1024, 4096, 16384)]
+    if whole and not shapes.rows:
         found.append(packed(op, ragged(16, 128, 4096), PLAIN))
     return found
+
+
+def of_length(op: Op, length: int, heads: Heads) -> Case:
+    return packed(op, [length] * max(1, TOKENS // length), heads)
 
 
 def packed(op: Op, lengths: list[int], heads: Heads) -> Case:

@@ -15,6 +15,7 @@ from .cut_out import functions_of
 from .experts import BLOCK, Experts, in_order
 from .registry import Call, Kwargs, peer
 from .torch_gemm import no_bias, plain_layout, product_dtype
+from .vllm_triton_attention import load_vllm_attention
 
 FUSED_MOE = "model_executor/layers/fused_moe"
 LINEAR = "model_executor/layers/quantization/utils"
@@ -38,6 +39,7 @@ def load_vllm_triton(folders: list[Path]) -> None:
     SOURCES.update(functions_of(found / FUSED_MOE / "fused_moe.py", names, given))
     linear = functions_of(found / LINEAR / "fp8_utils.py", ("_w8a8_triton_block_scaled_mm",), given)
     SOURCES.update(linear, configs=found / LINEAR / "configs")
+    load_vllm_attention(found)
     experts.TILES.update(folder=found / FUSED_MOE / "configs", default=SOURCES["get_default_config"])
 
 
