@@ -309,10 +309,7 @@ def deaths(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         def poll(self) -> int:
             return self.code
 
-        def kill(self) -> None:
-            pass
-
-        wait = kill
+        kill = wait = lambda self: None
 
     monkeypatch.setattr(warm.subprocess, "Popen", Process)
     return starts

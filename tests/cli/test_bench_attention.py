@@ -12,6 +12,7 @@ from aiter_ops.bench.cases import Case, Shapes, cases, find, kv_cache, mla, page
 from aiter_ops.bench.checking import check, outcome_of
 from aiter_ops.bench.contenders import Contender, Selection
 from aiter_ops.bench.inputs import argument_sets, result_bytes, traffic
+from aiter_ops.bench.session import Session
 from aiter_ops.core.op import Op, get_op, list_ops
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -315,3 +316,11 @@ def test_no_case_is_begun_after_the_time_is_up(monkeypatch: pytest.MonkeyPatch) 
     assert not found["results"]
     assert found["left"] == [f"greedy {case.name}" for _, case in every]
     assert said == ["out of time: 2 of 2 cases are left"]
+
+
+def test_where_time_may_run_out_ops_take_turns() -> None:
+    ops = [get_op("greedy"), get_op("apply_rope")]
+    plain, limited = (Session(ops, Shapes(gpu=False), Selection(), minutes=n).wanted() for n in (0.0, 5.0))
+    assert [op.name for op, _ in plain] == ["greedy", "greedy", "apply_rope", "apply_rope"]
+    assert [op.name for op, _ in limited] == ["greedy", "apply_rope"] * 2
+    assert [case for _, case in limited[::2]] == [case for _, case in plain[:2]]

@@ -27,7 +27,7 @@ Result = dict[str, Any]
 HOST_LIMIT_US = 1e3
 """The host time of longer calls is not asked for: it is hidden behind the GPU's."""
 
-EAGER_SECONDS = 0.5
+EAGER_SECONDS = 0.25
 """A reference that takes longer is not timed."""
 
 
@@ -187,6 +187,8 @@ class Wanted:
 
     def check(self, contender: Contender) -> Check:
         """The first outcome of a contender, in poisoned memory."""
+        if contender.name == EAGER:
+            return Check("ok", 0.0, "the reference itself")
         kwargs = self.fresh()
         if contender.name == COMPILED:  # other global modes would compile it anew
             got = contender.make(kwargs)()

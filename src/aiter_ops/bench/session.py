@@ -40,7 +40,9 @@ class Session:
     minutes: float = 0.0
 
     def wanted(self) -> list[tuple[Op, Case]]:
-        return [(op, case) for op in self.ops for case in cases(op, self.shapes)]
+        """In the order in which they are timed: op by op, or where time may run out every op's n-th case in turn."""
+        every = [(i, op, case) for op in self.ops for i, case in enumerate(cases(op, self.shapes))]
+        return [(op, case) for _, op, case in (sorted(every, key=lambda e: e[0]) if self.minutes else every)]
 
 
 def measure_all(session: Session, tell: Callable[[str], None]) -> dict[str, Any]:

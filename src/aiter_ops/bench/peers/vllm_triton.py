@@ -25,9 +25,12 @@ SOURCES: dict[str, Any] = {}
 
 
 def load_vllm_triton(folders: list[Path]) -> None:
-    """Raises ImportError where none of `folders` holds vLLM's sources."""
+    """Raises ImportError where none of `folders` holds vLLM's sources. Those of experts and of attention are apart."""
+    attention = [folder for folder in folders if load_vllm_attention(folder)]
     found = next((f for f in folders if (f / FUSED_MOE / "fused_moe.py").is_file()), None)
     if found is None:
+        if attention:
+            return
         raise ImportError("not found")
     import triton
     import triton.language as tl
@@ -39,7 +42,6 @@ def load_vllm_triton(folders: list[Path]) -> None:
     SOURCES.update(functions_of(found / FUSED_MOE / "fused_moe.py", names, given))
     linear = functions_of(found / LINEAR / "fp8_utils.py", ("_w8a8_triton_block_scaled_mm",), given)
     SOURCES.update(linear, configs=found / LINEAR / "configs")
-    load_vllm_attention(found)
     experts.TILES.update(folder=found / FUSED_MOE / "configs", default=SOURCES["get_default_config"])
 
 
@@ -117,6 +119,7 @@ def vllm_block_gemm(kw: Kwargs) -> Call:
     no_bias(kw)
     plain_layout(kw)
     need(list(kw.get("block", [BLOCK, BLOCK])) == [BLOCK, BLOCK], "blocks of 128 × 128 only")
+    need("configs" in SOURCES, "vLLM's sources of it were not found")
     a, b, a_scale, b_scale = kw["a"], kw["b"], kw["a_scale"], kw["b_scale"]
     (m, k), n = a.shape, b.shape[0]
     name = f"N={n},K={k},device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[{BLOCK},{BLOCK}].json"

@@ -18,44 +18,42 @@ DECODE = "v1/attention/ops/triton_decode_attention.py"
 CUT = "v1/sample/ops/topk_topp_triton.py"
 DRAW = "v1/worker/gpu/sample/gumbel.py"
 
-LEAST_WORK = 512
-"""Keys of a split, as vLLM chooses them; and programs a compute unit."""
+LEAST_WORK, PER_UNIT = 512, 2
+"""Keys of a split at least, and programs a compute unit at most, as vLLM chooses them"""
 
-PER_UNIT = 2
+WANTED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    DECODE: (
+        (
+            *("tanh", "_fwd_grouped_kernel_stage1", "_fwd_kernel_stage2", "_decode_grouped_att_m_fwd"),
+            *("_decode_softmax_reducev_fwd", "decode_attention_fwd_grouped"),
+        ),
+        (),
+    ),
+    CUT: (
+        ("_update_min_larger_stats", "_topk_topp_kernel", "apply_top_k_top_p_triton"),
+        (
+            *("_TRITON_TABLE_CACHE", "_TRITON_BUFFER_CACHE"),
+            *("_NORMAL_CDF_TO_SIGMA_TABLE", "_PERCENTILE_TO_STD_TABLE"),
+        ),
+    ),
+    DRAW: (("tl_rand64", "gumbel_block_argmax", "_gumbel_sample_kernel", "gumbel_sample"), ("_FP32_TINY",)),
+}
+"""By file, the functions and the constants that are wanted of it"""
 
 SOURCES: dict[str, Any] = {}
 
 
-def load_vllm_attention(folder: Path) -> None:
-    """What of the three files is in vLLM's `folder`; the peers of the others are left out."""
+def load_vllm_attention(folder: Path) -> bool:
+    """Whether any of the three files is in vLLM's `folder`; the peers of the others are left out."""
     import triton
     import triton.language as tl
 
     given = {"torch": torch, "triton": triton, "tl": tl, "Any": Any, "HAS_TRITON": True, "is_hip_": False}
     given |= {"next_power_of_2": triton.next_power_of_2, "num_compute_units": units}
-    wanted: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-        DECODE: (
-            (
-                *("tanh", "_fwd_grouped_kernel_stage1", "_fwd_kernel_stage2", "_decode_grouped_att_m_fwd"),
-                *("_decode_softmax_reducev_fwd", "decode_attention_fwd_grouped"),
-            ),
-            (),
-        ),
-        CUT: (
-            ("_update_min_larger_stats", "_topk_topp_kernel", "apply_top_k_top_p_triton"),
-            (
-                *("_TRITON_TABLE_CACHE", "_TRITON_BUFFER_CACHE", "_NORMAL_CDF_TO_SIGMA_TABLE"),
-                "_PERCENTILE_TO_STD_TABLE",
-            ),
-        ),
-        DRAW: (
-            ("tl_rand64", "gumbel_block_argmax", "_gumbel_sample_kernel", "gumbel_sample"),
-            ("_FP32_TINY",),
-        ),
-    }
-    for file, (names, constants) in wanted.items():
+    for file, (names, constants) in WANTED.items():
         if (folder / file).is_file():
             SOURCES.update(functions_of(folder / file, names, given, constants))
+    return any((folder / file).is_file() for file in WANTED)
 
 
 def units(index: int | None = None) -> int:
