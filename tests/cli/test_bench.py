@@ -181,7 +181,7 @@ def test_every_peer_is_of_a_known_op_and_library() -> None:
         "flag_gems",
         "aiter_triton",
     }
-    libraries |= {"deep_gemm", "triton_kernels"}
+    libraries |= {"deep_gemm", "triton_kernels", "flash_attn3", "flash_mla", "flash_mla_fp8", "flashinfer"}
     assert {n.split(".")[0] for table in peers.PEERS.values() for n in table} == libraries
     assert set(peers.PEERS) <= {op.name for op in list_ops()}
 
@@ -294,26 +294,46 @@ def test_a_childs_log_says_what_killed_it() -> None:
     assert warm.read_log(text + "begin\tb|1×8|sglang\n")[0] == "b|1×8|sglang"
 
 
-def test_a_child_that_dies_is_started_again_without_the_contender(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def deaths(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Children die at vllm in every job but the last; what each was started with."""
     starts: list[dict[str, Any]] = []
 
     class Process:
         def __init__(self, command: list[str], stdout: Any, stderr: Any, env: dict[str, str]) -> None:
             starts.append(json.loads(Path(command[-1]).read_text()))
-            self.code = -signal.SIGSEGV if len(starts) == 1 else 0
-            stdout.write("done\ta|1×8\nbegin\ta|64×8|vllm\n" if len(starts) == 1 else "done\ta|64×8\n")
+            (op, case), *rest = starts[-1]["jobs"]
+            self.code = -signal.SIGSEGV if rest else 0
+            stdout.write(f"done\ta|0×8\nbegin\t{op}|{case}|vllm\n" if rest else f"done\t{op}|{case}\n")
 
         def poll(self) -> int:
             return self.code
 
+        kill = wait = lambda self: None
+
     monkeypatch.setattr(warm.subprocess, "Popen", Process)
-    child = warm.Child([("a", "1×8"), ("a", "64×8")], {}, tmp_path, 0)
+    return starts
+
+
+def test_a_child_that_dies_is_started_again_without_the_contender(tmp_path: Path, deaths: list[dict[str, Any]]) -> None:
+    """At that case; the second time at every case."""
+    child = warm.Child([("a", "0×8"), ("a", "1×8"), ("a", "2×8")], {}, tmp_path, 0)
     assert not child.finished()
-    assert starts[1]["jobs"] == [["a", "64×8"]]
-    assert starts[1]["problems"] == {key("a", "", "vllm"): "killed its process (signal 11)"}
-    assert child.finished()
+    assert deaths[1]["jobs"] == [["a", "1×8"], ["a", "2×8"]]
+    first = {key("a", "0×8", "vllm"): "killed its process (signal 11)"}
+    assert deaths[1]["problems"] == first
+    child.jobs = child.jobs[1:]
+    assert not child.finished()
+    assert deaths[2]["problems"] == first | {key("a", "", "vllm"): "killed its process (signal 11)"}
+
+
+def test_what_is_still_compiled_when_time_is_up_is_left_out_but_for_ours(
+    tmp_path: Path, deaths: list[dict[str, Any]]
+) -> None:
+    child = warm.Child([("a", "0×8"), ("a", "1×8")], {}, tmp_path, 0)
+    assert child.stopped(60.0) == {key("a", "0×8", "vllm"): "not compiled within 60 s"}
+    child.log.write_text("begin\ta|1×8|triton\n")
+    assert child.stopped(60.0) == {key("a", "0×8", "vllm"): "not compiled within 60 s"}
 
 
 # --- what the times mean --------------------------------------------------------------------------------------------

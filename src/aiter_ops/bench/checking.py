@@ -13,6 +13,8 @@ from aiter_ops.core.compare import nibbles
 from aiter_ops.core.op import Op
 from aiter_ops.ops.quant.dequant import E2M1
 
+from .tokens import check_tokens
+
 _FP8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 BOUNDS = {"value": 6e-3, "fp8": 5e-2, "int8": 2e-2, "packed": 2e-1, "e8m0": 5e-2, "scale": 1e-2}
 """Relative error ‖got − want‖ / ‖want‖ up to which another library only rounds elsewhere: about two roundings of the
@@ -27,6 +29,10 @@ ROWS_OTHERWISE = 1e-2
 
 SAME_WEIGHTS = 1e-5
 """Relative error of fp32 weights up to which nothing was rounded elsewhere."""
+
+
+FEW_BITS = ("attention", "mla")
+"""Families whose values have the bound of FP8 where an argument is FP8: other libraries make queries or weights FP8 too."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,21 @@ def _like(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
     return got.reshape(want.shape) if got.numel() == want.numel() else got
 
 
-def check(op: Op, result: Any, want: Any, ours: bool) -> Check:
-    """Compare a contender's result with the reference's. Ours must be within tolerance; others may round elsewhere."""
+def outcome_of(op: Op, kwargs: dict[str, Any], returned: Any) -> tuple[torch.Tensor | None, ...]:
+    """The op's `outcome` of a call with `kwargs` that returned this: where it returned no more than the results, what is
+    written was written to the arguments. None for what it did not give."""
+    given = tuple(returned) if isinstance(returned, (tuple, list)) else () if returned is None else (returned,)
+    if not op.signature.mutates or len(given) > len(op.results):
+        return given or (None,)
+    missing = (None,) * (len(op.results) - len(given))
+    return (*given, *missing, *(kwargs[n] for n in op.signature.mutates if kwargs[n] is not None))
+
+
+def check(op: Op, result: Any, want: Any, ours: bool, kwargs: dict[str, Any] | None = None) -> Check:
+    """Compare a contender's outcome with the reference's. Ours must be within tolerance; others may round elsewhere.
+
+    kwargs: the arguments, for ops whose right outcomes are several.
+    """
     expected = op.as_tuple(want)
     got = result if isinstance(result, (tuple, list)) else (result,)
     if ours or (all(isinstance(t, torch.Tensor) for t in got) and len(got) == len(expected)):
@@ -82,10 +101,14 @@ def check(op: Op, result: Any, want: Any, ours: bool) -> Check:
         return _routed(*got, *expected) if len(got) == 2 else Check("wrong", float("inf"), "not weights and ids")
     if op.name == "moe_align":
         return _aligned(got, expected)
-    bounds = BOUNDS | {"value": VALUES_OF.get(op.name, BOUNDS["value"])}
+    if op.family == "sampling" and kwargs is not None:
+        share, detail = check_tokens(got[0], **kwargs)
+        return Check("wrong" if share > ROWS_OTHERWISE else "rounds", share, detail)
+    few_bits = op.family in FEW_BITS and any(getattr(v, "dtype", None) in _FP8 for v in (kwargs or {}).values())
+    bounds = BOUNDS | {"value": BOUNDS["fp8"] if few_bits else VALUES_OF.get(op.name, BOUNDS["value"])}
     worst, detail, missing = 0.0, "", []
     verdict_is: Literal["rounds", "wrong"] = "rounds"
-    for name, w, g in zip(op.results, expected, (*got, *[None] * len(expected)), strict=False):
+    for name, w, g in zip(op.outcome, expected, (*got, *[None] * len(expected)), strict=False):
         if g is None:
             missing.append(name)
             continue

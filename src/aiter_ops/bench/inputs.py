@@ -17,9 +17,15 @@ LARGE_BYTES, LARGE_FLOPS = 32 << 20, 10**10
 bf16 products on an H200."""
 
 
-def argument_sets(op: Op, case: Case, device: torch.device, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """`count` sets of all arguments by name. Raises ValueError for an argument that the case has no value for."""
-    drawn = case.draw(Sets(count, device, seed))
+CACHES = ("k_cache", "v_cache", "cache")
+"""Arguments of which only the places in ``slot_mapping`` are written"""
+
+
+def argument_sets(
+    op: Op, case: Case, device: torch.device, count: int, seed: int = 0, thin: bool = False
+) -> list[dict[str, Any]]:
+    """`count` sets of all arguments by name; thin: see `Sets`. Raises ValueError for one that the case has no value for."""
+    drawn = case.draw(Sets(count, device, seed, thin))
     values: dict[str, list[Any]] = {}
     for p in op.signature.params:
         if p.name in drawn:
@@ -49,9 +55,16 @@ def traffic(op: Op, kwargs: dict[str, Any], cache: int) -> tuple[int, int]:
 
 
 def result_bytes(op: Op, kwargs: dict[str, Any]) -> int:
-    """Bytes of all results, from shapes alone."""
+    """Bytes of all results and of what is written to arguments, from shapes alone: of a cache the new tokens' places."""
     undrawn = {n: v.to("meta") if isinstance(v, torch.Tensor) else v for n, v in kwargs.items()}
-    return sum(t.numel() * t.element_size() for t in op.as_tuple(op.opaque(**undrawn)))
+    total = sum(t.numel() * t.element_size() for t in op.as_tuple(op.opaque(**undrawn)))
+    for name in op.signature.mutates:
+        t = kwargs[name]
+        if t is None:
+            continue
+        share = kwargs["slot_mapping"].numel() / (t.shape[0] * t.shape[1]) if name in CACHES else 1.0
+        total += round(t.numel() * share) * t.element_size()
+    return total
 
 
 def is_large(op: Op, case: Case, kwargs: dict[str, Any]) -> bool:

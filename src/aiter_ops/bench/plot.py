@@ -26,6 +26,11 @@ COLOURS = {
     "vllm_triton": "#000080",
     "deep_gemm": "#2ca02c",
     "triton_kernels": "#e6a700",
+    "flash_attn3": "#2ca02c",
+    "flash_mla": "#17becf",
+    "flash_mla_fp8": "#17becf",
+    "torch.cudnn": "#222222",
+    "flashinfer": "#2ca02c",
 }
 """By name or library; variants of a library share its colour."""
 

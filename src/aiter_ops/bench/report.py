@@ -44,7 +44,10 @@ def _head(found: Found) -> str:
     if problem := invalid(found):
         lines.append(f"**This run is invalid: {problem}.**")
     if found.get("stopped"):
-        lines.append("**This run was stopped before its end.**")
+        left = found.get("left", [])
+        lines.append(
+            f"**This run was stopped before its end{f': {len(left)} cases were left, from {left[0]} on' if left else ''}.**"
+        )
     return "\n\n".join(lines)
 
 

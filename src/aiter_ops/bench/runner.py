@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from aiter_ops.core.op import Op
+from aiter_ops.core.op import Op, own_copy
 from aiter_ops.core.public import explain
 
 from . import peers
 from .cases import Case
-from .checking import Check, check, poisoned
+from .cases.case import Tensors
+from .checking import Check, check, outcome_of, poisoned
 from .contenders import COMPILED, EAGER, Contender, Selection, contenders, problem_of
 from .inputs import argument_sets, cache_bytes, is_large, traffic
 from .limits import floor_calls, mix_of
@@ -25,6 +26,9 @@ Result = dict[str, Any]
 
 HOST_LIMIT_US = 1e3
 """The host time of longer calls is not asked for: it is hidden behind the GPU's."""
+
+EAGER_SECONDS = 0.25
+"""A reference that takes longer is not timed."""
 
 
 @dataclass
@@ -43,7 +47,7 @@ class Run:
 
 def measure(run: Run, op: Op, case: Case) -> Result:
     """Time all contenders of an op at a case. A contender that is wrong or fails is left out with the reason."""
-    kwargs = argument_sets(op, case, run.device, 1)[0]
+    kwargs = argument_sets(op, case, run.device, 1, thin=run.device.type == "cuda")[0]
     read, written = traffic(op, kwargs, run.cache)
     result: Result = case.record() | {
         "family": op.family,
@@ -91,14 +95,17 @@ class Timer:
 def _on_gpu(run: Run, op: Op, case: Case, result: Result) -> Result:
     sets = argument_sets(op, case, run.device, max(2, sets_needed(result["read"] + result["written"], run.cache)))
     found, left_out = contenders(op, sets[0], case, result["large"], run.selection, run.problems)
-    want = op.reference(**sets[0])
+    wanted = Wanted(op, case, sets[0], result["flops"])
+    if wanted.seconds > EAGER_SECONDS and any(c.name == EAGER for c in found):
+        found = [c for c in found if c.name != EAGER]
+        left_out[EAGER] = f"takes {wanted.seconds:.1f} s a call, not timed"
     timer, timed = Timer(run), dict[str, Timed]()
     checks: dict[str, Check] = {}
     wrong: dict[str, str] = {}
     first: dict[str, Call] = {}
     for contender in found:
         try:
-            checked = _checked(op, contender, sets[0], want)
+            checked = wanted.check(contender)
             if checked.verdict == "wrong":
                 (wrong if contender.ours else left_out)[contender.name] = f"wrong: {checked.detail}"
                 continue
@@ -109,7 +116,7 @@ def _on_gpu(run: Run, op: Op, case: Case, result: Result) -> Result:
         except Exception as error:
             (wrong if contender.ours else left_out)[contender.name] = peers.describe(error)
             torch.cuda.synchronize()
-    del want
+    del wanted
     kinds = {c.name: c.kind for c in found}
     yardsticks = {} if result["large"] or case.floor is None else _yardsticks(case.floor, sets, timer.capture)
     timings = run_rounds({**timed, **yardsticks}, run.flush, run.seconds)
@@ -150,16 +157,50 @@ def _yardsticks(name: str, sets: list[dict[str, Any]], capture: Capture) -> dict
     return found
 
 
-def _checked(op: Op, contender: Contender, kwargs: dict[str, Any], want: Any) -> Check:
-    """The first result of a contender against the reference's, in poisoned memory."""
-    if contender.name == COMPILED:  # other global modes would compile it anew
-        return check(op, contender.make(kwargs)(), want, contender.ours)
-    if contender.kind == "peer":
-        contender.make(kwargs)  # chooses tiles where none are known; poisoning costs time
-    with poisoned():
-        got = contender.make(kwargs)()
-    torch.cuda.synchronize()
-    return check(op, got, want, contender.ours)
+class Wanted:
+    """What the reference makes of a case's arguments, or of the part the case names; every contender is held against it.
+
+    seconds: what a whole call of the reference takes. What the op writes to is drawn anew for each contender, so that
+    none is right by what another one wrote.
+    """
+
+    def __init__(self, op: Op, case: Case, kwargs: dict[str, Any], flops: int) -> None:
+        self.op, self.kwargs = op, kwargs
+        self.drawn = {n: own_copy(kwargs[n]) for n in op.signature.mutates if kwargs[n] is not None}
+        part, pick = case.part(kwargs) if case.part else (kwargs, tuple)
+        self.pick: Callable[[Tensors], Tensors] = pick
+        self.outcome, seconds = self._timed(part)
+        if seconds > EAGER_SECONDS:  # the first call may have waited for libraries
+            seconds = min(seconds, self._timed(part)[1])
+        self.seconds = seconds * (flops / max(1, op.cost(**part).flops) if case.part else 1)
+
+    def _timed(self, kwargs: dict[str, Any]) -> tuple[tuple[torch.Tensor, ...], float]:
+        started = time.perf_counter()
+        outcome = self.op.run(self.op.reference, (), kwargs)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return outcome, time.perf_counter() - started
+
+    def fresh(self) -> dict[str, Any]:
+        """The arguments, what is written to as it was drawn."""
+        return self.kwargs | {n: own_copy(t) for n, t in self.drawn.items()}
+
+    def check(self, contender: Contender) -> Check:
+        """The first outcome of a contender, in poisoned memory."""
+        if contender.name == EAGER:
+            return Check("ok", 0.0, "the reference itself")
+        kwargs = self.fresh()
+        if contender.name == COMPILED:  # other global modes would compile it anew
+            got = contender.make(kwargs)()
+        else:
+            if contender.kind == "peer":
+                contender.make(self.fresh())  # chooses tiles where none are known; poisoning costs time
+            with poisoned():
+                got = contender.make(kwargs)()
+            torch.cuda.synchronize()
+        if self.op.signature.mutates:
+            got = self.pick(outcome_of(self.op, kwargs, got))
+        return check(self.op, got, self.outcome, contender.ours, self.kwargs)
 
 
 def run_all(
@@ -168,12 +209,20 @@ def run_all(
     found: dict[str, Any],
     save: Callable[[dict[str, Any]], None],
     tell: Callable[[str], None],
+    until: float = float("inf"),
 ) -> None:
-    """Measure all cases into ``found["results"]``; saved after each, so that a stopped run keeps what it has."""
+    """Measure all cases into ``found["results"]``; saved after each, so that a stopped run keeps what it has.
+
+    until: of the monotonic clock: no case is begun after it; those left are named in ``found["left"]``.
+    """
     results: list[Result] = found["results"]
     started = time.monotonic()
     with torch.inference_mode():
         for i, (op, case) in enumerate(wanted):
+            if time.monotonic() > until:
+                found["left"] = [f"{op.name} {case.name}" for op, case in wanted[i:]]
+                tell(f"out of time: {len(wanted) - i} of {len(wanted)} cases are left")
+                break
             results.append(measure(run, op, case))
             found["seconds"] = time.monotonic() - started
             tell(f"{i + 1} of {len(wanted)}, {found['seconds']:.0f} s: {line(results[-1])}")

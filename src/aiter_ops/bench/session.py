@@ -20,10 +20,14 @@ from . import limits, machine, peers, results, runner, warm
 from .cases import Case, Shapes, cases
 from .contenders import Selection, configure_compiler
 
+COMPILING = 0.4
+"""Share of a run's minutes after which compiling stops."""
+
 
 @dataclass(frozen=True)
 class Session:
-    """What was asked for. workers: processes that compile, 0: one less than cores. rules: as in ``AITER_OPS``."""
+    """What was asked for. workers: processes that compile, 0: one less than cores. rules: as in ``AITER_OPS``. minutes:
+    for all of it, 0: without end; compiling gets two fifths at most."""
 
     ops: list[Op]
     shapes: Shapes
@@ -33,9 +37,12 @@ class Session:
     rules: str = ""
     folder: Path | None = None
     save_to: Path | None = None
+    minutes: float = 0.0
 
     def wanted(self) -> list[tuple[Op, Case]]:
-        return [(op, case) for op in self.ops for case in cases(op, self.shapes)]
+        """In the order in which they are timed: op by op, or where time may run out every op's n-th case in turn."""
+        every = [(i, op, case) for op in self.ops for i, case in enumerate(cases(op, self.shapes))]
+        return [(op, case) for _, op, case in (sorted(every, key=lambda e: e[0]) if self.minutes else every)]
 
 
 def measure_all(session: Session, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -55,10 +62,11 @@ def measure_all(session: Session, tell: Callable[[str], None]) -> dict[str, Any]
             tell(f"compiled and limits measured, {found['compile_seconds']:.0f} s: {_rates(found)}")
         else:
             tell("no GPU: only the references are timed, by wall clock on the CPU")
-        runner.run_all(run, wanted, found, save, tell)
+        until = started + 60 * session.minutes if session.minutes else float("inf")
+        runner.run_all(run, wanted, found, save, tell, until)
     found["problems"] = run.problems
     found["clocks"] |= {"after": machine.clocks()} if device.type == "cuda" else {}
-    found["seconds"], found["stopped"] = time.monotonic() - started, False
+    found["seconds"], found["stopped"] = time.monotonic() - started, bool(found.get("left"))
     save(found)
     return found
 
@@ -95,6 +103,8 @@ def _prepare(
     shares = warm.spread(wanted, workers)
     setup = warm.setup_of(session.folder, failed, session.selection, session.shapes, session.rules)
     limit = max(60.0, 2.0 * sum(warm.seconds_of(op) for op, _ in wanted) / workers)
+    if session.minutes:
+        limit = min(limit, COMPILING * 60 * session.minutes)
     with ThreadPoolExecutor(1) as beside:
         warming = beside.submit(warm.warm, shares, setup, limit, tell)
         found["peers"] = peers.load(session.folder, failed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .analysis import EAGER_NAME, Found, Limits, Result, limits, ours, rivals, share, whole
+from .peers.flash_mla import MOST_TOKENS
 
 ROW_WISE = ("norm", "activation", "quant")
 SHARE, PEER, FLOOR, EAGER_US = 0.92, 1.03, 1.15, 8.0
@@ -14,6 +15,15 @@ SHARE, PEER, FLOOR, EAGER_US = 0.92, 1.03, 1.15, 8.0
 CPU time of an eager call."""
 
 ROUTERS = ("topk_softmax", "topk_sigmoid", "topk_softplus_sqrt", "grouped_topk", "biased_grouped_topk", "moe_align")
+MUCH_CACHE = 256 << 20
+"""Bytes of a paged cache from which reading it is all that counts."""
+
+FP8_OVER_BF16 = 1.2
+"""Times as fast as its bf16 that MLA decoding with FP8 must be."""
+
+CACHE_PEERS = ("vllm", "vllm_main", "sglang")
+"""Whoever has rotary embedding, cache writes and the merge in CUDA"""
+
 SPARSE_TOKENS = 32
 """Tokens an expert, up to which a loop over experts is mostly launches."""
 
@@ -35,11 +45,28 @@ def _decode(result: Result) -> bool:
     return bool(result["sizes"]["m"] <= 64)
 
 
+def _bf16(result: Result) -> bool:
+    return not result["sizes"]["fp8"]
+
+
+def _latents_that_flash_mla_takes(result: Result) -> bool:
+    return _bf16(result) and bool(result["sizes"]["tokens"] < MOST_TOKENS)
+
+
+def _new_rows_alone(result: Result) -> bool:
+    return bool(result["sizes"]["decode"])
+
+
+def _much_cache(result: Result) -> bool:
+    return _new_rows_alone(result) and result["read"] >= MUCH_CACHE
+
+
 @dataclass(frozen=True)
 class Ratio:
     """The fastest of `peers` must take at least `wanted` times as long as ours, where it holds.
 
-    peers: names or libraries. variants: those with a further name after a dot count too.
+    peers: names or libraries; none: whoever else was timed, but for the eager reference. variants: those with a further
+    name after a dot count too. loaded: asked for only where one of them was timed.
     """
 
     op: str
@@ -47,8 +74,11 @@ class Ratio:
     wanted: float
     where: Callable[[Result], bool] = _always
     variants: bool = True
+    loaded: bool = False
 
     def names(self, contender: str) -> bool:
+        if not self.peers:
+            return contender != EAGER_NAME
         return contender in self.peers or (self.variants and any(contender.startswith(f"{p}.") for p in self.peers))
 
     def peer(self, result: Result) -> dict[str, Any] | None:
@@ -72,10 +102,23 @@ RATIOS = (
     Ratio("fused_moe", ("vllm_triton", "aiter_triton"), 1.0),
     Ratio("fused_moe", ("triton_kernels",), 1.0, lambda r: r["dots"] == "bf16"),
     *[Ratio(op, ("vllm_moe", "sglang"), 1.0) for op in ROUTERS],
+    Ratio("mla_decode", ("aiter_triton", "vllm_triton"), 2.4, _bf16),
+    Ratio("mla_decode", ("flash_mla",), 0.5, _latents_that_flash_mla_takes),
+    Ratio("flash_attn_varlen", ("torch.cudnn", "flash_attn3"), 0.75),
+    Ratio("paged_attention", ("aiter_triton",), 1.0),
+    Ratio("paged_attention", ("flash_attn3",), 1.0, loaded=True),
+    *[Ratio(op, CACHE_PEERS, 1.0) for op in ("rotary_embedding", "merge_attn_states")],
+    *[Ratio(op, CACHE_PEERS, 1.0) for op in ("reshape_and_cache", "concat_and_cache_mla")],
+    *[Ratio(op, CACHE_PEERS, 1.0) for op in ("rope_and_cache", "qk_norm_rope_and_cache")],
+    *[Ratio(op, (), 1.0) for op in ("sample", "greedy")],
+    *[Ratio(op, (EAGER_NAME,), 5.0) for op in ("sample", "greedy")],
 )
 
-MEMORY_SHARES = {"gemm_a16w16": 0.85, "bmm_a16w16": 0.85, "bmm_a8w8_group_prequant": 0.85}
-"""Share of the memory's rate on large cases of few rows that it binds"""
+MEMORY_SHARES: dict[str, tuple[float, Callable[[Result], bool]]] = {
+    **dict.fromkeys(("gemm_a16w16", "bmm_a16w16", "bmm_a8w8_group_prequant"), (0.85, _decode)),
+    "paged_attention": (0.85, _much_cache),
+}
+"""Share of the memory's rate on large cases that it binds, and which those are"""
 
 
 @dataclass(frozen=True)
@@ -109,7 +152,22 @@ class Target:
 def targets(found: Found) -> list[Target]:
     """Every target that the measured cases have, met or not."""
     best = limits(found)
-    return [t for result in found["results"] for t in _targets(result, best)]
+    return [t for result in found["results"] for t in _targets(result, best)] + list(_fp8_over_bf16(found))
+
+
+def _fp8_over_bf16(found: Found) -> Iterator[Target]:
+    """MLA decoding in FP8 beside its bf16, where both were timed."""
+    timed = {}
+    for result in found["results"]:
+        mine = ours(result)
+        if result["op"] == "mla_decode" and mine is not None:
+            sizes = tuple(v for name, v in sorted(result["sizes"].items()) if name != "fp8")
+            timed[sizes, bool(result["sizes"]["fp8"])] = result, mine
+    for (sizes, fp8), (result, mine) in timed.items():
+        if fp8 and (sizes, False) in timed:
+            other = timed[sizes, False][1]
+            value = other["us"] / mine["us"]
+            yield Target("times our bf16", result["op"], result["case"], value, FP8_OVER_BF16, True)
 
 
 def _targets(result: Result, best: Limits) -> Iterator[Target]:
@@ -133,7 +191,7 @@ def _targets(result: Result, best: Limits) -> Iterator[Target]:
             yield target("eager µs", mine["eager_us"], EAGER_US, False)
     for ratio in ratios(result):
         if peer := ratio.peer(result):
-            name = f"times {' / '.join(ratio.peers)}"
+            name = f"times {' / '.join(ratio.peers) or 'the fastest peer'}"
             yield target(name, peer["us"] / mine["us"], ratio.wanted, True, peer["name"])
     least = best.least(result)
     if least is not None and (wanted := wanted_share(result, best)) and result["family"] not in ROW_WISE:
@@ -147,8 +205,10 @@ def wanted_share(result: Result, best: Limits) -> float | None:
     if result["family"] in ROW_WISE:
         return SHARE
     least = best.least(result)
-    binds = least is not None and least.bound == "memory" and result["op"] in MEMORY_SHARES and _decode(result)
-    return MEMORY_SHARES[result["op"]] if binds else None
+    if least is None or least.bound != "memory" or result["op"] not in MEMORY_SHARES:
+        return None
+    wanted, where = MEMORY_SHARES[result["op"]]
+    return wanted if where(result) else None
 
 
 def ratios(result: Result) -> list[Ratio]:
@@ -168,9 +228,10 @@ def unproven(found: Found) -> list[str]:
             lines.append(f"{r['op']} {r['case']}: no implementation of ours was timed{''.join(why)}")
             continue
         for ratio in [] if found.get("options", {}).get("contenders") else ratios(r):
-            if ratio.peer(r) is None:
+            if ratio.peer(r) is None and not ratio.loaded:
                 why = [f"; {n}: {v}" for n, v in reasons.items() if ratio.names(n)]
-                lines.append(f"{r['op']} {r['case']}: not compared with {' or '.join(ratio.peers)}{''.join(why)}")
+                whom = " or ".join(ratio.peers) or "anybody"
+                lines.append(f"{r['op']} {r['case']}: not compared with {whom}{''.join(why)}")
     return lines
 
 

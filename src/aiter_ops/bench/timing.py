@@ -20,6 +20,9 @@ GRAPH_US = 1000.0
 
 MIN_REPLAYS, MAX_REPLAYS = 20, 60
 
+SLOW_US = 5e4
+"""A contender whose calls take this long is timed once: it is orders of magnitude behind, and GPU time is dear."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -127,6 +130,8 @@ def rough_us(call: Call, flush: Call) -> float:
         end.record()
         end.synchronize()
         best = min(best, start.elapsed_time(end) * 1e3)
+        if best > SLOW_US:
+            break
     return best
 
 
@@ -141,7 +146,8 @@ def fill(calls: Sequence[Call], us: float) -> list[Call]:
 def run_rounds(graphs: Mapping[str, Timed], flush: Call, seconds: float) -> dict[str, Timing]:
     """Starts all of them in turn, round after round, for `seconds`; at least 20 rounds, fewer for slow contenders.
 
-    A contender whose 20 replays would take more than its share of twice the time sits rounds out, five at least stay.
+    A contender whose 20 replays would take more than its share of twice the time sits rounds out, five at least stay; of
+    a slow one (`SLOW_US`) the first start is all there is.
     """
     for graph in graphs.values():
         graph.enqueue(flush)
@@ -150,8 +156,11 @@ def run_rounds(graphs: Mapping[str, Timed], flush: Call, seconds: float) -> dict
         graph.collect()
     share = 2e6 * seconds / max(len(graphs), 1)
     wanted = {n: max(5, min(MAX_REPLAYS, int(share / max(g.samples[0], 1.0)))) for n, g in graphs.items()}
-    for graph in graphs.values():
-        graph.samples.clear()
+    for name, graph in graphs.items():
+        if graph.samples[0] / graph.calls > SLOW_US:
+            wanted[name] = 0
+        else:
+            graph.samples.clear()
     started = time.perf_counter()
     for turn in range(MAX_REPLAYS):
         if turn >= MIN_REPLAYS and time.perf_counter() - started > seconds:

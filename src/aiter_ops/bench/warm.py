@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from aiter_ops.core.op import Op
+from aiter_ops.core.provider import provider_names
 
 from .cases import Case, Shapes, find
 from .contenders import COMPILED, Selection, configure_compiler, contenders, key
@@ -29,7 +30,7 @@ from .limits import STREAMS, Streams, floor_calls, variants
 Job = tuple[str, str]
 """op and case name; or one of `STREAM_JOBS`"""
 
-SECONDS = {"gemm": 12.0, "fused_moe": 25.0}
+SECONDS = {"gemm": 12.0, "fused_moe": 25.0, "attention": 8.0, "mla": 15.0, "sampling": 4.0, "merge_attn_states": 1.0}
 """What a job of this family or op is reckoned at; any other at one second."""
 
 
@@ -54,10 +55,14 @@ def spread(wanted: Iterable[tuple[Op, Case]], workers: int) -> list[list[Job]]:
 
 
 class Child:
-    """One child with its list of jobs; restarted without the contender that killed it, as long as jobs are left."""
+    """One child with its list of jobs; restarted without the contender that killed it, as long as jobs are left.
+
+    What kills it at one case may serve another, so a contender is given up altogether the second time.
+    """
 
     def __init__(self, jobs: list[Job], setup: dict[str, Any], folder: Path, index: int) -> None:
         self.jobs, self.setup, self.problems = jobs, setup, dict[str, str]()
+        self.killers = set[tuple[str, str]]()
         self.task, self.log = folder / f"{index}.json", folder / f"{index}.log"
         self.errors = folder / f"{index}.err"
         self.start()
@@ -89,10 +94,21 @@ class Child:
         op, _, name = begun.split("|")
         how = f"killed its process (signal {-code})" if code < 0 else failed.pop(begun, f"ended its process ({code})")
         self.problems.pop(begun, None)
-        self.problems[key(op, "", name)] = how
+        self.problems[key(op, "", name) if (op, name) in self.killers else begun] = how
+        self.killers.add((op, name))
         self.jobs = [job for job in self.jobs if "|".join(job) not in done]
         self.start()
         return False
+
+    def stopped(self, seconds: float) -> dict[str, str]:
+        """End it; its problems, and as one more what it was at: nobody knows how long that would still take."""
+        self.process.kill()
+        self.process.wait()
+        begun, _, failed = read_log(self.log.read_text(encoding="utf-8"))
+        self.problems.update(failed)
+        if begun is not None and begun.rpartition("|")[2] not in provider_names():
+            self.problems[begun] = f"not compiled within {seconds:.0f} s"
+        return self.problems
 
 
 def read_log(text: str) -> tuple[str | None, set[str], dict[str, str]]:
@@ -128,9 +144,7 @@ def warm(shares: list[list[Job]], setup: dict[str, Any], seconds: float, tell: C
             if running and time.monotonic() - started > seconds:
                 tell(f"compiling: stopped after {seconds:.0f} s; the rest is compiled while timing")
                 for child in running:
-                    child.process.kill()
-                    child.process.wait()
-                    problems.update(read_log(child.log.read_text(encoding="utf-8"))[2])
+                    problems.update(child.stopped(seconds))
                 break
     return problems
 
@@ -152,7 +166,7 @@ def _say(word: str, *rest: str) -> None:
 
 
 def _call_all(op: Op, case: Case, selection: Selection, problems: dict[str, str]) -> None:
-    kwargs = argument_sets(op, case, torch.device("cuda"), 1)[0]
+    kwargs = argument_sets(op, case, torch.device("cuda"), 1, thin=True)[0]
     large = is_large(op, case, kwargs)
     if case.floor is not None and not large:
         for calls in floor_calls([kwargs[case.floor]]).values():

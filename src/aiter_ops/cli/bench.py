@@ -15,7 +15,10 @@ FINE, FAILED, USAGE, PROBE_FAILED = 0, 1, 2, 3
 def command(
     ops: Annotated[str | None, typer.Option(help="Ops, separated by commas. Default: all.")] = None,
     family: Annotated[
-        str | None, typer.Option(help="norm, activation, quant, gemm, routing or moe; several by commas.")
+        str | None,
+        typer.Option(
+            help="norm, activation, quant, gemm, routing, moe, attention, mla, rope, kv_cache, sampling; by commas."
+        ),
     ] = None,
     rows: Annotated[str | None, typer.Option(help="Row or token counts. Default: those of the family.")] = None,
     widths: Annotated[str | None, typer.Option(help="Widths of row-wise ops. Default: 4096,7168,8192.")] = None,
@@ -34,6 +37,9 @@ def command(
         str, typer.Option("--compile", help="Cases torch.compile takes part in: none, large or all.")
     ] = "large",
     seconds: Annotated[float, typer.Option(help="Time for the replays of one op at one case.", min=0.01)] = 0.3,
+    minutes: Annotated[
+        float, typer.Option(help="Time for the whole run; no case is begun after it. 0: without end.", min=0.0)
+    ] = 0.0,
     workers: Annotated[
         int, typer.Option(help="Processes that compile ahead of timing; 0: one less than cores.", min=0)
     ] = 0,
@@ -87,6 +93,7 @@ def command(
                     rules,
                     peers,
                     None if json_file is None or str(json_file) == "-" else json_file,
+                    minutes,
                 ),
                 tell,
             )

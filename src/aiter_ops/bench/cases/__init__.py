@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from aiter_ops.core.op import Op
 
-from . import gemm, moe, routing, rows
+from . import attention, gemm, kv_cache, mla, moe, rope, routing, rows, sampling
 from .case import Case, Sets, Shapes, Values
 
 __all__ = ["FAMILIES", "Case", "Sets", "Shapes", "Values", "cases", "find"]
 
-_MODULES = {"norm": rows, "activation": rows, "quant": rows, "gemm": gemm, "routing": routing, "moe": moe}
+_MODULES = {
+    **dict.fromkeys(("norm", "activation", "quant"), rows),
+    "gemm": gemm,
+    "routing": routing,
+    "moe": moe,
+    "attention": attention,
+    "mla": mla,
+    "rope": rope,
+    "kv_cache": kv_cache,
+    "sampling": sampling,
+}
 
 FAMILIES = tuple(_MODULES)
 """In the order in which they are timed. Ops of other families have no cases: weights are laid out once, at load."""

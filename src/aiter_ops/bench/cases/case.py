@@ -12,6 +12,11 @@ import torch
 Values = dict[str, list[Any]]
 """by argument, its value in every set"""
 
+Tensors = tuple[torch.Tensor | None, ...]
+
+Part = tuple[dict[str, Any], Callable[[Tensors], Tensors]]
+"""arguments of a smaller call, and what of the whole call's outcome that one's is"""
+
 _ALIGN = 256
 
 
@@ -21,10 +26,13 @@ def short(count: int) -> str:
 
 
 class Sets:
-    """Draws `count` tensors of one shape into one buffer; each starts at a multiple of 256 bytes."""
+    """Draws `count` tensors of one shape into one buffer; each starts at a multiple of 256 bytes.
 
-    def __init__(self, count: int, device: torch.device, seed: int) -> None:
-        self.count, self.device = count, device
+    thin: large caches may be of a few pages that all sequences share, for calls whose results and times nobody asks for.
+    """
+
+    def __init__(self, count: int, device: torch.device, seed: int, thin: bool = False) -> None:
+        self.count, self.device, self.thin = count, device, thin
         self.generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
 
     def normal(
@@ -52,7 +60,7 @@ class Sets:
 
     def once(self, drawn: Callable[[Sets], list[torch.Tensor]]) -> list[torch.Tensor]:
         """One tensor in all sets: for what alone passes the cache many times over, such as experts' weights."""
-        single = Sets(1, self.device, 0)
+        single = Sets(1, self.device, 0, self.thin)
         single.generator = self.generator
         return self.same(drawn(single)[0])
 
@@ -63,8 +71,9 @@ class Case:
 
     name: in tables and files, its own among the op's cases. group, tick: its place in the picture. sizes: the numbers
     behind the name. draw: values of the arguments that have no default, or another value than that. large: bound by
-    memory or arithmetic rather than latency; None: decided by its cost. dots: what its matrix products multiply: bf16, fp8 or int8.
-    floor: the [rows, N] argument that the latency floor reads. alike: cases of an op with the same word share kernels.
+    memory or arithmetic rather than latency; None: decided by its cost. dots: what its matrix products multiply: bf16, fp8
+    or int8. floor: the [rows, N] argument that the latency floor reads. alike: cases of an op with the same word share
+    kernels. part: where the reference of all of it takes too long, a part of the arguments for it (see `Part`).
     """
 
     op: str
@@ -77,6 +86,7 @@ class Case:
     dots: str | None = None
     floor: str | None = None
     alike: str = ""
+    part: Callable[[dict[str, Any]], Part] | None = field(default=None, repr=False, compare=False)
 
     def record(self) -> dict[str, Any]:
         """As it stands in the results file."""

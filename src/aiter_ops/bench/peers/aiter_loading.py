@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -9,7 +10,6 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,6 +35,19 @@ AITER_MODULES = (
     "moe.moe_op",
     "moe.moe_routing.topk",
 )
+MORE_MODULES = (
+    "attention.mha",
+    "attention.unified_attention",
+    "attention.mla",
+    "attention.mla_decode_rope",
+    "rope.rope",
+    "rope.fused_qkv_split_qk_norm_rope_cache",
+    "kv_cache",
+    "fusions.fused_kv_cache",
+    "gather_kv_b_proj",
+)
+"""Where one of these cannot be imported, its peers alone are left out."""
+
 AITER_ARCH = "gfx950"
 """The architecture whose FP8 is e4m3fn, as here."""
 
@@ -60,6 +73,9 @@ def load_aiter() -> None:
         vars(importlib.import_module("aiter.utility"))["dtypes"] = dtypes
         for module in AITER_MODULES:
             importlib.import_module(f"aiter.ops.triton.{module}")
+        for module in MORE_MODULES:
+            with contextlib.suppress(Exception):
+                importlib.import_module(f"aiter.ops.triton.{module}")
     dynamo.ignore_logger_methods = ignored  # it puts functions there, which the compiler's log cannot write
     adapt_launches("aiter.")
 
@@ -80,7 +96,7 @@ def aiter_chip_info(units: int) -> types.ModuleType:
     return module
 
 
-@contextmanager
+@contextlib.contextmanager
 def reported_target(backend: str, arch: str, warp_size: int) -> Iterator[None]:
     """Let Triton's driver report another target, for code that asks while it is imported."""
     import triton

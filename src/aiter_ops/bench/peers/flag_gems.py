@@ -75,3 +75,18 @@ def flag_gems_group_quant(kw: Kwargs) -> Call:
     op = flag_gems("per_token_group_quant_fp8")
     options = {"dtype": fp8_only(kw), "column_major_scales": layout(kw) == "col", "scale_ue8m0": bool(kw.get("ue8m0"))}
     return functools.partial(op, kw["x"], group_size(kw), **options)
+
+
+@peer("rotary_embedding", "flag_gems")
+def flag_gems_rotary(kw: Kwargs) -> Call:
+    need(kw.get("offsets") is None and not kw.get("nope_first"), "called without offsets only")
+    op, (cos, sin) = flag_gems("apply_rotary_pos_emb"), kw["cos_sin_cache"].chunk(2, -1)
+    q, k = (kw[name].view(len(kw[name]), -1, kw["head_size"]) for name in "qk")
+    return functools.partial(op, q, k, cos, sin, kw["positions"], not kw["is_neox"], True)
+
+
+@peer("reshape_and_cache", "flag_gems")
+def flag_gems_reshape_and_cache(kw: Kwargs) -> Call:
+    need(kw["k_cache"].dtype == kw["k"].dtype, "caches of the keys' dtype only")
+    args = (kw["k"], kw["v"], kw["k_cache"], kw["v_cache"], kw["slot_mapping"], "auto", None, None)
+    return functools.partial(flag_gems("reshape_and_cache_flash"), *args)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from .common import any_weight, halves, layer_norm_bias, no_limit
+from aiter_ops.core.op import own_copy
+
+from .common import any_weight, halves, layer_norm_bias, need, no_limit
 from .registry import Call, Kwargs, peer
 
 
@@ -51,3 +53,11 @@ def liger_gelu_tanh_and_mul(kw: Kwargs) -> Call:
     forward = liger("geglu", "geglu_forward")
     gate, up = (half.contiguous() for half in halves(kw["x"]))
     return lambda: forward(gate, up)[2]
+
+
+@peer("apply_rope", "liger")
+def liger_rope(kw: Kwargs) -> Call:
+    """In place on copies."""
+    need(kw.get("is_neox", True), "halves only")
+    forward, q, k = liger("rope", "rope_forward"), own_copy(kw["q"]), own_copy(kw["k"])
+    return lambda: forward(q, k, kw["cos"], kw["sin"])[:2]

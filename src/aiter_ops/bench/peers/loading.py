@@ -17,6 +17,7 @@ import torch
 from .aiter_loading import load_aiter
 from .deep_gemm import load_deep_gemm
 from .registry import LOADED, describe, need_package
+from .sampling import load_flashinfer
 from .triton_kernels import load_triton_kernels
 from .vllm_triton import load_vllm_triton
 
@@ -30,6 +31,9 @@ def binaries(folder: Path | None) -> dict[str, Path | None]:
         "vllm_main": first_file(vllm, "_C.*.so"),
         "vllm_moe": first_file(vllm, "_moe_C*.so"),
         "sglang": first_file(sglang, "common_ops*.so", "sm90/common_ops*.so"),
+        "flash_attn3": first_file(vllm, "_vllm_fa3_C*.so", "vllm_flash_attn/_vllm_fa3_C*.so"),
+        "flash_mla": first_file(vllm, "_flashmla_C*.so"),
+        "flash_mla_fp8": first_file(vllm, "_flashmla_extension_C*.so"),
     }
 
 
@@ -78,7 +82,7 @@ def load(folder: Path | None, failed: dict[str, str]) -> dict[str, str | None]:
         name: functools.partial(open_binary, path) for name, path in binaries(folder).items()
     }
     steps |= {"liger": load_liger, "flag_gems": load_flag_gems, "aiter_triton": load_aiter}
-    steps |= {"deep_gemm": load_deep_gemm, "triton_kernels": load_triton_kernels}
+    steps |= {"deep_gemm": load_deep_gemm, "triton_kernels": load_triton_kernels, "flashinfer": load_flashinfer}
     steps["vllm_triton"] = functools.partial(load_vllm_triton, vllm_folders(folder))
     for name, step in steps.items():
         try:
@@ -99,7 +103,7 @@ def open_binary(path: Path | None) -> None:
 
 def load_liger() -> None:
     need_package("liger_kernel")
-    for module in ("rms_norm", "fused_add_rms_norm", "layer_norm", "swiglu", "geglu"):
+    for module in ("rms_norm", "fused_add_rms_norm", "layer_norm", "swiglu", "geglu", "rope"):
         importlib.import_module(f"liger_kernel.ops.{module}")
 
 

@@ -15,6 +15,7 @@ from .cut_out import functions_of
 from .experts import BLOCK, Experts, in_order
 from .registry import Call, Kwargs, peer
 from .torch_gemm import no_bias, plain_layout, product_dtype
+from .vllm_triton_attention import load_vllm_attention
 
 FUSED_MOE = "model_executor/layers/fused_moe"
 LINEAR = "model_executor/layers/quantization/utils"
@@ -24,9 +25,12 @@ SOURCES: dict[str, Any] = {}
 
 
 def load_vllm_triton(folders: list[Path]) -> None:
-    """Raises ImportError where none of `folders` holds vLLM's sources."""
+    """Raises ImportError where none of `folders` holds vLLM's sources. Those of experts and of attention are apart."""
+    attention = [folder for folder in folders if load_vllm_attention(folder)]
     found = next((f for f in folders if (f / FUSED_MOE / "fused_moe.py").is_file()), None)
     if found is None:
+        if attention:
+            return
         raise ImportError("not found")
     import triton
     import triton.language as tl
@@ -115,6 +119,7 @@ def vllm_block_gemm(kw: Kwargs) -> Call:
     no_bias(kw)
     plain_layout(kw)
     need(list(kw.get("block", [BLOCK, BLOCK])) == [BLOCK, BLOCK], "blocks of 128 × 128 only")
+    need("configs" in SOURCES, "vLLM's sources of it were not found")
     a, b, a_scale, b_scale = kw["a"], kw["b"], kw["a_scale"], kw["b_scale"]
     (m, k), n = a.shape, b.shape[0]
     name = f"N={n},K={k},device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[{BLOCK},{BLOCK}].json"
