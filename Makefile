@@ -1,18 +1,22 @@
 # make run   sets everything up in .venv and runs a bundled model on the op layer
 # make test  the same, and runs the tests
+# make aot   the same, and compiles every Triton kernel for the AMD targets, which takes minutes
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test lint docs clean
+.PHONY: run test aot lint docs clean
 
 run: $(VENV)/run
 	@$(BIN)/aiter-ops run --compare $(ARGS)
 
 test: $(VENV)/test lint
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
+
+aot: $(VENV)/test
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m aot $(ARGS)
 
 lint: $(VENV)/test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

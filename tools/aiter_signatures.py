@@ -122,10 +122,23 @@ FUNCTIONS = {
     },
     "aiter.ops.moe_op": ("topk_softmax", "topk_sigmoid"),
     "aiter.ops.topk": ("topk_gating", "grouped_topk", "moe_fused_gate", "biased_grouped_topk_hip"),
+    "aiter.mla": ("mla_decode_fwd",),
+    "aiter.ops.triton.gather_kv_b_proj": ("gather_kv_b_proj",),
     "aiter.fused_moe": ("fused_moe",),
     "aiter.fused_moe_bf16_asm": ("asm_moe_tkw1",),
     "aiter.ops.shuffle": ("shuffle_weight", "shuffle_weight_a16w4", "shuffle_scale_a16w4"),
     "aiter.utility.fp4_utils": ("e8m0_shuffle",),
+    "aiter.ops.mha": ("flash_attn_varlen_func", "flash_attn_varlen_fp8_pertensor_func"),
+    "aiter.ops.triton.unified_attention": ("unified_attention",),
+    "aiter.ops.triton.attention.unified_attention": ("unified_attention",),
+    **dict.fromkeys(
+        ("aiter.ops.triton.rope", "aiter.ops.triton.rope.rope"),
+        ("rope_cached_thd_positions_2c_fwd_inplace", "rope_cached_thd_positions_offsets_2c_fwd_inplace"),
+    ),
+    "aiter.ops.cache": ("reshape_and_cache", "reshape_and_cache_flash", "concat_and_cache_mla"),
+    "aiter.ops.triton.fused_kv_cache": ("fused_qk_rope_reshape_and_cache",),
+    "aiter.ops.triton.fusions.fused_kv_cache": ("fused_qk_rope_reshape_and_cache",),
+    "aiter.ops.sample": ("greedy_sample",),
 }
 
 

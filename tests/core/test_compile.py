@@ -16,7 +16,7 @@ import aiter_ops
 
 OPS = [pytest.param(op, id=op.name) for op in aiter_ops.list_ops()]
 RMS = aiter_ops.get_op("rms_norm")
-TIED = ("attention", "mla", "kv_cache", "sampling")
+TIED = ("attention", "mla", "rope", "kv_cache", "sampling")
 """Families in which a tensor describes the shapes of the others, so that no tensor can be doubled alone."""
 
 

@@ -22,7 +22,7 @@ import aiter_ops
 from aiter_ops.core.op import Op
 from aiter_ops.core.samples import Sample
 
-FAMILIES = ("norm", "activation", "quant", "gemm", "routing")
+FAMILIES = ("norm", "activation", "quant", "gemm", "routing", "sampling")
 MANY = 300
 """More rows than kernels call few."""
 
@@ -39,12 +39,17 @@ def redrawn(tensor: torch.Tensor, count: int, generator: torch.Generator) -> tor
     return torch.randn(shape, generator=generator).to(dtype).to(tensor.device)
 
 
-def batch_of(sample: Sample, count: int) -> tuple[list[Any], set[int]]:
+def batch_of(op: Op, sample: Sample, count: int) -> tuple[list[Any], set[int]]:
     """The sample's arguments with `count` other rows, and which of them have rows."""
     generator = torch.Generator().manual_seed(0)
     lead = sample.args[0].shape[0]
     rows = {i for i, a in enumerate(sample.args) if isinstance(a, torch.Tensor) and a.dim() == 2 and a.shape[0] == lead}
-    return [redrawn(a, count, generator) if i in rows else a for i, a in enumerate(sample.args)], rows
+    args = [redrawn(a, count, generator) if i in rows else a for i, a in enumerate(sample.args)]
+    for i, a in enumerate(args):
+        if op.family == "sampling" and isinstance(a, torch.Tensor) and a.shape == (lead,):  # a number for each row
+            args[i] = a[torch.arange(count, device=a.device) % lead]
+            rows.add(i)
+    return args, rows
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -53,7 +58,7 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 def varying(op: Op, run: Callable[..., Any], sample: Sample, count: int = MANY) -> Iterator[str]:
     """What differs between a batch of rows and parts of it; on a GPU the parts are views and copies, and a large one."""
-    args, rows = batch_of(sample, count)
+    args, rows = batch_of(op, sample, count)
     whole = op.run(run, args, sample.kwargs)
     thorough = count == MANY
     for first, last in ((0, 1), (7, 8), (2, 5), *[(1, count)] * thorough):

@@ -17,7 +17,7 @@ def reports() -> dict[str, list[tuple[str, bool, Report]]]:
     return compile_all()
 
 
-@pytest.mark.slow
+@pytest.mark.aot
 @pytest.mark.parametrize("arch", ARCHS)
 def test_kernels_compile_without_spills_and_with_wide_memory_instructions(reports, arch):
     made = reports[arch]
@@ -29,7 +29,7 @@ def test_kernels_compile_without_spills_and_with_wide_memory_instructions(report
     assert [(name, report) for name, _, report in made if report.lds > platform_for(arch).lds] == []
 
 
-@pytest.mark.slow
+@pytest.mark.aot
 @pytest.mark.parametrize("arch", ARCHS)
 def test_products_use_the_matrix_instructions_of_their_target_in_their_format(reports, arch):
     wrong, seen = [], set()

@@ -48,7 +48,7 @@ def test_sums_run_the_same_code_for_any_number_of_rows(op: aiter_ops.Op) -> None
     for sample in op.samples(size="small"):
         if not fits(op, sample):
             continue
-        many, rows = batch_of(sample, MANY)
+        many, rows = batch_of(op, sample, MANY)
         one = [a[1:2] if i in rows else a for i, a in enumerate(many)]
         wider = [torch.cat((a, a), 1)[1:3, : a.shape[1]] if i in rows else a for i, a in enumerate(many)]
         followed |= compiled_forms(op, one, sample.kwargs) != compiled_forms(op, many, sample.kwargs)

@@ -50,7 +50,7 @@ def _run(role: str, name: str, source: str, namespace: dict[str, Any]) -> None:
     exec(compile(source, filename, "exec"), namespace)  # noqa: S102 - the source is written here, from a signature
 
 
-def _build(role: str, sig: Signature, body: str, names: dict[str, Any]) -> Any:
+def build(role: str, sig: Signature, body: str, names: dict[str, Any]) -> Any:
     """One function with the op's signature; `names` are what its body refers to."""
     namespace = {**_NAMES, **sig.defaults, **names}
     _run(role, sig.name, f"def {sig.name}({sig.header}):\n{body}", namespace)
@@ -195,7 +195,7 @@ def kernel(sig: Signature, defaults: dict[str, Any], check: Any, fn: Any, refere
         f"    return fn({sig.call})\n"
     )
     cells = {**defaults, "check": check, "fn": fn, "reference": reference, "opaque": opaque}
-    return _build("implementation", sig, body, cells)
+    return build("implementation", sig, body, cells)
 
 
 def chain(sig: Signature, links: list[tuple[Any, Any, Any]], end: Any, checks: Any) -> Callable[..., Any]:
@@ -212,19 +212,19 @@ def chain(sig: Signature, links: list[tuple[Any, Any, Any]], end: Any, checks: A
             f"        return serve{i}({sig.call})\n    note{i}(reason{i})\n"
         )
         cells.update({f"accepts{i}": predicate, f"note{i}": note, f"serve{i}": fn})
-    fn_: Callable[..., Any] = _build("slot", sig, body + f"    return end({sig.call})\n", cells)
+    fn_: Callable[..., Any] = build("slot", sig, body + f"    return end({sig.call})\n", cells)
     return fn_
 
 
 def by_device(sig: Signature, gpu: Any, other: Any) -> Callable[..., Any]:
     """A slot that splits by where the first tensor lives, on machines that have a GPU."""
     body = f"    if {sig.tensors[0].name}.is_cuda:\n        return gpu({sig.call})\n    return other({sig.call})\n"
-    fn: Callable[..., Any] = _build("device slot", sig, body, {"gpu": gpu, "other": other})
+    fn: Callable[..., Any] = build("device slot", sig, body, {"gpu": gpu, "other": other})
     return fn
 
 
 def before(sig: Signature, hook: Any, fn: Any) -> Callable[..., Any]:
     """`fn` with `hook` called first on the same arguments (recording)."""
     body = f"    hook({sig.call})\n    return fn({sig.call})\n"
-    built: Callable[..., Any] = _build("recorded", sig, body, {"hook": hook, "fn": fn})
+    built: Callable[..., Any] = build("recorded", sig, body, {"hook": hook, "fn": fn})
     return built

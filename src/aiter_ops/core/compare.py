@@ -65,7 +65,7 @@ def _values(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance, name: s
             False, float("inf"), 0.0, f"{name}{where}: got {got[tuple(where)].item()}, want {want[tuple(where)].item()}"
         )
     safe = torch.where(finite, w, torch.zeros_like(w)).abs()
-    row = safe.amax(-1, keepdim=True) if safe.dim() else safe
+    row = safe.amax(-1, keepdim=True) if safe.dim() and safe.shape[-1] else safe
     tiny = torch.finfo(want.dtype).smallest_normal * torch.finfo(want.dtype).eps
     allowed = tolerance.fp32 * row + _room(safe.to(want.dtype), g.abs() > safe, tolerance.ulps) + tiny
     error = torch.where(same, torch.zeros_like(w), (g - w).abs())

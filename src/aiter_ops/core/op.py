@@ -221,6 +221,8 @@ class Op:
         if provider.name in self.implementations_loaded():
             raise ValueError(f"provider {provider.name} implements {self.name} twice")
         ready = codegen.kernel(self.signature, self._defaults, self._check, fn, self.reference, self.opaque)
+        if provider.around is not None:
+            ready = provider.around(self.signature, ready)
         self._implementations[provider.name] = Implementation(
             self.name, provider.name, ready, requirements, predicate, flag, fn, batch_invariant
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .evidence import KnownBad, in_window
 from .platforms import Platform
+from .schema import Signature
 
 if TYPE_CHECKING:
     from .op import Op
@@ -87,18 +88,23 @@ class Implementation(NamedTuple):
         return next((r for r in (q.unmet(platform) for q in self.requirements) if r), None)
 
     def refuses(self, *args: Any, **kwargs: Any) -> str | None:
-        """Why these arguments are not taken on this machine, or None."""
+        """Why these arguments, by position or by name, are not taken on this machine, or None."""
+        from .op import get_op
         from .platforms import platform
 
         predicate = self.predicate(platform()) if self.predicate else None
-        return predicate(*args, **kwargs) if predicate else None
+        if predicate is None:
+            return None
+        values, named = get_op(self.op).bind(args, kwargs)
+        return predicate(*values, **named)
 
 
 @dataclass(eq=False)
 class Provider:
     """A source of implementations. Its package holds one module per family, imported when the family is first used.
 
-    imports: the module its families cannot be imported without.
+    imports: the module its families cannot be imported without. around: given an op's signature and an implementation of
+    it as the layer runs it, arguments checked, what is run in its place.
     """
 
     name: str
@@ -106,6 +112,7 @@ class Provider:
     package: str = ""
     imports: str | None = None
     known_bad: tuple[KnownBad, ...] = ()
+    around: Callable[[Signature, Callable[..., Any]], Callable[..., Any]] | None = None
     distribution: str = "aiter-ops"
 
     def implements(
@@ -119,8 +126,8 @@ class Provider:
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register the decorated function for `op`; its signature must be the op's (TypeError shows both).
 
-        refuses: given the platform, a predicate with the op's own parameters that returns None (accepts) or a short
-        reason; None where nothing is refused on that platform. flag: the ``VLLM_ROCM_USE_AITER_*`` sub-flag over it.
+        refuses: given the platform, a predicate that returns None (accepts) or a short reason; it is given all of the
+        op's arguments in the op's order, by name those that are keyword-only. None where nothing is refused on that platform. flag: the ``VLLM_ROCM_USE_AITER_*`` sub-flag over it.
         batch_invariant: while the policy asks for it, a row's or token's result is the same to the bit whatever comes
         with it in the batch: tiles, split-K and the order of every sum do not follow the number of rows.
         """

@@ -178,6 +178,7 @@ def paged_attention(
     element, [Hk] or [B, Hk]; None: 1. out: q's shape; bf16, fp16, fp32, or FP8 with `out_scale`, one fp32 element:
     value / out_scale, saturated.
     plan: from `paged_attention_plan` for the same lengths, shapes and window; a schedule, which changes no meaning.
+    Returns nothing: the result is in `out`.
     Raises TypeError for another dtype, ValueError for another shape, value or combination.
     """
     _attention(
@@ -220,8 +221,10 @@ def paged_attention_lse(
     layout: Literal["nhd", "shuffled"] = "nhd",
     plan: Tensor | None = None,
 ) -> Tensor:
-    """`paged_attention`, which also returns lse [H, T] fp32: the natural logarithm of each row's softmax denominator,
-    sink included; -inf for padding, and for rows that see no key where there are no sinks.
+    """As `paged_attention`, in every argument and in what is written to `out`.
+
+    Returns lse [H, T] fp32: the natural logarithm of each row's softmax denominator, sink included; -inf for padding,
+    and for rows that see no key where there are no sinks.
     """
     return _attention(
         *(q, k_cache, v_cache, out, cu_seqlens_q, seqused_k, block_table, scale, causal, window, softcap),

@@ -55,7 +55,7 @@ def _samples(make: Make) -> Iterator[Sample]:
     yield Sample("mixed, some too long", of(*mixed, 16, 4, 96, 16), {"programs": 33})
     yield Sample("window", of(*mixed, 16, 4, 128, 32), {"programs": 20, "window": [255, -1]})
     yield Sample("more rows than keys", of([4, 4], [2, 4], 4, 4, 80, 5), {"window": [1, 0]})
-    yield Sample("many", of([1] * 300, [drawn[i % 64] * 90 for i in range(300)], 8, 8, 64, 16), {"programs": 264})
+    yield Sample("many", of([1] * 300, [drawn[i % 64] * 90 for i in range(300)], 8, 8, 64, 16), {"programs": 13})
     lengths = [drawn[i % 64] * 512 for i in range(1024)]
     yield Sample("Llama-3-8B, 1024 sequences", of([1] * 1024, lengths, 32, 8, 128, 16), {"programs": 608}, "model")
     yield Sample("Llama-3-70B, one rank of 8", of([2] * 7, [131072, *lengths[:6]], 8, 1, 128, 64), {}, "model")
@@ -116,7 +116,6 @@ def _fake(
     samples=_samples,
     results=("plan",),
     tolerance=Tolerance(ulps=0, fp32=0.0),
-    batch_invariant=True,
     fake=_fake,
     check=_check,
     flops=lambda cu_seqlens_q, *rest: 8 * cu_seqlens_q.numel(),

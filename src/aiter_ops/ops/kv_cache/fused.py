@@ -95,8 +95,8 @@ def rope_and_cache(
     """`rotary_embedding` of q and k in place, then `reshape_and_cache` of k, as it was rounded, and v.
 
     positions: [T]. q: [T, H, D], k: [T, Hk, D], v: [T, Hk, Dv] of one dtype, any strides; they may be parts of one
-    tensor. cos_sin_cache: [P, R], R at most D. Every row of q and k is turned, whether it has a slot or not. All else as
-    in those two ops.
+    tensor. cos_sin_cache: [P, R], R at most D. Every row of q and k is turned, whether it has a slot or not.
+    As `rotary_embedding` and `reshape_and_cache` in all else; returns nothing.
     """
     cos, sin = cos_sin_cache[positions.long()].float().chunk(2, -1)
     turn(q, q.shape[2], cos, sin, is_neox)
@@ -167,12 +167,12 @@ def qk_norm_rope_and_cache(
     v_scale: Tensor | None = None,
     layout: Literal["nhd", "shuffled"] = "nhd",
 ) -> None:
-    """`rope_and_cache` with an RMSNorm of every head of q and k before the rotation (Qwen3, arXiv:2505.09388).
+    """`rope_and_cache` with an RMSNorm of every head before the rotation (Qwen3, arXiv:2505.09388); q, k in place.
 
     q_weight, k_weight: [D] of any float dtype; every head of q: q / sqrt(mean(q²) + eps) · q_weight over its D columns
     (RMSNorm, arXiv:1910.07467), k likewise. The normalised values are not rounded before they are turned: q and k are
-    rounded once, and k goes into the cache as it was rounded. Columns that are not turned are normalised too. All else
-    as in `rope_and_cache`; ValueError for eps below 0.
+    rounded once, and k goes into the cache as it was rounded. Columns that are not turned are normalised too.
+    As `rope_and_cache` in all else; ValueError for eps below 0.
     """
     cos, sin = cos_sin_cache[positions.long()].float().chunk(2, -1)
     _normed_in_place(q, q_weight, eps, cos, sin, is_neox)

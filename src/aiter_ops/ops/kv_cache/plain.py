@@ -66,7 +66,7 @@ def reshape_and_cache(
     one element or [Hk], for FP8 caches alone; None is 1. All else in the caches stays as it is.
     Two tokens with one slot: either may be the one that is kept, or parts of both. A slot beyond the cache is an error
     of the caller: IndexError in the reference, not looked for by kernels.
-    Raises TypeError for another dtype, ValueError for another shape or a scale that nothing takes.
+    Returns nothing. Raises TypeError for another dtype, ValueError for another shape or a scale that nothing takes.
     """
     write(k, k_cache, slot_mapping, k_scale, layout, key=True)
     write(v, v_cache, slot_mapping, v_scale, layout, key=False)
@@ -110,8 +110,8 @@ def concat_and_cache_mla(
     """Write compressed keys-and-values and the rotated key of new tokens into MLA's cache (arXiv:2405.04434).
 
     kv_c: [T, C] (512 in DeepSeek), k_pe: [T, R] or [T, 1, R] (64), bf16, fp16 or fp32, any strides. cache: [blocks,
-    block_size, C + R], first kv_c, then k_pe; of kv_c's dtype or FP8. slot_mapping, FP8, what stays and errors: as
-    `reshape_and_cache`; scale: one fp32 element, for both parts.
+    block_size, C + R], first kv_c, then k_pe; of kv_c's dtype or FP8. scale: one fp32 element, for both parts.
+    As `reshape_and_cache` in slot_mapping, FP8, what stays as it is and errors; returns nothing.
     """
     row = torch.cat((kv_c, k_pe.reshape(k_pe.shape[0], k_pe.shape[-1])), -1)
     write(row.unsqueeze(1), cache.unsqueeze(2), slot_mapping, scale, "nhd", key=True)

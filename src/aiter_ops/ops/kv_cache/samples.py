@@ -65,7 +65,7 @@ def cache_samples(make: Make) -> Iterator[Sample]:
     for flavour in (FN, FNUZ):
         word = "fn" if flavour == FN else "fnuz"
         yield sample(f"FP8 {word}", 9, 2, 64, 3, 4, FP32, flavour, scales=(one, two))
-        yield sample(f"FP8 {word} by head, shuffled", 9, 2, 64, 2, 16, BF16, flavour, "shuffled", scales=each)
+        yield sample(f"FP8 {word} by head, shuffled", 9, 2, 64, 2, 16, FP32, flavour, "shuffled", scales=each)
         yield sample(f"FP8 {word} without scales", 9, 2, 64, 2, 16, FP16, flavour)
     yield sample("zero rows", 0, 2, 64, 3, 4)
     qkv = part(make, 7, 2 * 64, FP16).unflatten(-1, (2, 64)), part(make, 7, 2 * 64, FP16, 8).unflatten(-1, (2, 64))
@@ -161,12 +161,23 @@ def _fused(make: Make, normed: bool) -> Iterator[Sample]:
     yield sample("decode 1x(4+2)x64, block of 1", 1, 4, 2, 64, 9, 1)
     yield sample("GPT-J 7x(3+1)x40, partial", 7, 3, 1, 40, 3, 8, rotary=24, neox=False, dtype=FP32)
     yield sample("partial 6x(4+2)x48 fp16", 6, 4, 2, 48, 3, 8, rotary=16, dtype=FP16, value_width=32)
-    yield sample("shuffled 9x(4+2)x64 fp16", 9, 4, 2, 64, 2, 16, dtype=FP16, layout="shuffled")
     yield sample("shuffled, GPT-J, partial, fp32", 9, 2, 1, 32, 2, 16, 16, False, FP32, layout="shuffled")
     for flavour in (FN, FNUZ):
         word = "fn" if flavour == FN else "fnuz"
         yield sample(f"FP8 {word}", 7, 4, 2, 32, 5, 4, dtype=FP32, cache=flavour, scales=(one, two))
-        yield sample(f"FP8 {word} by head, shuffled", 9, 4, 2, 32, 2, 16, cache=flavour, layout="shuffled", scales=each)
+        yield sample(
+            f"FP8 {word} by head, shuffled",
+            9,
+            4,
+            2,
+            32,
+            2,
+            16,
+            dtype=FP32,
+            cache=flavour,
+            layout="shuffled",
+            scales=each,
+        )
     few = slots_of(make, 4, 4, 4, INT32)
     yield sample("fewer slots than tokens, int32", 7, 2, 2, 32, 4, 4, dtype=FP16, slots=few)
     yield sample("zero rows", 0, 4, 2, 32, 5, 4)

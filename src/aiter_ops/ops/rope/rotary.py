@@ -65,7 +65,7 @@ def rotary_embedding(
     fp32 inside, rounded once; the cache is taken as it is, not rounded to q's dtype. q and k may be parts of one tensor
     and must not overlap. A position (with its offset) outside of the cache is an error of the caller: IndexError or a
     row from its end in the reference, not looked for by kernels.
-    Raises TypeError for another dtype, ValueError for another shape.
+    Returns nothing. Raises TypeError for another dtype, ValueError for another shape.
     """
     at = positions.long() if offsets is None else positions.long() + offsets.long()
     cos, sin = cos_sin_cache[at].float().chunk(2, -1)
@@ -122,14 +122,14 @@ def mrope(
     is_neox: bool = True,
     interleaved: bool = False,
 ) -> None:
-    """`rotary_embedding` with three positions a token, of time, height and width (Qwen2-VL, arXiv:2409.12191).
+    """`rotary_embedding`, in place, with three positions a token: time, height, width (Qwen2-VL, arXiv:2409.12191).
 
     positions: [3, T] int32 or int64. section: how many of the R/2 pairs each of the three turns; their sum is R/2. The
     default is Qwen2-VL's, for heads of 128 columns. The first section[0] pairs take the first position, the next
     section[1] the second, the rest the third. interleaved (Qwen3-VL, Hugging Face transformers): pair j takes the
     position j mod 3, as long as j < 3·section[j mod 3], and the first one otherwise.
-    q, k, head_size, cos_sin_cache, is_neox, rounding and errors: as `rotary_embedding`. With three equal positions it is
-    that op.
+    q: [T, H·head_size] or [T, H, head_size]. With three equal positions it is `rotary_embedding`.
+    As `rotary_embedding` in q, k, head_size, cos_sin_cache, is_neox, rounding and errors; returns nothing.
     """
     axis = torch.tensor(axes(section, interleaved), device=positions.device)
     at = positions.long()[axis].t()  # [T, R/2]

@@ -45,27 +45,27 @@ def with_special(make: Make, rows: int, columns: int) -> Tensor:
 
 def logits_of(make: Make) -> Iterator[tuple[str, str, Tensor]]:
     """name, size class, logits [R, V]: what both samplers are tried on."""
-    yield "5x1000 fp32", "small", make.normal(5, 1000, dtype=FP32, scale=3.0)
+    yield "5x1008 fp32", "small", make.normal(5, 1008, dtype=FP32, scale=3.0)
     yield "decode 1x4096", "small", make.normal(1, 4096, scale=3.0)
-    yield "odd 3x777 fp16", "small", make.normal(3, 777, dtype=FP16, scale=2.0)
     yield "one column 4x1", "small", make.normal(4, 1)
     yield "zero rows", "small", make.normal(0, 512)
-    yield "ties 6x333", "small", with_ties(make, 6, 333, FP16)
+    yield "ties 6x336", "small", with_ties(make, 6, 336)
     yield "equal logits 3x2000", "small", make.normal(1, 1).expand(3, 2000).contiguous()
-    yield "NaN and Inf 8x260", "small", with_special(make, 8, 260)
-    yield "sliced 6x512", "small", make.sliced(6, 512, FP16)
-    yield "transposed 4x300", "small", make.transposed(4, 300, FP32)
+    yield "NaN and Inf 8x272", "small", with_special(make, 8, 272)
+    yield "odd, sliced 6x777", "small", make.sliced(6, 777, FP16)
+    yield "transposed 4x304", "small", make.transposed(4, 304, FP32)
     yield "expanded 4x640", "small", make.expanded(4, 640, FP32)
-    yield "two steps of a block 3x9000", "small", make.normal(3, 9000, dtype=FP32, scale=3.0)
-    yield "Llama-3 1x128256", "model", make.normal(1, 128256, scale=3.0)
-    yield "Qwen3 64x151936", "model", make.normal(64, 151936, scale=2.0)
-    yield "Llama-3 64x128256 fp32", "model", make.normal(64, 128256, dtype=FP32)
-    yield "Llama-3 512x128256", "model", make.normal(512, 128256, scale=2.0)
+    yield "more than a block 3x9008", "small", make.normal(3, 9008, dtype=FP32, scale=3.0)
+    yield "Llama-3 1x128256 fp32", "model", make.normal(1, 128256, dtype=FP32, scale=3.0)
+    yield "Qwen3 64x151936 fp32", "model", make.normal(64, 151936, dtype=FP32, scale=2.0)
+    yield "flat 64x128256 fp32", "model", make.normal(64, 128256, dtype=FP32)
+    yield "Llama-3 512x128256 fp32", "model", make.normal(512, 128256, dtype=FP32, scale=2.0)
 
 
 def greedy_samples(make: Make) -> Iterator[Sample]:
     for name, size, logits in logits_of(make):
         yield Sample(name, (logits,), size=size)  # type: ignore[arg-type]
+    yield Sample("Llama-3 512x128256", (make.normal(512, 128256, scale=2.0),), size="model")
 
 
 MIXED = {
@@ -91,11 +91,10 @@ def sample_samples(make: Make) -> Iterator[Sample]:
 
     for name, size, logits in logits_of(make):
         yield call(name, size, logits, "kpm")
-    x = make.normal(7, 1500, dtype=FP32, scale=2.0)
-    for filters in ("", "k", "p", "m", "kp"):
-        yield call(f"7x1500 fp32, {filters or 'nothing'} given", "small", x, filters)
-        yield call(
-            f"Qwen3 64x151936, {filters or 'nothing'} given", "model", make.normal(64, 151936, scale=2.0), filters
-        )
-    yield call("Llama-3 1x128256, nothing given", "model", make.normal(1, 128256, scale=3.0), "")
-    yield call("Llama-3 512x128256, top-p", "model", make.normal(512, 128256, scale=2.0), "p")
+    x, long = make.normal(7, 1504, dtype=FP32, scale=2.0), make.normal(64, 151936, dtype=FP32, scale=2.0)
+    for filters in ("k", "p", "m", "kp"):
+        yield call(f"7x1504 fp32, {filters} given", "small", x, filters)
+        yield call(f"Qwen3 64x151936 fp32, {filters} given", "model", long, filters)
+    yield call("7x1504 fp32, nothing given", "small", x, "")
+    yield call("Qwen3 64x151936, nothing given", "model", make.normal(64, 151936, scale=2.0), "")
+    yield call("Llama-3 512x128256 fp32, p given", "model", make.normal(512, 128256, dtype=FP32, scale=2.0), "p")

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import triton
@@ -67,6 +68,40 @@ def _starter(made: Any) -> Start:
     return start
 
 
+class Started(NamedTuple):
+    """A start in the short way: by what, how many programs, and its arguments, numbers and constants in one."""
+
+    start: Start
+    grid: int
+    tensors: tuple[torch.Tensor, ...]
+    tail: tuple[Any, ...]
+
+
+class Watch:
+    """While `log` is a list, one thread's starts are noted in it; None for one that cannot be repeated as it was."""
+
+    def __init__(self) -> None:
+        self.log: list[Started | None] | None = None
+        self._thread, self._lock = 0, threading.RLock()
+
+    def note(self, started: Started | None) -> None:
+        if self.log is not None and threading.get_ident() == self._thread:
+            self.log.append(started)
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[list[Started | None]]:
+        """The starts of this thread from now on; other threads wait with theirs to be watched."""
+        with self._lock:
+            self._thread, self.log = threading.get_ident(), []
+            try:
+                yield self.log
+            finally:
+                self.log = None
+
+
+watch = Watch()
+
+
 def _small(tensors: tuple[torch.Tensor, ...]) -> bool:
     """Whether Triton may address every tensor with 32 bits; only the AMD back end specialises on it."""
     return not torch.version.hip or all(t.nbytes < _BIG for t in tensors)
@@ -107,6 +142,10 @@ def compiling_for(target: Platform) -> Iterator[list[Job]]:
         _Compiling.target = None
 
 
+launchers: list[Launcher] = []
+"""All of them, of the rooms that were imported."""
+
+
 class Launcher:
     """Starts one kernel. `free`: how many of the first numbers Triton does not specialise on (row counts)."""
 
@@ -114,6 +153,7 @@ class Launcher:
         self.kernel = kernel
         self.free = free
         self._started: dict[Any, Start] = {}
+        launchers.append(self)
 
     def __call__(
         self,
@@ -144,16 +184,23 @@ class Launcher:
         if described:
             key = (*key, *_forms(described))
         start = self._started.get(key)
-        if start is not None and not functools.reduce(operator.or_, pointers) & _ALIGNED and _small(tensors):
+        short = not functools.reduce(operator.or_, pointers) & _ALIGNED and _small(tensors)
+        if start is not None and short:
             start(grid, torch._C._cuda_getCurrentRawStream(device), (*described, *pointers, *numbers, *constants))
+            if watch.log is not None:
+                watch.note(None if described else Started(start, grid, tensors, (*numbers, *constants)))
             return
-        made = self.kernel[(grid,)](
-            *described, *tensors, *numbers, *constants, num_warps=num_warps, num_stages=num_stages, **dict(options)
-        )
-        if start is None and not functools.reduce(operator.or_, pointers) & _ALIGNED and _small(tensors):
+        if watch.log is not None:
+            watch.note(None)
+        made = self._start(grid, (*described, *tensors, *numbers, *constants), num_warps, num_stages, options)
+        if start is None and short:
             if len(self._started) >= _MOST_STARTED:
                 self._started.clear()
             self._started[key] = _starter(made)
+
+    def _start(self, grid: int, arguments: tuple[Any, ...], num_warps: int, num_stages: int, options: Options) -> Any:
+        """Start by Triton's own way, which compiles where it has to; the compiled kernel."""
+        return self.kernel[(grid,)](*arguments, num_warps=num_warps, num_stages=num_stages, **dict(options))
 
     def _apart(
         self,

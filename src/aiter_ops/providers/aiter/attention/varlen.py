@@ -108,8 +108,11 @@ def _refuse_lse(platform: Platform) -> Predicate:
 def _refuse_out(platform: Platform) -> Predicate:
     plain = _plain(platform, False)
 
-    def refuse(q: Tensor, k: Tensor, v: Tensor, out: Tensor, *rest: Any) -> str | None:
-        return plain(q, k, v, *rest)
+    def refuse(  # type: ignore[no-untyped-def]
+        q, k, v, out, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, window, softcap, alibi, sinks
+    ):
+        terms = (max_q, max_k, scale, causal, window, softcap, alibi, sinks)
+        return plain(q, k, v, cu_seqlens_q, cu_seqlens_k, *terms)
 
     return refuse
 

@@ -1,5 +1,6 @@
 """Public evidence against AITER, by op, release and machine; a rule ``op=+aiter`` lifts a row."""
 
-from . import attention, gemm, moe, norm_quant, routing
+from . import attention, gemm, kv_cache, mla, moe, norm_quant, paged, routing
 
-KNOWN_BAD = (*norm_quant.ROWS, *gemm.ROWS, *routing.ROWS, *moe.ROWS, *attention.ROWS)
+ROOMS = (norm_quant, gemm, routing, moe, attention, paged, mla, kv_cache)
+KNOWN_BAD = tuple(row for room in ROOMS for row in room.ROWS)

@@ -1,6 +1,6 @@
 """Attention kernels; importing the room registers its implementations."""
 
 from . import merge as merge
-from . import varlen as varlen
 from . import paged as paged
 from . import paged_plan as paged_plan
+from . import varlen as varlen

@@ -2,7 +2,8 @@
 
 Sequences whose rows fit one tile are done by one kernel, their keys split over programs evenly or as a plan says; longer
 ones by another launch of it. Either is followed by a merge where keys are split. What a launch does follows from shapes
-and numbers alone; lengths are read on the device.
+and numbers alone; lengths are read on the device. Where batch invariance is asked for, tiles and splits are the same for any
+batch and a plan is passed over: every sequence is then done by itself in one way.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ _merge = Launcher(merge_kernel, free=len(FREE) + 2)
 
 
 def _predicate(platform: Platform) -> Predicate:
-    def refuse(q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, *rest: Any) -> str | None:
+    def refuse(
+        q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, *rest: Any, layout: str = "nhd", **named: Any
+    ) -> str | None:
         for t in (q, k_cache, out):
             if t.dtype in FP8 and (reason := fp8_predicate(platform, t.dtype)):
                 return reason
@@ -43,7 +46,7 @@ def _predicate(platform: Platform) -> Predicate:
             return f"the kernel takes a head size <= {WIDEST}; it is {q.shape[2]}"
         if out.stride(2) != 1 and out.numel():
             return f"the kernel writes heads with stride 1 between elements; it is {out.stride(2)}"
-        layout = rest[-2]
+        layout = rest[-2] if rest else layout
         for t in (k_cache, v_cache):
             inner = _inner_strides(t, layout)
             if t.numel() and inner != inner_strides(t, layout):
@@ -117,7 +120,7 @@ class _Launches:
         self.k, self.v, self.out, self.out_scale = k_cache, v_cache, out, none if out_scale is None else out_scale
         self.lse, self.alibi, self.sinks = (none if t is None else t.contiguous() for t in (lse, alibi, sinks))
         self.scales = [none if t is None else t for t in scales]
-        self.given = [int(t is not None) for t in (sinks, lse, *scales)]
+        self.given = [int(t is not None) for t in scales]
         self.scale_strides = [stride for t in scales for stride in _scale_strides(t)]
         self.factors = float(scale), float(softcap)
         position, head = (1, 2) if layout == "nhd" else (None, 1)
@@ -128,36 +131,37 @@ class _Launches:
         ]
         self.top = 0 if out_scale is None else int(code_max(out.dtype))
         self.shape = size, self.width
-        self.form = block, layout == "shuffled", window[0] >= 0, softcap > 0, alibi is not None, self.top
+        self.form = block, layout == "shuffled", window[0] >= 0, softcap > 0, alibi is not None
+        self.ends = sinks is not None, any(t is not None for t in scales), self.top, lse is not None
         self.factor = FACTORS[factor]
 
     def all(self) -> None:
         """Sequences that fit a tile first, then the others, where there can be such."""
         rows, few, fixed = self.max_q * self.group, 0, batch_invariant()
         # where every sequence has max_q rows, either all of them fit a tile or none
-        short = rows <= MOST_ROWS or self.tokens < self.batch * self.max_q or fixed
-        if short and self.group <= MOST_ROWS:
-            tile = self._tile(MOST_ROWS if fixed else min(rows, MOST_ROWS))
+        if rows <= MOST_ROWS or self.tokens < self.batch * self.max_q or fixed:
+            wanted = MOST_ROWS if fixed else min(rows, MOST_ROWS)
+            tile = self._tile(wanted)
             few = min(tile.rows // self.group, self.max_q)
-            self._launch(tile, few, many=False)
+            if few:
+                # a plan is for all sequences of up to MOST_ROWS rows
+                self._launch(tile, few, many=False, planned=self.programs > 0 and tile.rows >= wanted)
         if self.max_q > few:
-            self._launch(self._tile(MOST_ROWS + 1), few, many=True)
+            self._launch(self._tile(MOST_ROWS + 1), few, many=True, planned=False)
 
     def _tile(self, rows: int) -> PagedTile:
         return paged_tile(machine(), rows, self.width, *self.bytes)
 
-    def _launch(self, tile: PagedTile, few: int, many: bool) -> None:
+    def _launch(self, tile: PagedTile, few: int, many: bool, planned: bool) -> None:
         """few: rows of the longest sequence that has one tile. many: the tiles are those of longer sequences."""
         heads = min(self.group, tile.rows)
         tiles_head = -(-self.group // heads)
         tokens = tile.rows // heads
         tiles = (self.tokens // tokens + self.batch if many else self.batch) * self.kv_heads * tiles_head
-        planned = self.programs > 0 and not many
         splits = 1 if planned else self._splits(tile, tiles, tokens, many)
         grid = self.programs if planned else tiles * splits
         slots = 2 * grid if planned else grid if splits > 1 else 0
-        parts = self.q.new_empty(slots * tile.rows * self.width, dtype=torch.float32)
-        states = self.q.new_empty(slots * tile.rows * 2, dtype=torch.float32)
+        parts = self.q.new_empty(slots * tile.rows * (self.width + 2), dtype=torch.float32)
         programs = self.programs if planned else 0
         numbers = (
             *(self.batch, self.kv_heads, self.group, heads, tiles_head, few, int(many), splits, programs),
@@ -167,11 +171,11 @@ class _Launches:
         _attend(
             grid,
             (
-                *(self.q, self.k, self.v, self.out, self.lse, parts, states, self.cu, self.used, self.table),
+                *(self.q, self.k, self.v, self.out, self.lse, parts, self.cu, self.used, self.table),
                 *(self.alibi, self.sinks, *self.scales, self.out_scale, self.plan),
             ),
             (*numbers, self.table.stride(0), *self.factors, *self.q.stride()[:2], *ends, *self.cache_strides),
-            (self.factor, *self.shape, *self.form, tile.rows, tile.keys, planned),
+            (self.factor, *self.shape, *self.form, *self.ends, tile.rows, tile.keys, planned),
             tile.num_warps,
             tile.num_stages,
             tile.options,
@@ -180,11 +184,11 @@ class _Launches:
             _merge(
                 tiles * heads * (tokens if many else few),
                 (
-                    *(parts, states, self.out, self.lse, self.cu, self.used, self.sinks, self.scales[2]),
+                    *(parts, self.out, self.lse, self.cu, self.used, self.sinks, self.scales[2]),
                     *(self.out_scale, self.plan),
                 ),
                 (*numbers, self.table.stride(0), tile.rows, tile.keys, *ends),
-                (*self.shape, self.top, PARTS),
+                (*self.shape, *self.ends, PARTS),
             )
 
     def _splits(self, tile: PagedTile, tiles: int, tokens: int, many: bool) -> int:
@@ -199,7 +203,7 @@ def _launch(q: Tensor, *rest: Any) -> None:
         _Launches(q, *rest).all()
 
 
-@PROVIDER.implements("paged_attention", refuses=_predicate)
+@PROVIDER.implements("paged_attention", refuses=_predicate, batch_invariant=True)
 def paged_attention(
     q: Tensor,
     k_cache: Tensor,
@@ -229,7 +233,7 @@ def paged_attention(
     )
 
 
-@PROVIDER.implements("paged_attention_lse", refuses=_predicate)
+@PROVIDER.implements("paged_attention_lse", refuses=_predicate, batch_invariant=True)
 def paged_attention_lse(
     q: Tensor,
     k_cache: Tensor,

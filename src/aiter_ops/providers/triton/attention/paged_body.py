@@ -9,7 +9,7 @@ import triton.language as tl
 
 from aiter_ops.providers.triton.common import encode, inverse_of
 
-from .softmax import LOG2_E, capped, inverse_total, joined, lse_of, seen, stepped
+from .softmax import LOG2_E, capped, inverse_total, joined, lse_of, stepped
 
 
 @triton.jit
@@ -17,7 +17,8 @@ def sequence_of(cu_ptr, tile, batch, tokens):
     """(sequence, tile in it) of a tile, where sequence b has the tiles from cu[b] // tokens + b on, `tokens` rows each;
     some tiles are past the rows of their sequence.
     """
-    low, high = 0, batch
+    low = tile * 0
+    high = low + batch
     while high - low > 1:
         middle = (low + high) // 2
         before = tl.load(cu_ptr + middle) // tokens + middle <= tile
@@ -45,9 +46,12 @@ def share_of(begin, end, splits, split, step):
 
 
 @triton.jit
-def descale(ptr, sequence, kv_head, per_sequence, per_head, given):
-    """The factor on the values of a kv head; 1 where none is given."""
-    return tl.load(ptr + sequence * per_sequence + kv_head * per_head, mask=given != 0, other=1.0)
+def descale(ptr, sequence, kv_head, per_sequence, per_head, given, SCALED: tl.constexpr):
+    """The factor on the values of a kv head; 1 where none is given. SCALED: some may be."""
+    factor = 1.0
+    if SCALED:
+        factor = tl.load(ptr + sequence * per_sequence + kv_head * per_head, mask=given != 0, other=1.0)
+    return factor
 
 
 @triton.jit
@@ -59,7 +63,7 @@ def in_fp16(q):
     top = tl.max(tl.abs(wide), axis=1).to(tl.int32, bitcast=True) & 0x7F800000
     # the row's largest goes to 2^14; far from the ends of fp32's exponents both powers are normal numbers
     top = tl.minimum(tl.maximum(top, 15 << 23), 253 << 23)
-    up = ((268 << 23) - top).to(tl.float32, bitcast=True)
+    up = ((253 << 23) - top + (15 << 23)).to(tl.float32, bitcast=True)
     down = (top - (14 << 23)).to(tl.float32, bitcast=True)
     return (wide * up[:, None]).to(tl.float16), down
 
@@ -72,12 +76,12 @@ def summed_values(
     table,
     slopes,
     at,
+    low,
+    high,
     start,
     end,
     factor,
     cap,
-    left,
-    right,
     k_block,
     k_position,
     v_block,
@@ -92,7 +96,8 @@ def summed_values(
 ):
     """Steps over the keys [start, end) for q [M, width]: the sum of values [M, width], and the softmax state [M].
 
-    k_base, v_base: the caches at the tile's kv head. table: the sequence's blocks. at [M]: positions of the rows.
+    k_base, v_base: the caches at the tile's kv head. table: the sequence's blocks. at, low, high [M]: of each row its
+    position, and the keys [low, high) it sees; low counts where LEFT, and is not above high.
     factor [M], cap: of the scores, in base 2. Where a block holds whole steps, a step reads one entry of the table.
     """
     M: tl.constexpr = q.shape[0]
@@ -104,13 +109,15 @@ def summed_values(
     total = tl.zeros([M], tl.float32)
     for first in range(start, end, N):
         key = first + tl.arange(0, N)
-        inside = key < end
+        # keys past the end repeat the last one, or pieces of X of them the last piece: nothing there is waited for, and
+        # their scores are -inf
+        held = tl.minimum(key // X, (end - 1) // X) * X + key % X if SHUFFLED else tl.minimum(key, end - 1)
         if BLOCK % N == 0:
             page = tl.load(table + first // BLOCK).to(tl.int64)
-            place = first % BLOCK + tl.arange(0, N)
+            place = held - first // BLOCK * BLOCK
         else:
-            page = tl.load(table + key // BLOCK, mask=inside, other=0).to(tl.int64)
-            place = key % BLOCK
+            page = tl.load(table + held // BLOCK).to(tl.int64)
+            place = held % BLOCK
         if SHUFFLED:
             k_at = (page * k_block + place * X)[:, None] + (d // X * (BLOCK * X) + d % X)[None, :]
             v_at = (page * v_block + place // X * (D * X) + place % X)[:, None] + (d * X)[None, :]
@@ -120,18 +127,30 @@ def summed_values(
         else:
             k_at = (page * k_block + place * k_position)[:, None] + d[None, :]
             v_at = (page * v_block + place * v_position)[:, None] + d[None, :]
-        there = inside[:, None]
-        if D != WIDTH:
-            there = there & (d < D)[None, :]
-        k = tl.load(k_base + k_at, mask=there, other=0.0).to(q.dtype)
+        if D == WIDTH:
+            k = tl.load(k_base + k_at).to(q.dtype)
+        else:
+            k = tl.load(k_base + k_at, mask=(d < D)[None, :], other=0.0).to(q.dtype)
         score = tl.dot(q, k.T, input_precision="ieee") * factor[:, None]
         if CAPPED:
             score = capped(score, cap)
         if ALIBI:
             score -= slopes[:, None] * tl.abs(at[:, None] - key[None, :]).to(tl.float32)
-        sees = seen(at[:, None], key[None, :], False, LEFT, True, left, right) & inside[None, :]
+        if LEFT:
+            # one comparison of numbers without sign
+            sees = (key[None, :] - low[:, None]).to(tl.uint32, bitcast=True) < (high - low).to(tl.uint32, bitcast=True)[
+                :, None
+            ]
+        else:
+            sees = key[None, :] < high[:, None]
         weights, before, peak, total = stepped(tl.where(sees, score, float("-inf")), peak, total)
-        v = tl.load(v_base + v_at, mask=there, other=0.0).to(q.dtype)
+        if D == WIDTH:
+            v = tl.load(v_base + v_at).to(q.dtype)
+        else:
+            v = tl.load(v_base + v_at, mask=(d < D)[None, :], other=0.0).to(q.dtype)
+        if SHUFFLED:
+            # of the last piece, what is past the end may be anything
+            v = tl.where((key < end)[:, None], v, 0.0)
         acc = tl.dot(weights.to(q.dtype), v, acc * before[:, None], input_precision="ieee")
     return acc, peak, total
 
@@ -150,23 +169,26 @@ def stored(
     out_at,
     lse_at,
     there,
-    has_sinks,
-    has_lse,
     D: tl.constexpr,
+    SINKS: tl.constexpr,
     TOP: tl.constexpr,
+    LSE: tl.constexpr,
 ):
     """Stores results of rows: acc [M, width] sums of values, peak and total [M] their state, factor on the values.
 
     head, out_at, lse_at, there: [M], of each row its head, where its result and LSE go, and whether it is one. TOP: the
     largest code of an FP8 result, which has a scale; else 0.
     """
-    # one more score in the denominator; -inf adds nothing
-    sink = tl.load(sinks_ptr + head, mask=there & (has_sinks != 0), other=float("-inf")).to(tl.float32) * LOG2_E
-    mine, _, peak, total = joined(peak, total, sink, 1.0)
-    y = acc * (mine * inverse_total(total) * factor)[:, None]
+    if SINKS:
+        # one more score in the denominator
+        sink = tl.load(sinks_ptr + head, mask=there, other=0.0).to(tl.float32) * LOG2_E
+        mine, _, peak, total = joined(peak, total, sink, 1.0)
+        factor = mine * factor
+    y = acc * (inverse_total(total) * factor)[:, None]
     d = tl.arange(0, acc.shape[1])
     if TOP > 0:
         y = encode(y, inverse_of(tl.load(out_scale_ptr)), out_ptr.dtype.element_ty, TOP, True)
     written = there[:, None] & (d < D)[None, :]
     tl.store(out_ptr + out_at[:, None] + d[None, :], y.to(out_ptr.dtype.element_ty), mask=written)
-    tl.store(lse_ptr + lse_at, lse_of(peak, total), mask=there & (has_lse != 0))
+    if LSE:
+        tl.store(lse_ptr + lse_at, lse_of(peak, total), mask=there)

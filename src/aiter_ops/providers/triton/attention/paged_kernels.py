@@ -22,7 +22,7 @@ OPEN = 2**30
 
 FREE = [
     *("batch", "kv_heads", "heads", "heads_tile", "tiles_head", "few", "many", "splits", "programs"),
-    *("unit_keys", "tokens", "left", "right", "has_sinks", "has_lse", "has_q_scale", "has_k_scale", "has_v_scale"),
+    *("unit_keys", "tokens", "left", "right", "has_q_scale", "has_k_scale", "has_v_scale"),
     *("q_scale_b", "q_scale_h", "k_scale_b", "k_scale_h", "v_scale_b", "v_scale_h", "table_row"),
 ]
 """The first numbers of both kernels; Triton does not specialise on them.
@@ -57,7 +57,10 @@ def attend_tile(
     LEFT: tl.constexpr,
     CAPPED: tl.constexpr,
     ALIBI: tl.constexpr,
+    SINKS: tl.constexpr,
+    SCALED: tl.constexpr,
     TOP: tl.constexpr,
+    LSE: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
 ):
@@ -65,11 +68,11 @@ def attend_tile(
 
     pointers, numbers, strides: those of the kernel.
     """
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, parts_ptr, states_ptr, table_ptr, alibi_ptr = pointers[:9]
-    sinks_ptr, q_scale_ptr, k_scale_ptr, v_scale_ptr, out_scale_ptr = pointers[9:]
-    heads, heads_tile, tokens, left, right, scale, softcap, has_sinks, has_lse, table_row = numbers[:10]
-    has_q_scale, has_k_scale, has_v_scale = numbers[10:13]
-    q_scale_b, q_scale_h, k_scale_b, k_scale_h, v_scale_b, v_scale_h = numbers[13:]
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, parts_ptr, table_ptr, alibi_ptr = pointers[:8]
+    sinks_ptr, q_scale_ptr, k_scale_ptr, v_scale_ptr, out_scale_ptr = pointers[8:]
+    heads, heads_tile, tokens, left, right, scale, softcap, table_row = numbers[:8]
+    has_q_scale, has_k_scale, has_v_scale = numbers[8:11]
+    q_scale_b, q_scale_h, k_scale_b, k_scale_h, v_scale_b, v_scale_h = numbers[11:]
     q_row, q_head, out_row, out_head, k_block, k_position, k_head, v_block, v_position, v_head = strides
     r = tl.arange(0, M)
     token_in, head_in = r // heads_tile, r % heads_tile
@@ -80,28 +83,31 @@ def attend_tile(
     row = (q_first + token).to(tl.int64)
     q_at = row * q_row + head * q_head
     q = tl.load(q_ptr + q_at[:, None] + d[None, :], mask=there[:, None] & (d < D)[None, :], other=0.0)
-    factor = scale * descale(q_scale_ptr, b, kv_head, q_scale_b, q_scale_h, has_q_scale)
-    factor *= descale(k_scale_ptr, b, kv_head, k_scale_b, k_scale_h, has_k_scale)
+    factor = scale * descale(q_scale_ptr, b, kv_head, q_scale_b, q_scale_h, has_q_scale, SCALED)
+    factor *= descale(k_scale_ptr, b, kv_head, k_scale_b, k_scale_h, has_k_scale, SCALED)
     factors = tl.zeros([M], tl.float32) + factor * LOG2_E
-    if q_ptr.dtype.element_ty == tl.bfloat16 and FACTOR != tl.bfloat16:
+    own: tl.constexpr = q_ptr.dtype.element_ty
+    if own == tl.bfloat16 and own != FACTOR:
         q, of_row = in_fp16(q)
         factors *= of_row
     slopes = tl.zeros([M], tl.float32)
     if ALIBI:
         slopes = tl.load(alibi_ptr + head, mask=there, other=0.0).to(tl.float32) * LOG2_E
+    at = used - rows + token
+    high = tl.minimum(at + right + 1, end)
     acc, peak, total = summed_values(
         q.to(FACTOR),
         k_ptr + kv_head.to(tl.int64) * k_head,
         v_ptr + kv_head.to(tl.int64) * v_head,
         table_ptr + b.to(tl.int64) * table_row,
         slopes,
-        used - rows + token,
+        at,
+        tl.minimum(at - left, high) if LEFT else high,
+        high,
         start,
         end,
         factors,
         softcap * LOG2_E,
-        left,
-        right,
         k_block,
         k_position,
         v_block,
@@ -119,7 +125,7 @@ def attend_tile(
             acc,
             peak,
             total,
-            descale(v_scale_ptr, b, kv_head, v_scale_b, v_scale_h, has_v_scale),
+            descale(v_scale_ptr, b, kv_head, v_scale_b, v_scale_h, has_v_scale, SCALED),
             sinks_ptr,
             out_scale_ptr,
             out_ptr,
@@ -128,16 +134,16 @@ def attend_tile(
             row * out_row + head * out_head,
             head.to(tl.int64) * tokens + row,
             there,
-            has_sinks,
-            has_lse,
             D,
+            SINKS,
             TOP,
+            LSE,
         )
     else:
-        part = (slot.to(tl.int64) * M + r)[:, None] * WIDTH + d[None, :]
-        tl.store(parts_ptr + part, acc)
-        tl.store(states_ptr + slot * (2 * M) + r, peak)
-        tl.store(states_ptr + slot * (2 * M) + M + r, total)
+        part = parts_ptr + slot.to(tl.int64) * (M * (WIDTH + 2))
+        tl.store(part + r[:, None] * WIDTH + d[None, :], acc)
+        tl.store(part + M * WIDTH + r, peak)
+        tl.store(part + M * (WIDTH + 1) + r, total)
 
 
 @triton.jit(do_not_specialize=FREE)
@@ -148,7 +154,6 @@ def paged_kernel(
     out_ptr,
     lse_ptr,
     parts_ptr,
-    states_ptr,
     cu_ptr,
     used_ptr,
     table_ptr,
@@ -172,8 +177,6 @@ def paged_kernel(
     tokens,
     left,
     right,
-    has_sinks,
-    has_lse,
     has_q_scale,
     has_k_scale,
     has_v_scale,
@@ -204,7 +207,10 @@ def paged_kernel(
     LEFT: tl.constexpr,
     CAPPED: tl.constexpr,
     ALIBI: tl.constexpr,
+    SINKS: tl.constexpr,
+    SCALED: tl.constexpr,
     TOP: tl.constexpr,
+    LSE: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     PLANNED: tl.constexpr,
@@ -213,9 +219,9 @@ def paged_kernel(
     `stored`. M, N: rows and keys of a step.
     """
     pid = tl.program_id(0)
-    pointers = (q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, parts_ptr, states_ptr, table_ptr, alibi_ptr)
+    pointers = (q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, parts_ptr, table_ptr, alibi_ptr)
     pointers += (sinks_ptr, q_scale_ptr, k_scale_ptr, v_scale_ptr, out_scale_ptr)
-    numbers = (heads, heads_tile, tokens, left, right, scale, softcap, has_sinks, has_lse, table_row)
+    numbers = (heads, heads_tile, tokens, left, right, scale, softcap, table_row)
     numbers += (has_q_scale, has_k_scale, has_v_scale)
     numbers += (q_scale_b, q_scale_h, k_scale_b, k_scale_h, v_scale_b, v_scale_h)
     strides = (q_row, q_head, out_row, out_head, k_block, k_position, k_head, v_block, v_position, v_head)
@@ -253,7 +259,10 @@ def paged_kernel(
                     LEFT,
                     CAPPED,
                     ALIBI,
+                    SINKS,
+                    SCALED,
                     TOP,
+                    LSE,
                     M,
                     N,
                 )
@@ -302,7 +311,10 @@ def paged_kernel(
                 LEFT,
                 CAPPED,
                 ALIBI,
+                SINKS,
+                SCALED,
                 TOP,
+                LSE,
                 M,
                 N,
             )

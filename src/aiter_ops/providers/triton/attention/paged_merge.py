@@ -11,7 +11,6 @@ from .softmax import joined
 @triton.jit(do_not_specialize=[*FREE, "tile_rows", "step"])
 def merge_kernel(
     parts_ptr,
-    states_ptr,
     out_ptr,
     lse_ptr,
     cu_ptr,
@@ -33,8 +32,6 @@ def merge_kernel(
     tokens,
     left,
     right,
-    has_sinks,
-    has_lse,
     has_q_scale,
     has_k_scale,
     has_v_scale,
@@ -51,7 +48,10 @@ def merge_kernel(
     out_head,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
+    SINKS: tl.constexpr,
+    SCALED: tl.constexpr,
     TOP: tl.constexpr,
+    LSE: tl.constexpr,
     PARTS: tl.constexpr,
 ):
     """A program adds up the parts of one row of a tile, where it has more than one, PARTS at a time, in their order.
@@ -97,10 +97,10 @@ def merge_kernel(
             # of a plan the part that begins a head is in the second slot of its program, the others in the first
             of_plan = 2 * (first + part) + (part == 0).to(tl.int32)
             slot = tl.where(programs > 0, of_plan, (first + part) * (kv_heads * tiles_head) + of_head)
-            peaks = tl.load(states_ptr + slot * (2 * tile_rows) + r, mask=inside, other=float("-inf"))
-            totals = tl.load(states_ptr + slot * (2 * tile_rows) + tile_rows + r, mask=inside, other=0.0)
-            place = (slot.to(tl.int64) * tile_rows + r) * WIDTH
-            values = tl.load(parts_ptr + place[:, None] + d[None, :], mask=inside[:, None], other=0.0)
+            at_part = parts_ptr + slot.to(tl.int64) * (tile_rows * (WIDTH + 2))
+            peaks = tl.load(at_part + tile_rows * WIDTH + r, mask=inside, other=float("-inf"))
+            totals = tl.load(at_part + tile_rows * (WIDTH + 1) + r, mask=inside, other=0.0)
+            values = tl.load(at_part[:, None] + r * WIDTH + d[None, :], mask=inside[:, None], other=0.0)
             best = tl.max(peaks, axis=0, keep_dims=True)
             weights = tl.exp2(peaks - tl.where(best == float("-inf"), 0.0, best))
             more = tl.sum(totals * weights, axis=0, keep_dims=True)
@@ -112,7 +112,7 @@ def merge_kernel(
             acc[None, :],
             peak,
             total,
-            descale(v_scale_ptr, b, kv_head, v_scale_b, v_scale_h, has_v_scale),
+            descale(v_scale_ptr, b, kv_head, v_scale_b, v_scale_h, has_v_scale, SCALED),
             sinks_ptr,
             out_scale_ptr,
             out_ptr,
@@ -121,8 +121,8 @@ def merge_kernel(
             row * out_row + head * out_head,
             head.to(tl.int64) * tokens + row,
             head >= 0,
-            has_sinks,
-            has_lse,
             D,
+            SINKS,
             TOP,
+            LSE,
         )

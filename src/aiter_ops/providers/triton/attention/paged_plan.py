@@ -15,7 +15,7 @@ from aiter_ops.providers.triton.launch import Launcher
 
 LEAST_SHARE, OVERHEAD = tl.constexpr(_LEAST_SHARE), tl.constexpr(_OVERHEAD)
 MOST_ROWS, PLAN_WIDTH = tl.constexpr(_MOST_ROWS), tl.constexpr(WIDTH)
-STEP, SHARES = 256, 16
+STEP, SHARES = 256, 4
 """Sequences a program looks at together, and shares it writes."""
 
 

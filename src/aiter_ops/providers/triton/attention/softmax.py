@@ -63,6 +63,13 @@ def inverse_total(total):
 
 
 @triton.jit
+def power_of(peak, total):
+    """The logarithm of the sum of exponentials in base 2; -inf for rows that saw nothing, inf for scores of inf."""
+    power = peak + tl.log2(tl.where(total == 0.0, 1.0, total))
+    return tl.where(total == 0.0, float("-inf"), tl.where(peak == float("inf"), peak, power))
+
+
+@triton.jit
 def lse_of(peak, total):
-    """The natural logarithm of the sum of exponentials; -inf for rows that saw nothing."""
-    return tl.where(total == 0.0, float("-inf"), (peak + tl.log2(tl.where(total == 0.0, 1.0, total))) * LN_2)
+    """The same in base e."""
+    return power_of(peak, total) * LN_2

@@ -88,7 +88,7 @@ def start(
         (sequences + fill) * heads * blocks,
         (q, k, v, q_ends, k_ends, *terms, *(coded or (q, q, q)), out, out if lse is None else lse),
         (*numbers, *strides),
-        (*padded, tile.rows, tile.keys, *features, lse is not None),
+        (*padded, tile.rows, tile.keys, *features, tile.bf16, lse is not None),
         tile.num_warps,
         tile.num_stages,
         tile.options,
@@ -106,7 +106,9 @@ def _scales(scales: tuple[Tensor, Tensor, Tensor] | None, sequences: int, heads:
 
 
 def _plain_refusal(target: Platform) -> Predicate:
-    def predicate(q, k, v, *rest):  # type: ignore[no-untyped-def]
+    def predicate(  # type: ignore[no-untyped-def]
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, window, softcap, alibi, sinks
+    ):
         return refusal(target, q, v)
 
     return predicate
@@ -157,7 +159,16 @@ def flash_attn_varlen_lse(
     return out, lse
 
 
-@PROVIDER.implements("flash_attn_varlen_out", refuses=_plain_refusal, batch_invariant=True)
+def _out_refusal(target: Platform) -> Predicate:
+    def predicate(  # type: ignore[no-untyped-def]
+        q, k, v, out, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, window, softcap, alibi, sinks
+    ):
+        return refusal(target, q, v)
+
+    return predicate
+
+
+@PROVIDER.implements("flash_attn_varlen_out", refuses=_out_refusal, batch_invariant=True)
 def flash_attn_varlen_out(
     q: Tensor,
     k: Tensor,
@@ -180,7 +191,24 @@ def flash_attn_varlen_out(
 
 
 def _fp8_refusal(target: Platform) -> Predicate:
-    def predicate(q, k, v, *rest):  # type: ignore[no-untyped-def]
+    def predicate(  # type: ignore[no-untyped-def]
+        q,
+        k,
+        v,
+        q_descale,
+        k_descale,
+        v_descale,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_q,
+        max_k,
+        scale,
+        causal,
+        window,
+        softcap,
+        sinks,
+        out_dtype,
+    ):
         return fp8_predicate(target, q.dtype) or refusal(target, q, v)
 
     return predicate

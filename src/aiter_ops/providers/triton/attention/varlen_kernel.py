@@ -69,6 +69,7 @@ def over_keys(
     KEYS: tl.constexpr,
     CAP: tl.constexpr,
     ALIBI: tl.constexpr,
+    BF16: tl.constexpr,
     EDGE: tl.constexpr,
 ):
     """The state (values, peak, total) after the keys `first` to `last`, a multiple of KEYS apart but for the end.
@@ -101,8 +102,8 @@ def over_keys(
             weights, factor, peak, total = scaled_step(score, scale, peak, total)
         v = load_tile(v_at + beyond * v_row, key, keys, wide, DV, DV_BLOCK, EDGE)
         if v.dtype.primitive_bitwidth == 8:
-            # every code is a number of fp16, which keeps more bits of the weights than FP8 or bf16
-            v = v.to(tl.float16)
+            # every code is a number of both, and fp16 keeps more bits of the weights
+            v = v.to(tl.bfloat16 if BF16 else tl.float16)
         values = tl.dot(weights.to(v.dtype), v, values * factor[:, None], input_precision="ieee")
     return values, peak, total
 
@@ -153,6 +154,7 @@ def varlen_kernel(
     ALIBI: tl.constexpr,
     SINKS: tl.constexpr,
     CODED: tl.constexpr,
+    BF16: tl.constexpr,
     LSE: tl.constexpr,
 ):
     """ROWS queries of one head: q [tokens, heads, D], k [Tk, Hk, D], v [Tk, Hk, DV] and out [tokens, heads, DV] with
@@ -162,7 +164,7 @@ def varlen_kernel(
     divisor of `heads`) at a time. One more sequence than `sequences`, where it is started: the rows of none, set to
     zero. left, right: ends of the window, at most 2^30 away. D_MAIN + D_REST columns hold D, DV_BLOCK hold DV.
     scale, cap: with the factor log2(e). CODED: scales [sequences, Hk] of q, k and v with the strides scale_row and
-    scale_head.
+    scale_head; v's codes meet weights in fp16, or bf16 where BF16.
     """
     tile = tl.program_id(0)
     some = tile // (blocks * together)
@@ -231,15 +233,15 @@ def varlen_kernel(
     # the window's beginning, what every row sees, and the end of the window or of the sequence
     values, peak, total = over_keys(
         *(values, peak, total, q, q_rest, at, low, count, k_at, k_rest_at, v_at, first, tl.minimum(whole_from, last)),
-        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, CAP, ALIBI, True),
+        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, CAP, ALIBI, BF16, True),
     )
     values, peak, total = over_keys(
         *(values, peak, total, q, q_rest, at, low, count, k_at, k_rest_at, v_at, whole_from, whole),
-        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, CAP, ALIBI, False),
+        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, CAP, ALIBI, BF16, False),
     )
     values, peak, total = over_keys(
         *(values, peak, total, q, q_rest, at, low, count, k_at, k_rest_at, v_at, whole, last),
-        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, CAP, ALIBI, True),
+        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, CAP, ALIBI, BF16, True),
     )
     values = values * (inverse_total(total) * out_scale)[:, None]
     there = tile_mask(row + i, queries, wide, DV, DV_BLOCK, True)

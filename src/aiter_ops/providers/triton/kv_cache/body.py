@@ -2,7 +2,7 @@
 
 Layouts are those of `aiter_ops.ops.kv_cache.pages`. X is 0 for ``nhd``, else the neighbours that the shuffled layout
 keeps together: columns of a key, places of a value. Of a cache there are four strides: by_block, by_place (of a
-shuffled value: between X places), by_head, and by_run (of a shuffled key: between X columns).
+shuffled value: between X places; of a shuffled key X), by_head, and by_run (of a shuffled key: between X columns).
 """
 
 import triton
@@ -14,16 +14,18 @@ from aiter_ops.providers.triton.quant.codes import divide
 
 @triton.jit
 def find(slot_ptr, token, slots, block_size):
-    """Whether the tokens have a slot, its block (64 bits) and its place there. A cache has fewer than 2^31 slots."""
+    """Whether the tokens have a slot, its block and its place there, in 64 bits. A cache has fewer than 2^31 slots."""
     slot = tl.load(slot_ptr + token, mask=token < slots, other=-1).to(tl.int32)
     block = slot // block_size
-    return slot >= 0, block.to(tl.int64), slot - block * block_size
+    return slot >= 0, block.to(tl.int64), (slot - block * block_size).to(tl.int64)
 
 
 @triton.jit
 def row_at(block, place, head, by_block, by_place, by_head, KEY: tl.constexpr, X: tl.constexpr):
     """Where the rows of heads [1, HEADS, 1] of tokens [TOKENS] begin."""
-    at = place * by_place if KEY or X == 0 else (place // X) * by_place + place % X
+    at = place * by_place
+    if X > 0:
+        at = place * X if KEY else (place // X) * by_place + place % X
     return (block * by_block + at)[:, None, None] + head * by_head
 
 
@@ -40,9 +42,11 @@ def column_at(col, by_run, KEY: tl.constexpr, X: tl.constexpr):
 
 @triton.jit
 def read_scale(scale_ptr, head, heads, step, SCALED: tl.constexpr):
-    """Scales of heads [1, HEADS, 1], one for all where step is 0; 1 without SCALED."""
-    if SCALED:
+    """SCALED: ``one`` scale, one of each head [1, HEADS, 1] (`step` apart), or ``none``, which is 1."""
+    if SCALED == "heads":
         return tl.load(scale_ptr + head * step, mask=head < heads, other=1.0)
+    elif SCALED == "one":
+        return tl.load(scale_ptr)
     else:
         return 1.0
 
@@ -53,7 +57,7 @@ def put(x, cache_ptr, at, inside, scale, SCALED: tl.constexpr, TOP: tl.constexpr
     dtype: tl.constexpr = cache_ptr.dtype.element_ty
     if TOP > 0:
         x = x.to(tl.float32)
-        if SCALED:
+        if SCALED != "none":
             x = divide(x, scale, inverse_of(scale), True)
         tl.store(cache_ptr + at, encode(x, 1.0, dtype, TOP, True), mask=inside)
     else:
@@ -72,4 +76,9 @@ def copy_rows(
     x = tl.load(x_ptr + token.to(tl.int64)[:, None, None] * by_token + head * by_head + col, mask=inside, other=0.0)
     to = row_at(block, place, head, by_block, by_place, by_cache_head, KEY, X) + column_at(col, by_run, KEY, X)
     scale = read_scale(scale_ptr, head, heads, scale_step, SCALED)
+    if X > 0 and not KEY:
+        # tokens last, so that lanes beside each other have tokens beside each other, as shuffled values lie
+        x, to, inside = tl.permute(x, (1, 2, 0)), tl.permute(to, (1, 2, 0)), tl.permute(inside, (1, 2, 0))
+        if SCALED == "heads":
+            scale = tl.permute(scale, (1, 2, 0))
     put(x, cache_ptr, to, inside, scale, SCALED, TOP)

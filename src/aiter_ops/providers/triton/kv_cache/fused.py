@@ -27,11 +27,12 @@ from aiter_ops.providers.triton.rope.body import (
 )
 from aiter_ops.providers.triton.rope.functional import rest_of
 from aiter_ops.providers.triton.rope.rotary import steps
+from aiter_ops.providers.triton.tiles.kv_cache import value_tile
 from aiter_ops.providers.triton.tiles.norm import next_power_of_two
 from aiter_ops.providers.triton.tiles.rope import head_tile, uneven, warps
 
 from .body import column_at, copy_rows, find, put, read_scale, row_at
-from .layouts import block_size_of, step, strides, together, top, unwritable
+from .layouts import block_size_of, scaled, step, strides, together, top, unwritable
 
 
 @triton.jit
@@ -53,10 +54,11 @@ def _prepare(
         if REST > 0:
             total += tl.sum(rest * rest, axis=2, keep_dims=True)
         root = tl.rsqrt(total * (1.0 / D) + eps)
-        w_a, w_b = read_pairs(w_ptr, head * 0, head < heads, R, HALF, NEOX)
+        none = at * 0  # a tile as large as x, so that no weight has to change lanes
+        w_a, w_b = read_pairs(w_ptr, none, here, R, HALF, NEOX)
         a, b = a * root * w_a, b * root * w_b
         if REST > 0:
-            rest = rest * root * widen(tl.load(w_ptr + col, mask=col < D, other=0.0))
+            rest = rest * root * widen(tl.load(w_ptr + none + col, mask=here & (col < D), other=0.0))
     a, b = turned(a, b, cos, sin)
     return at, here, a, b, rest
 
@@ -180,7 +182,7 @@ def _start(
     half, rest = next_power_of_two(rotary // 2), rest_of(width, rotary)
     held = next_power_of_two(2 * half + rest)
     q_tile, k_tile = (head_tile(h, held, uneven(width, rotary)) for h in (q_heads, heads))
-    v_tile = head_tile(heads, value_width, layout != "nhd" or value_width % 16 != 0)
+    v_tile = value_tile(heads, value_width, layout)
     q_programs, k_programs = q_tile.programs(tokens, q_heads), k_tile.programs(tokens, heads)
     numbers = (
         *(tokens, slots.shape[0], q_programs, k_programs, q_heads, heads, block_size_of(k_cache, layout)),
@@ -192,7 +194,7 @@ def _start(
         *(width, rotary, half, rest, value_width, v_tile.size),
         *(q_tile.tokens, q_tile.heads, k_tile.tokens, k_tile.heads, v_tile.tokens, v_tile.heads),
         *(is_neox, weights is not None, together(k_cache, layout)),
-        *(k_scale is not None, v_scale is not None, top(k_cache)),
+        *(scaled(k_scale), scaled(v_scale), top(k_cache)),
     )
     q_weight, k_weight = (q, k) if weights is None else (w.contiguous() for w in weights)
     tensors = (

@@ -32,6 +32,11 @@ def top(cache: Tensor) -> float:
     return code_max(cache.dtype) if cache.dtype in FP8 else 0.0
 
 
+def scaled(scale: Tensor | None) -> str:
+    """SCALED of the kernels."""
+    return "none" if scale is None else "one" if scale.numel() == 1 else "heads"
+
+
 def step(scale: Tensor | None) -> int:
     """Between the scales of two heads."""
     return 0 if scale is None or scale.numel() == 1 else scale.stride(0)
@@ -44,6 +49,6 @@ def unwritable(platform: Platform, cache: Tensor, layout: str, key: bool) -> str
     name = "k_cache" if key else "v_cache"
     if cache.stride(-1) != 1:
         return f"the last dimension of {name} has a stride of {cache.stride(-1)}; the kernel takes 1"
-    if layout != "nhd" and not key and cache.stride(3) != run_of(cache):
-        return f"the columns of v_cache have a stride of {cache.stride(3)}; the kernel takes {run_of(cache)}"
+    if layout != "nhd" and cache.stride(3) != run_of(cache):
+        return f"dimension 3 of {name} has a stride of {cache.stride(3)}; the kernel takes {run_of(cache)}"
     return None

@@ -14,10 +14,11 @@ from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.launch import Launcher, machine
 from aiter_ops.providers.triton.rope.body import place_in_grid
 from aiter_ops.providers.triton.rope.rotary import steps
+from aiter_ops.providers.triton.tiles.kv_cache import value_tile
 from aiter_ops.providers.triton.tiles.rope import head_tile, warps
 
 from .body import copy_rows, find
-from .layouts import block_size_of, step, strides, together, top, unwritable
+from .layouts import block_size_of, scaled, step, strides, together, top, unwritable
 
 
 @triton.jit
@@ -103,7 +104,7 @@ def reshape_and_cache(
     layout: Literal["nhd", "shuffled"] = "nhd",
 ) -> None:
     slots, heads = slot_mapping.shape[0], k.shape[1]
-    k_tile, v_tile = head_tile(heads, k.shape[2]), head_tile(heads, v.shape[2], layout != "nhd")
+    k_tile, v_tile = head_tile(heads, k.shape[2]), value_tile(heads, v.shape[2], layout)
     k_programs = k_tile.programs(slots, heads)
     if slots == 0:
         return
@@ -114,7 +115,7 @@ def reshape_and_cache(
     )
     constants = (
         *(k.shape[2], k_tile.size, k_tile.tokens, v.shape[2], v_tile.size, v_tile.tokens, k_tile.heads, v_tile.heads),
-        *(together(k_cache, layout), k_scale is not None, v_scale is not None, top(k_cache)),
+        *(together(k_cache, layout), scaled(k_scale), scaled(v_scale), top(k_cache)),
     )
     tensors = (
         k,
@@ -149,6 +150,6 @@ def concat_and_cache_mla(
     tokens = min(tile.tokens, small.tokens)
     numbers = (slots, cache.shape[1], kv_c.stride(0), k_pe.stride(0), cache.stride(0), cache.stride(1))
     widths = kv_c.shape[1], tile.size, k_pe.shape[-1], small.size
-    constants = (*widths, tokens, scale is not None, top(cache))
+    constants = (*widths, tokens, scaled(scale), top(cache))
     tensors = (kv_c, k_pe, cache, slot_mapping, kv_c if scale is None else scale)
     _latent(-(-slots // tokens), tensors, numbers, constants, warps(machine().wave_size or 32, tile, small))

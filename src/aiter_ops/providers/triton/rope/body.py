@@ -13,11 +13,13 @@ from aiter_ops.providers.triton.common import widen
 
 @triton.jit
 def place_in_grid(program, heads, TOKENS: tl.constexpr, HEADS: tl.constexpr):
-    """The tokens [TOKENS] and heads [1, HEADS, 1] of a program, all heads of some tokens before the next tokens."""
+    """The tokens [TOKENS] and heads [1, HEADS, 1], in 64 bits, of a program; all heads of some tokens before the next
+    tokens.
+    """
     blocks = tl.cdiv(heads, HEADS)
     token = (program // blocks) * TOKENS + tl.arange(0, TOKENS)
     head = (program % blocks) * HEADS + tl.arange(0, HEADS)
-    return token, head[None, :, None]
+    return token, head.to(tl.int64)[None, :, None]
 
 
 @triton.jit

@@ -44,7 +44,7 @@ def _turn(
         tl.store(y_ptr + to + col, tl.load(x_ptr + at + col, mask=inside), mask=inside)
 
 
-@triton.jit(do_not_specialize=["tokens", "length", "q_programs", "q_heads", "k_heads", "by_table"])
+@triton.jit(do_not_specialize=["tokens", "length", "q_programs", "q_heads", "k_heads"])
 def functional_kernel(
     q_ptr, q_out_ptr, k_ptr, k_out_ptr, cos_ptr, sin_ptr, tokens, length, q_programs, q_heads, k_heads, by_table,
     by_row, q_by_batch, q_by_token, q_by_head, k_by_batch, k_by_token, k_by_head, D: tl.constexpr, R: tl.constexpr,
@@ -65,7 +65,7 @@ def functional_kernel(
         )  # fmt: skip
 
 
-_launch = Launcher(functional_kernel, free=6)
+_launch = Launcher(functional_kernel, free=5)
 
 
 def rest_of(width: int, rotary: int) -> int:

@@ -1,6 +1,8 @@
-"""Drawing a token: the largest logit, where top-k and top-p cut (`search`), then a race of the columns that are left."""
+"""Drawing a token: the largest logit, where top-k and top-p cut (`search`, `settle`), then a race of the columns that are left."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -9,9 +11,9 @@ from torch import Tensor
 
 from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.launch import Launcher, as_rows, machine
-from aiter_ops.providers.triton.tiles.sampling import MOST_COUNTED, MOST_LISTED, sample_tile
+from aiter_ops.providers.triton.tiles.sampling import MOST_LISTED, sample_tile
 
-from .largest import least, peak
+from .largest import least, peak, rank
 from .numbers import (
     EXACT,
     LEAST_KEY,
@@ -25,7 +27,8 @@ from .numbers import (
     row_facts,
     words_of,
 )
-from .search import BINS, INFO, collect_kernel, count_kernel, settle_kernel
+from .search import BINS, INFO, collect_kernel, count_kernel, refine_kernel
+from .settle import settle_kernel
 
 
 @triton.jit(do_not_specialize=["parts", "given"])
@@ -48,36 +51,32 @@ def race_kernel(
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program runs the race of `chunk` columns of a row: ranked [R, parts] int64, `packed` race and column of the
+    """A program runs the race of `chunk` columns of a row: ranked [R, PARTS] int64, `packed` race and column of the
     first; where a row is one part, its column goes to tokens [R] instead. CUT: `info` of `search` holds; then a row
     whose token is drawn already keeps it. given: bit 2 min_p.
     """
     row = (tl.program_id(0) // parts).to(tl.int64)
     part = tl.program_id(0) % parts
-    ranked_ptr += row * parts + part
     cut = LEAST_KEY
     if CUT:
-        cut = tl.load(info_ptr + row * INFO + 7)
-        if tl.load(info_ptr + row * INFO + 6) != 0:
+        cut = tl.load(info_ptr + row * INFO + 6)
+        if tl.load(info_ptr + row * INFO + 5) != 0:
             if parts > 1:
-                tl.store(ranked_ptr, tl.load(tokens_ptr + row).to(tl.int64))
+                rank(ranked_ptr, tl.load(tokens_ptr + row).to(tl.int64), row, part, parts, PARTS)
             return
-    top, largest, scale, plain = row_facts(peaks_ptr, temperature_ptr, row, parts, PARTS)
+    _, largest, scale, plain = row_facts(peaks_ptr, temperature_ptr, row, parts, PARTS)
     lowest = LEAST_T
     if given & 4:
         lowest = least_t(tl.load(min_p_ptr + row))
     seed, offset = tl.load(seeds_ptr + row), tl.load(offsets_ptr + row)
     row_ptr = logits_ptr + row * stride
-    first, lane = part * chunk, tl.arange(0, BLOCK)
+    begin, lane = part * chunk, tl.arange(0, BLOCK)
     best = tl.full([BLOCK], float("inf"), tl.float32)
     where = tl.zeros([BLOCK], tl.int32)
-    for at in range(first, tl.minimum(first + chunk, columns), BLOCK):
+    for at in range(begin, tl.minimum(begin + chunk, columns), BLOCK):
         x = load_logits(row_ptr, at + lane, columns)
         t = exponents(x, largest, scale)
-        if plain:
-            keep = x == largest
-        else:
-            keep = t >= lowest
+        keep = tl.where(plain, x == largest, t >= lowest)
         if CUT:
             keep = keep & (key_of(x) >= cut)
         if tl.max(keep.to(tl.int32), axis=0) > 0:
@@ -91,11 +90,12 @@ def race_kernel(
     if parts == 1:
         tl.store(tokens_ptr + row, column)
     else:
-        tl.store(ranked_ptr, packed(won, column))
+        rank(ranked_ptr, packed(won, column), row, part, parts, PARTS)
 
 
-_count, _collect = Launcher(count_kernel, free=3), Launcher(collect_kernel, free=3)
-_settle, _race = Launcher(settle_kernel, free=3), Launcher(race_kernel, free=2)
+_count, _refine, _collect, _settle, _race = (
+    Launcher(kernel, free=2) for kernel in (count_kernel, refine_kernel, collect_kernel, settle_kernel, race_kernel)
+)
 
 
 @PROVIDER.implements("sample", batch_invariant=True)
@@ -108,41 +108,43 @@ def sample(
     seeds: Tensor,
     offsets: Tensor,
 ) -> Tensor:
+    if logits.shape[1] == 1:
+        return logits.new_zeros((len(logits),), dtype=torch.int32)
     rows = as_rows(logits)
     flat, count, columns, stride = rows
     tile = sample_tile(machine(), count, columns)
     tokens = logits.new_empty((count,), dtype=torch.int32)
     peaks = logits.new_empty((count, tile.parts), dtype=torch.int32)
-    ranked = logits.new_empty((count, tile.parts), dtype=torch.int64)
+    ranked = logits.new_empty((count, tile.most_parts), dtype=torch.int64)
     temperature, seeds, offsets = temperature.contiguous(), seeds.contiguous(), offsets.contiguous()
     given = (top_k is not None) + 2 * (top_p is not None) + 4 * (min_p is not None)
     k = peaks if top_k is None else top_k.contiguous()
     p = temperature if top_p is None else top_p.contiguous()
     m = temperature if min_p is None else min_p.contiguous()
     peak(rows, peaks, tokens, False, tile)
+    numbers, wide = (tile.parts, given, columns, stride), count * tile.parts
+    options: dict[str, Any] = {"num_warps": tile.num_warps, "options": EXACT}
     info = peaks
     if given & 3:
-        part = sample_tile(machine(), count, columns, MOST_COUNTED)
-        counts = logits.new_empty((count, part.parts, BINS.value), dtype=torch.int32)
-        info = logits.new_empty((count, INFO.value), dtype=torch.int32)
-        masses = logits.new_empty((count, part.parts, 2), dtype=torch.int64)
+        both = logits.new_empty((2, count, tile.parts, BINS.value), dtype=torch.int32)
+        masses = logits.new_empty((2, count, tile.parts, 2), dtype=torch.int64)
         lists = logits.new_empty((2, count, MOST_LISTED), dtype=torch.int32)
-        numbers = (tile.parts, part.parts, given, columns, stride)
-        grid, options = count * part.parts, {"num_warps": part.num_warps, "options": EXACT}
-        seen = (flat, temperature, k, p, peaks, counts)
-        found = (info, masses, lists[0], lists[1])
-        held = (tile.most_parts, MOST_LISTED, part.block)
-        _count(grid, seen, (*numbers, part.chunk), (tile.most_parts, part.block), **options)
-        _collect(grid, (*seen, *found), (*numbers, part.chunk), held, **options)
-        whole = (flat, temperature, k, p, m, seeds, offsets, peaks, *found, tokens)
-        _settle(count, whole, numbers, (tile.most_parts, MOST_COUNTED, *held[1:]), **options)
-    _race(
-        count * tile.parts,
-        (flat, temperature, m, seeds, offsets, peaks, info, ranked, tokens),
-        (tile.parts, given, columns, stride, tile.chunk),
-        (bool(given & 3), tile.most_parts, tile.block),
-        tile.num_warps,
-        options=EXACT,
-    )
+        info = logits.new_empty((count, INFO.value), dtype=torch.int32)
+        seen, held = (flat, temperature, k, p, peaks), (tile.most_parts, MOST_LISTED, tile.block)
+        found = (info, masses[1], lists[0], lists[1])
+        _count(wide, (*seen, both[0]), (*numbers, tile.chunk), (tile.most_parts, tile.block), **options)
+        _refine(wide, (*seen, *both, masses[0]), (*numbers, tile.chunk), held, **options)
+        warps = tile.search_warps
+        _collect(wide, (*seen, *both, masses[0], *found), (*numbers, tile.chunk), held, warps, options=EXACT)
+        _settle(
+            count,
+            (*seen[:4], m, seeds, offsets, peaks, *found, tokens),
+            numbers,
+            (*held[:2], MOST_LISTED),
+            warps,
+            options=EXACT,
+        )
+    contest = (flat, temperature, m, seeds, offsets, peaks, info, ranked, tokens)
+    _race(wide, contest, (*numbers, tile.chunk), (bool(given & 3), tile.most_parts, tile.block), **options)
     least(ranked, tokens, tile)
     return tokens

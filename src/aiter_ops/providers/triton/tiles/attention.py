@@ -19,13 +19,17 @@ LEAST = 16
 
 @dataclass(frozen=True)
 class AttentionTile:
-    """rows: queries of a program; keys: of a step; num_stages: steps in flight."""
+    """rows: queries of a program; keys: of a step; num_stages: steps in flight.
+
+    bf16: weights that meet FP8 codes of v are bf16; else fp16, which has more bits.
+    """
 
     rows: int
     keys: int
     num_warps: int
     num_stages: int
     options: Options = ()
+    bf16: bool = False
 
 
 T = AttentionTile
@@ -46,6 +50,8 @@ _RDNA3 = (T(64, 32, 4, 1), T(64, 16, 4, 1), T(64, 16, 4, 1), T(64, 16, 8, 1), No
 _RDNA4 = (T(64, 32, 4, 1), T(64, 32, 4, 1), T(64, 32, 8, 1), T(64, 16, 8, 1), None)
 _RDNA_FP32 = (T(32, 16, 4, 1), T(32, 16, 4, 1), T(16, 16, 4, 1), T(16, 16, 4, 1), None)
 _GFX1250 = (*_RDNA4[:4], T(16, 16, 8, 1))
+_GFX1250_FP8 = tuple(T(tile.rows, tile.keys, 8, tile.num_stages, bf16=True) if tile else None for tile in _GFX1250)
+"""Its compiler makes fp16 of FP8 with so many comparisons that scalar registers run out; bf16 it makes with none."""
 _SM90 = (T(128, 128, 8, 3), T(128, 128, 8, 3), T(128, 64, 8, 3), T(128, 64, 8, 2), T(64, 32, 8, 2))
 _SM90_FP32 = (T(64, 32, 4, 2), T(64, 32, 4, 2), T(32, 32, 4, 2), T(32, 32, 4, 2), T(16, 16, 4, 1))
 _OTHER = (T(128, 64, 4, 2), T(128, 64, 8, 2), T(64, 32, 4, 2), T(64, 32, 4, 2), None)
@@ -56,7 +62,7 @@ TILES: dict[str, dict[int, tuple[T | None, ...]]] = {
     "gfx942": {1: _CDNA, 2: _CDNA, 4: _CDNA_FP32},
     "gfx950": {1: _CDNA, 2: _CDNA, 4: _CDNA_FP32},
     "gfx90a": {1: _CDNA, 2: _CDNA, 4: _CDNA_FP32},
-    "gfx125": {1: _GFX1250, 2: _GFX1250, 4: _RDNA_FP32},
+    "gfx125": {1: _GFX1250_FP8, 2: _GFX1250, 4: _RDNA_FP32},
     "gfx12": {1: _RDNA4, 2: _RDNA4, 4: _RDNA_FP32},
     "gfx11": {1: _RDNA3, 2: _RDNA3, 4: _RDNA_FP32},
     "other": {1: _OTHER, 2: _OTHER, 4: _OTHER_FP32},

@@ -14,9 +14,6 @@ from .gemm import Options, family
 WIDEST = 256
 """Largest head size."""
 
-LEAST_ROWS = 16
-"""Rows of the smallest product of the matrix units."""
-
 MOST_SPLITS = 128
 FIXED_SPLITS = 8
 """Parts of a context where no result may depend on the rest of the batch."""
@@ -36,50 +33,69 @@ class PagedTile:
     options: Options = ()
 
 
-class _Family(NamedTuple):
-    """few: keys of a step, warps and stages of tiles of 16 to 64 rows; many: rows, keys, warps, stages of larger ones;
-    both for 2-byte caches and a head size of 128. resident: programs a compute unit holds at the same time.
+T = PagedTile
+
+
+class Family(NamedTuple):
+    """Tiles of rising rows for head sizes up to 128 and up to 256, for caches and factors of 2 bytes; the last is for
+    sequences that fit none. Up to `MOST_ROWS` rows there is memory to wait for: small tiles, many steps in flight.
+
+    coded: how many times as many keys a step of up to `MOST_ROWS` rows has where the caches hold a byte each.
+    resident: programs a compute unit holds at the same time.
     """
 
-    few: tuple[int, int, int]
-    many: tuple[int, int, int, int]
-    resident: int
-    options: Options = ()
+    narrow: tuple[T, ...]
+    wide: tuple[T, ...]
+    coded: int = 1
+    resident: int = 2
 
 
-_CDNA_OPTIONS = (("matrix_instr_nonkdim", 16),)
-FAMILIES: dict[str, _Family] = {
-    "sm90": _Family((64, 4, 3), (128, 64, 8, 3), 2),
-    "gfx942": _Family((64, 4, 2), (128, 64, 8, 2), 2, _CDNA_OPTIONS),
-    "gfx950": _Family((64, 4, 2), (128, 64, 8, 2), 2, _CDNA_OPTIONS),
-    "gfx90a": _Family((64, 4, 2), (128, 64, 8, 2), 2, _CDNA_OPTIONS),
-    "gfx11": _Family((32, 4, 2), (64, 32, 8, 2), 2),
-    "gfx12": _Family((32, 4, 2), (64, 32, 8, 2), 2),
-    "other": _Family((64, 4, 2), (64, 32, 4, 2), 2),
+_HOPPER = Family(
+    (T(16, 64, 4, 4), T(32, 64, 4, 4), T(64, 64, 4, 3), T(128, 64, 8, 3)),
+    (T(16, 32, 4, 4), T(32, 32, 4, 4), T(64, 32, 4, 3), T(128, 32, 8, 3)),
+    coded=2,
+)
+_MATRIX_16 = (("matrix_instr_nonkdim", 16),)
+_CDNA = Family(
+    tuple(
+        replace(t, options=_MATRIX_16) for t in (T(16, 64, 4, 2), T(32, 64, 4, 2), T(64, 64, 4, 2), T(128, 64, 8, 2))
+    ),
+    tuple(
+        replace(t, options=_MATRIX_16) for t in (T(16, 32, 4, 2), T(32, 32, 4, 2), T(64, 32, 8, 2), T(128, 32, 8, 2))
+    ),
+)
+# a wave holds factors over the whole head size; RDNA 3 holds each twice
+_RDNA3 = Family((T(16, 32, 4, 2), T(32, 16, 4, 2), T(64, 16, 8, 2)), (T(16, 16, 4, 2),))
+_RDNA4 = Family((T(16, 32, 4, 2), T(32, 32, 4, 2), T(64, 32, 8, 2)), (T(16, 16, 4, 2), T(32, 16, 8, 2)))
+FAMILIES: dict[str, Family] = {
+    "sm90": _HOPPER,
+    "gfx942": _CDNA,
+    "gfx950": _CDNA,
+    "gfx90a": _CDNA,
+    "gfx11": _RDNA3,
+    "gfx12": _RDNA4,
+    "other": Family(
+        (T(16, 64, 4, 2), T(32, 64, 4, 2), T(64, 32, 4, 2)),
+        (T(16, 32, 4, 2), T(32, 32, 4, 2), T(64, 32, 8, 2)),
+    ),
 }
 
 
 @lru_cache(4096)
 def paged_tile(machine: Platform, rows: int, width: int, cached: int, size: int) -> PagedTile:
-    """The tile for `rows` rows where they fit `MOST_ROWS`, else the one for many. width: the head size, as a power of
-    two; cached, size: bytes of an element of the caches and of the product's factors.
+    """The smallest tile of `rows` rows, or the largest there is. width: the head size, as a power of two; cached, size:
+    bytes of an element of the caches and of the product's factors.
     """
     found = FAMILIES[family(machine)]
-    if rows <= MOST_ROWS:
-        keys, warps, stages = found.few
-        tile = PagedTile(max(LEAST_ROWS, 1 << (rows - 1).bit_length()), keys, warps, stages, found.options)
-    else:
-        tile = PagedTile(*found.many, found.options)
-    keys = tile.keys
+    tiles = found.narrow if width <= 128 else found.wide
     if size == 4:
-        # fp32: small tiles, and no more than two steps in memory
-        tile = replace(tile, rows=min(tile.rows, 64), num_stages=min(tile.num_stages, 2))
-        keys = 32
+        tiles = tuple(t for t in tiles if t.rows <= MOST_ROWS)
+    tile = next((t for t in tiles if t.rows >= rows), tiles[-1])
+    if size == 4:
+        tile = replace(tile, keys=16 if width > 64 else 32, num_stages=min(tile.num_stages, 2))
     elif cached == 1 and rows <= MOST_ROWS:
-        keys *= 2
-    while keys * width * size > 64 * 128 * 2 and keys > 16:
-        keys //= 2
-    return replace(tile, keys=keys)
+        tile = replace(tile, keys=tile.keys * found.coded)
+    return tile
 
 
 @lru_cache(4096)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from .norm import next_power_of_two
 
-COLUMNS = 2048
-"""Columns a program holds, of all its heads and tokens together."""
+LANES = 128
+"""Lanes of a program."""
 
 EACH = 16
 """Columns a lane holds: of 2-byte types two accesses of 16 bytes, a half of a head each."""
@@ -16,11 +16,14 @@ EACH = 16
 
 @dataclass(frozen=True)
 class HeadTile:
-    """A program takes `heads` heads of `tokens` tokens, `size` columns of each; all are powers of two."""
+    """A program takes `heads` heads of `tokens` tokens, `size` columns of each; all are powers of two. lanes: how many
+    it is for.
+    """
 
     tokens: int
     heads: int
     size: int
+    lanes: int
 
     def programs(self, tokens: int, heads: int) -> int:
         return -(-tokens // self.tokens) * -(-heads // self.heads)
@@ -34,10 +37,11 @@ def head_tile(heads: int, width: int, scattered: bool = False) -> HeadTile:
     scattered: columns are accessed one by one; every access has a mask and an address of its own then, and a lane holds
     half as many.
     """
-    size = next_power_of_two(width)
-    most = max(1, (COLUMNS // 2 if scattered else COLUMNS) // size)
+    size, each = next_power_of_two(width), EACH // 2 if scattered else EACH
+    most = max(1, LANES * each // size)
     across = min(next_power_of_two(max(heads, 1)), most)
-    return HeadTile(most // across, across, size)
+    tokens = most // across
+    return HeadTile(tokens, across, size, max(1, tokens * across * size // each))
 
 
 def uneven(width: int, rotary: int) -> bool:
@@ -45,7 +49,6 @@ def uneven(width: int, rotary: int) -> bool:
     return rotary % 16 != 0 or width % 16 != 0
 
 
-def warps(lanes: int, *tiles: HeadTile) -> int:
-    """Warps (or waves) for the largest of the tiles."""
-    columns = max(t.tokens * t.heads * t.size for t in tiles)
-    return min(max(1, columns // (lanes * EACH)), 1024 // lanes)
+def warps(wave: int, *tiles: HeadTile) -> int:
+    """Warps (or waves) of `wave` lanes for the largest of the tiles."""
+    return min(max(1, max(t.lanes for t in tiles) // wave), 1024 // wave)

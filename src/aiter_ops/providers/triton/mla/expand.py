@@ -1,0 +1,186 @@
+"""Keys and values of cached tokens: latents are gathered page by page and multiplied by the rows of one head."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from aiter_ops.core.platforms import Platform
+from aiter_ops.core.provider import Predicate
+from aiter_ops.ops import formulas as f
+from aiter_ops.ops.layout import unshuffled
+from aiter_ops.ops.mla.expand import BLOCK, scale_kind
+from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.launch import Launcher, fp8_predicate, machine
+from aiter_ops.providers.triton.tiles.mla import expand_tile
+from aiter_ops.providers.triton.tiles.quant import next_power_of_two
+
+PATCH = tl.constexpr(BLOCK)
+"""Rows and columns of a block that shares a scale."""
+
+
+@triton.jit
+def sequence_of(t, cu_seqlens_ptr, batch):
+    """The sequence that each of the tokens t is of: the last that starts at or before it. `batch` >= 1."""
+    low = tl.zeros_like(t)
+    high = tl.zeros_like(t) + batch
+    for _ in range(32):
+        middle = (low + high) // 2
+        after = tl.load(cu_seqlens_ptr + middle) > t
+        high = tl.where(after & (high - low > 1), middle, high)
+        low = tl.where(after | (high - low <= 1), low, middle)
+    return low
+
+
+@triton.jit(do_not_specialize=["batch", "heads", "page_size"])
+def expand_kernel(
+    kv_ptr,
+    weight_ptr,
+    k_ptr,
+    v_ptr,
+    cu_seqlens_ptr,
+    kv_indptr_ptr,
+    pages_ptr,
+    kv_scale_ptr,
+    weight_scale_ptr,
+    batch,
+    heads,
+    page_size,
+    kv_page,
+    kv_row,
+    weight_row,
+    k_token,
+    k_head,
+    v_token,
+    v_head,
+    LATENT: tl.constexpr,
+    ROPE: tl.constexpr,
+    NOPE: tl.constexpr,
+    VALUE: tl.constexpr,
+    BLOCK_ROPE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    SCALES: tl.constexpr,
+    KV_SCALED: tl.constexpr,
+):
+    """TOKENS tokens and COLUMNS columns of the key or the value of one head; the first of a key also copies its rope.
+
+    k [T, heads, NOPE + ROPE], v [T, heads, VALUE] with the strides given. SCALES of the weight: ``none``, ``row`` or
+    ``block``; a step of the latent columns lies in one block. The factors are multiplied in the latents' dtype where
+    both are FP8 or none is, else in the wider of the two.
+    """
+    KEY_TILES: tl.constexpr = (NOPE + COLUMNS - 1) // COLUMNS
+    TILES: tl.constexpr = KEY_TILES + (VALUE + COLUMNS - 1) // COLUMNS
+    tile = tl.program_id(0) % TILES
+    head = tl.program_id(0) // TILES % heads
+    total = tl.load(cu_seqlens_ptr + batch)
+    t = (tl.program_id(0) // (TILES * heads)) * TOKENS + tl.arange(0, TOKENS)
+    if (tl.program_id(0) // (TILES * heads)) * TOKENS >= total:
+        return
+    here = t < total
+    t = tl.minimum(t, total - 1)
+    b = sequence_of(t, cu_seqlens_ptr, batch)
+    place = t - tl.load(cu_seqlens_ptr + b)
+    page = tl.load(pages_ptr + tl.load(kv_indptr_ptr + b) + place // page_size)
+    kv_at = kv_ptr + page.to(tl.int64) * kv_page + (place % page_size).to(tl.int64) * kv_row
+
+    is_key = tile < KEY_TILES
+    column = tl.where(is_key, tile, tile - KEY_TILES) * COLUMNS + tl.arange(0, COLUMNS)
+    width = tl.where(is_key, NOPE, VALUE)
+    row = head * (NOPE + VALUE) + tl.where(is_key, 0, NOPE) + tl.minimum(column, width - 1)
+    step = tl.arange(0, DEPTH)
+    w_at = weight_ptr + row.to(tl.int64) * weight_row
+    acc = tl.zeros([TOKENS, COLUMNS], tl.float32)
+    for c in range(0, LATENT, DEPTH):
+        if LATENT % DEPTH == 0:
+            x = tl.load(kv_at[:, None] + (c + step)[None, :])
+            w = tl.load(w_at[:, None] + (c + step)[None, :])
+        else:
+            x = tl.load(kv_at[:, None] + (c + step)[None, :], mask=(c + step)[None, :] < LATENT, other=0.0)
+            w = tl.load(w_at[:, None] + (c + step)[None, :], mask=(c + step)[None, :] < LATENT, other=0.0)
+        if x.dtype.primitive_bitwidth < w.dtype.primitive_bitwidth:
+            x = x.to(w.dtype)
+        if w.dtype.primitive_bitwidth < x.dtype.primitive_bitwidth:
+            w = w.to(x.dtype)
+        if SCALES == "block":
+            patches: tl.constexpr = (LATENT + PATCH - 1) // PATCH
+            scale = tl.load(weight_scale_ptr + (row // PATCH) * patches + c // PATCH)
+            acc += tl.dot(x, w.T, input_precision="ieee") * scale[None, :]
+        else:
+            acc = tl.dot(x, w.T, acc, input_precision="ieee")
+    if SCALES == "row":
+        acc = acc * tl.load(weight_scale_ptr + row)[None, :]
+    kv_scale = 1.0
+    if KV_SCALED:
+        kv_scale = tl.load(kv_scale_ptr)
+        acc = acc * kv_scale
+    mask = here[:, None] & (column < width)[None, :]
+    token = t.to(tl.int64)
+    if is_key:
+        k_at = k_ptr + token * k_token + head.to(tl.int64) * k_head
+        tl.store(k_at[:, None] + column[None, :], acc.to(k_ptr.dtype.element_ty), mask=mask)
+        if ROPE > 0 and tile == 0:
+            r = tl.arange(0, BLOCK_ROPE)
+            rope = tl.load(kv_at[:, None] + LATENT + r[None, :], mask=(r < ROPE)[None, :], other=0.0)
+            rope = rope.to(tl.float32) * kv_scale
+            inside = here[:, None] & (r < ROPE)[None, :]
+            tl.store(k_at[:, None] + NOPE + r[None, :], rope.to(k_ptr.dtype.element_ty), mask=inside)
+    else:
+        v_at = v_ptr + token * v_token + head.to(tl.int64) * v_head
+        tl.store(v_at[:, None] + column[None, :], acc.to(v_ptr.dtype.element_ty), mask=mask)
+
+
+_expand = Launcher(expand_kernel, free=3)
+
+
+def _refusal(target: Platform) -> Predicate:
+    def predicate(kv_buffer, weight, k, v, *rest):  # type: ignore[no-untyped-def]
+        if any(x.stride(-1) != 1 for x in (kv_buffer, weight, k, v)):
+            return "needs stride 1 in the last dimension of kv_buffer, weight, k and v"
+        of = next((x.dtype for x in (kv_buffer, weight) if x.dtype in f.FP8), None)
+        return fp8_predicate(target, of) if of else None
+
+    return predicate
+
+
+@PROVIDER.implements("gather_kv_b_proj", refuses=_refusal, batch_invariant=True)
+def gather_kv_b_proj(
+    kv_buffer: Tensor,
+    weight: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    kv_indptr: Tensor,
+    kv_indices: Tensor,
+    kv_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    layout: Literal["plain", "shuffled_16x16"] = "plain",
+) -> None:
+    (tokens, heads, _), value, batch = k.shape, v.shape[2], cu_seqlens.shape[0] - 1
+    if tokens == 0 or batch == 0:
+        return
+    latent, kind = weight.shape[1], scale_kind(weight, weight_scale)
+    nope, rope = weight.shape[0] // heads - value, kv_buffer.shape[-1] - latent
+    weight = unshuffled(weight, layout)
+    element = max(kv_buffer.element_size(), weight.element_size())
+    tile = expand_tile(machine(), element, max(nope, value))
+    depth = min(tile.depth, max(next_power_of_two(latent), 32))
+    tiles = -(-nope // tile.columns) + -(-value // tile.columns)
+    strides = (kv_buffer.stride(0), kv_buffer.stride(1), weight.stride(0), *k.stride()[:2], *v.stride()[:2])
+    none = cu_seqlens
+    tables = (cu_seqlens.contiguous(), kv_indptr.contiguous(), kv_indices.contiguous())
+    scales = (none if kv_scale is None else kv_scale, none if weight_scale is None else weight_scale.contiguous())
+    shape = (latent, rope, nope, value, next_power_of_two(max(rope, 1)), tile.tokens, tile.columns, depth)
+    _expand(
+        -(-tokens // tile.tokens) * heads * tiles,
+        (kv_buffer, weight, k, v, *tables, *scales),
+        (batch, heads, kv_buffer.shape[1], *strides),
+        (*shape, kind, kv_scale is not None),
+        tile.num_warps,
+        tile.num_stages,
+        tile.options,
+    )

@@ -1,0 +1,348 @@
+"""The kernels of MLA decoding: attention over part of a sequence's keys, and the merge of such parts."""
+
+import triton
+import triton.language as tl
+
+from aiter_ops.ops.mla.plan import BLOCK
+from aiter_ops.providers.triton.attention.softmax import (
+    LOG2_E,
+    capped,
+    inverse_total,
+    joined,
+    lse_of,
+    power_of,
+    stepped,
+)
+
+KEYS = tl.constexpr(BLOCK)
+"""Keys of a plan's block."""
+
+
+@triton.jit
+def key_count(kv_indptr_ptr, last_ptr, b, page_size):
+    """Where the page numbers of sequence b begin, and how many keys it has."""
+    first = tl.load(kv_indptr_ptr + b)
+    pages = tl.load(kv_indptr_ptr + b + 1) - first
+    return first, tl.where(pages > 0, (pages - 1) * page_size + tl.load(last_ptr + b), 0)
+
+
+@triton.jit
+def share_of(keys, splits, STEP: tl.constexpr):
+    """Steps of STEP keys that each of so many splits does, and how many splits have any."""
+    steps = tl.cdiv(keys, STEP)
+    each = tl.maximum(tl.cdiv(steps, splits), 1)
+    return each, tl.cdiv(steps, each)
+
+
+@triton.jit
+def lses_at(parts, slot_rows, VALUE: tl.constexpr, PLANNED: tl.constexpr):
+    """Where the lses of the slots begin, behind their values: a part of a plan has two slots, a split one."""
+    return tl.cast(parts * (2 if PLANNED else 1), tl.int64) * slot_rows * VALUE
+
+
+@triton.jit
+def loaded(at, columns, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, AGAIN: tl.constexpr = False):
+    """A tile of rows that all are there; zeros in columns past WIDTH (none where BLOCK_WIDTH is WIDTH).
+
+    AGAIN: it is loaded wherever this stands, and the compiler may not keep it in registers through a loop.
+    """
+    if WIDTH == BLOCK_WIDTH:
+        return tl.load(at[:, None] + columns[None, :], volatile=AGAIN)
+    else:
+        return tl.load(at[:, None] + columns[None, :], mask=columns[None, :] < WIDTH, other=0.0, volatile=AGAIN)
+
+
+@triton.jit
+def stored(at, columns, values, inside, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
+    """Writes rows that are `inside`, up to column WIDTH."""
+    mask = inside[:, None]
+    if WIDTH != BLOCK_WIDTH:
+        mask = mask & (columns[None, :] < WIDTH)
+    tl.store(at[:, None] + columns[None, :], values.to(at.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def attended(
+    q_at,
+    kv_ptr,
+    pages_ptr,
+    furthest,
+    begin,
+    end,
+    page_size,
+    kv_page,
+    kv_row,
+    factor,
+    cap,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    VALUE: tl.constexpr,
+    REST: tl.constexpr,
+    BLOCK_VALUE: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+    HALVES: tl.constexpr,
+    RELOADED: tl.constexpr,
+    PAGED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    WEIGHT: tl.constexpr,
+):
+    """The rows of q at pointers `q_at` over the keys begin to end - 1, up to `furthest`, of the pages at `pages_ptr`.
+
+    RELOADED: q is read again in every step, for want of registers. PAGED: a page holds several keys.
+    Returns the sums of values in two halves of the columns (HALVES of 1: the first are all), peak and total.
+    """
+    columns = tl.arange(0, BLOCK_VALUE)
+    high = columns + BLOCK_VALUE
+    rest = tl.arange(0, BLOCK_REST)
+    if not RELOADED:
+        q = loaded(q_at, columns, VALUE, BLOCK_VALUE * HALVES)
+        if HALVES == 2:
+            q_high = loaded(q_at, high, VALUE, BLOCK_VALUE * 2)
+        if REST > 0:
+            q_rest = loaded(q_at + VALUE, rest, REST, BLOCK_REST)
+    peak = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, BLOCK_VALUE], tl.float32)
+    acc_high = acc
+    # past the end the last key is read again and not seen: what lies behind it may be NaN, or no memory
+    place = tl.minimum(begin + tl.arange(0, STEP), end - 1)
+    page = tl.load(pages_ptr + (place // page_size if PAGED else place), mask=place >= begin, other=0)
+    for n in range(begin, end, STEP):
+        key = n + tl.arange(0, STEP)
+        kv_at = kv_ptr + page.to(tl.int64) * kv_page
+        if PAGED:
+            kv_at += (place % page_size).to(tl.int64) * kv_row
+        # the next step's page numbers, for whose way from memory its keys need not wait
+        place = tl.minimum(key + STEP, end - 1)
+        page = tl.load(pages_ptr + (place // page_size if PAGED else place))
+        k = loaded(kv_at, columns, VALUE, BLOCK_VALUE * HALVES)
+        wide = k.to(WEIGHT)
+        if RELOADED:
+            q = loaded(q_at, columns, VALUE, BLOCK_VALUE * HALVES, True)
+        score = tl.dot(q, k.T if q.dtype == k.dtype else wide.T, input_precision="ieee")
+        if HALVES == 2:
+            k_high = loaded(kv_at, high, VALUE, BLOCK_VALUE * 2)
+            wide_high = k_high.to(WEIGHT)
+            if RELOADED:
+                q_high = loaded(q_at, high, VALUE, BLOCK_VALUE * 2, True)
+            score = tl.dot(q_high, k_high.T if q.dtype == k.dtype else wide_high.T, score, input_precision="ieee")
+        if REST > 0:
+            k_rest = loaded(kv_at + VALUE, rest, REST, BLOCK_REST)
+            if RELOADED:
+                q_rest = loaded(q_at + VALUE, rest, REST, BLOCK_REST, True)
+            score = tl.dot(q_rest, k_rest.to(q.dtype).T, score, input_precision="ieee")
+        score = score * factor
+        if CAPPED:
+            score = capped(score, cap * LOG2_E)
+        score = tl.where((key[None, :] <= furthest[:, None]) & (key < end)[None, :], score, float("-inf"))
+        weights, decay, peak, total = stepped(score, peak, total)
+        weights = weights.to(WEIGHT)
+        acc = tl.dot(weights, wide, acc * decay[:, None], input_precision="ieee")
+        if HALVES == 2:
+            acc_high = tl.dot(weights, wide_high, acc_high * decay[:, None], input_precision="ieee")
+    return acc, acc_high, peak, total
+
+
+@triton.jit
+def written(at, acc, acc_high, over, here, VALUE: tl.constexpr, BLOCK_VALUE: tl.constexpr, HALVES: tl.constexpr):
+    """Rows of sums times `over`, at the pointers `at`."""
+    columns = tl.arange(0, BLOCK_VALUE)
+    high = columns + BLOCK_VALUE
+    stored(at, columns, acc * over[:, None], here, VALUE, BLOCK_VALUE * HALVES)
+    if HALVES == 2:
+        stored(at, high, acc_high * over[:, None], here, VALUE, BLOCK_VALUE * 2)
+
+
+@triton.jit(do_not_specialize=["parts", "heads", "tokens", "slot_rows", "tiles", "page_size", "causal", "scale", "cap"])
+def decode_kernel(
+    q_ptr,
+    kv_ptr,
+    out_ptr,
+    lse_ptr,
+    part_ptr,
+    qo_indptr_ptr,
+    kv_indptr_ptr,
+    pages_ptr,
+    last_ptr,
+    q_scale_ptr,
+    kv_scale_ptr,
+    plan_ptr,
+    parts,
+    heads,
+    tokens,
+    slot_rows,
+    tiles,
+    page_size,
+    causal,
+    scale,
+    cap,
+    q_token,
+    q_head,
+    kv_page,
+    kv_row,
+    out_token,
+    out_head,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    VALUE: tl.constexpr,
+    REST: tl.constexpr,
+    BLOCK_VALUE: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+    HALVES: tl.constexpr,
+    RELOADED: tl.constexpr,
+    PAGED: tl.constexpr,
+    PLANNED: tl.constexpr,
+    SPLIT: tl.constexpr,
+    CAPPED: tl.constexpr,
+    Q_SCALED: tl.constexpr,
+    KV_SCALED: tl.constexpr,
+    WEIGHT: tl.constexpr,
+):
+    """ROWS rows (heads × queries) of a sequence over part of its keys, STEP at a time; a program an item.
+
+    PLANNED: part p of a plan (see mla_decode_plan), all its sequences in turn; else SPLIT: part p of `parts` of one
+    sequence, or all of it. A result over all keys goes to out and lse, one over some to a slot of part, where
+    merge_kernel finds it: [slots, slot_rows, VALUE], and behind that [slots, slot_rows], the lse in base 2.
+    q [tokens, heads, VALUE + REST], kv [pages, page_size, VALUE + REST] with the strides given. The first VALUE columns
+    of a key are the value, so a tile of keys is read once for both products. WEIGHT: the dtype that weights and values
+    are multiplied in; FP8 keys are widened to it for the second product, and for the first where q is not FP8.
+    """
+    tile = tl.program_id(0) % tiles
+    item = tl.program_id(0) // tiles
+    if PLANNED:
+        part = item
+        first_b, last_b = tl.load(plan_ptr + 4 * part), tl.load(plan_ptr + 4 * part + 2)
+    else:
+        part = item % parts
+        first_b = item // parts
+        last_b = first_b + 1
+    factor = scale * LOG2_E
+    if Q_SCALED:
+        factor = factor * tl.load(q_scale_ptr)
+    if KV_SCALED:
+        factor = factor * tl.load(kv_scale_ptr)
+    r = tile * ROWS + tl.arange(0, ROWS)
+    for b in range(first_b, last_b):
+        start = tl.load(qo_indptr_ptr + b)
+        queries = tl.load(qo_indptr_ptr + b + 1) - start
+        page_at, keys = key_count(kv_indptr_ptr, last_ptr, b, page_size)
+        begin, end, pieces = 0, keys, 1
+        if PLANNED:
+            begin = tl.where(b == first_b, tl.load(plan_ptr + 4 * part + 1), 0) * KEYS
+            end = tl.where(b == last_b - 1, tl.minimum(tl.load(plan_ptr + 4 * part + 3) * KEYS, keys), keys)
+        elif SPLIT:
+            each, pieces = share_of(keys, parts, STEP)
+            begin = part * each * STEP
+            end = tl.minimum(begin + each * STEP, keys)
+        if (tile * ROWS < queries * heads) & ((begin < end) | (not PLANNED and not SPLIT)):
+            # rows past the last are done as the last, and not written
+            row = tl.minimum(r, queries * heads - 1)
+            query, head = row // heads, (row % heads).to(tl.int64)
+            here = r == row
+            token = (start + query).to(tl.int64)
+            furthest = keys - 1 - (queries - 1 - query) * causal
+            q_at = q_ptr + token * q_token + head * q_head
+            acc, acc_high, peak, total = attended(
+                q_at,
+                kv_ptr,
+                pages_ptr + page_at,
+                furthest,
+                begin,
+                end,
+                page_size,
+                kv_page,
+                kv_row,
+                factor,
+                cap,
+                ROWS,
+                STEP,
+                VALUE,
+                REST,
+                BLOCK_VALUE,
+                BLOCK_REST,
+                HALVES,
+                RELOADED,
+                PAGED,
+                CAPPED,
+                WEIGHT,
+            )
+            over = inverse_total(total)
+            if KV_SCALED:
+                over = over * tl.load(kv_scale_ptr)
+            slot, row = part, start * heads + r
+            if PLANNED:
+                # of two slots of a part the second is for a sequence that begins in it
+                slot = 2 * part + tl.where(part == tl.load(plan_ptr + 4 * parts + 2 * b), 1, 0)
+                pieces = tl.load(plan_ptr + 4 * parts + 2 * b + 1)
+                row = r
+            if pieces == 1:
+                out_at = out_ptr + token * out_token + head * out_head
+                written(out_at, acc, acc_high, over, here, VALUE, BLOCK_VALUE, HALVES)
+                tl.store(lse_ptr + head * tokens + token, lse_of(peak, total), mask=here)
+            elif PLANNED or SPLIT:
+                at = slot.to(tl.int64) * slot_rows + row
+                written(part_ptr + at * VALUE, acc, acc_high, over, here, VALUE, BLOCK_VALUE, HALVES)
+                tl.store(part_ptr + lses_at(parts, slot_rows, VALUE, PLANNED) + at, power_of(peak, total), mask=here)
+
+
+@triton.jit(do_not_specialize=["parts", "heads", "tokens", "slot_rows", "tiles", "page_size"])
+def merge_kernel(
+    out_ptr,
+    lse_ptr,
+    part_ptr,
+    qo_indptr_ptr,
+    kv_indptr_ptr,
+    last_ptr,
+    plan_ptr,
+    parts,
+    heads,
+    tokens,
+    slot_rows,
+    tiles,
+    page_size,
+    out_token,
+    out_head,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    VALUE: tl.constexpr,
+    BLOCK_VALUE: tl.constexpr,
+    PLANNED: tl.constexpr,
+):
+    """ROWS rows of a sequence from the slots of its parts, always in the order of the keys.
+
+    A sequence done in one piece is there already; one without keys gets zeros and -inf.
+    """
+    b = tl.program_id(0) // tiles
+    r = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
+    start = tl.load(qo_indptr_ptr + b)
+    here = r < (tl.load(qo_indptr_ptr + b + 1) - start) * heads
+    if PLANNED:
+        first = tl.load(plan_ptr + 4 * parts + 2 * b)
+        pieces = tl.load(plan_ptr + 4 * parts + 2 * b + 1)
+    else:
+        _, keys = key_count(kv_indptr_ptr, last_ptr, b, page_size)
+        _, pieces = share_of(keys, parts, STEP)
+        first = 0
+    if pieces == 1:
+        return
+    part_lse_ptr = part_ptr + lses_at(parts, slot_rows, VALUE, PLANNED)
+    columns = tl.arange(0, BLOCK_VALUE)
+    mask = here[:, None] & (columns[None, :] < VALUE)
+    peak = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, BLOCK_VALUE], tl.float32)
+    for j in range(pieces):
+        if PLANNED:
+            at = (2 * (first + j) + tl.where(j == 0, 1, 0)).to(tl.int64) * slot_rows + r
+        else:
+            at = tl.cast(j, tl.int64) * slot_rows + start * heads + r
+        power = tl.load(part_lse_ptr + at, mask=here, other=float("-inf"))
+        values = tl.load(part_ptr + at[:, None] * VALUE + columns[None, :], mask=mask, other=0.0)
+        mine, other, peak, total = joined(peak, total, power, tl.where(power == float("-inf"), 0.0, 1.0))
+        acc = acc * mine[:, None] + values * other[:, None]
+    values = acc * inverse_total(total)[:, None]
+    token = (start + r // heads).to(tl.int64)
+    head = (r % heads).to(tl.int64)
+    out_at = out_ptr + (token * out_token + head * out_head)[:, None] + columns[None, :]
+    tl.store(out_at, values.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(lse_ptr + head * tokens + token, lse_of(peak, total), mask=here)

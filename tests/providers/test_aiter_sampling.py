@@ -1,0 +1,89 @@
+"""The adapter of AITER's greedy_sample against a stand-in that is called with the signature of each release."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import aiter_ops
+from aiter_ops.core.platforms import Platform, platform_for
+from aiter_ops.core.samples import Make
+
+from .aiter_calls import TAGS, cases, serve
+
+GREEDY = aiter_ops.get_op("greedy")
+Install = Callable[..., None]
+
+
+class SamplingKernels:
+    """AITER's samplers in PyTorch, with what they rely on."""
+
+    def __init__(self, machine: Platform) -> None:
+        self.machine = machine
+
+    def greedy_sample(self, out: Tensor, input: Tensor) -> None:
+        assert (out.dtype, out.shape) == (torch.int32, input.shape[:1])
+        assert input.stride() == (input.shape[1], 1)
+        assert input.shape[1] >= 1024 * 16
+        assert input.shape[1] % 16 == 0
+        x = torch.where(input.isnan(), -torch.inf, input.float()).clamp(min=torch.finfo(torch.float32).min)
+        first = x == x.amax(-1, keepdim=True)
+        out.copy_(first.int().argmax(-1))
+
+
+def wide() -> list[aiter_ops.Sample]:
+    make = Make()
+    special = make.normal(5, 16400, dtype=torch.float32)
+    special[0, 5:9], special[1, 16399], special[2], special[3, 77] = torch.nan, torch.inf, -torch.inf, torch.inf
+    special[3, 16000] = torch.inf
+    return [
+        aiter_ops.Sample("16384 columns", (make.normal(3, 16384),)),
+        aiter_ops.Sample("NaN and Inf, 16400 columns", (special,)),
+        aiter_ops.Sample("all below zero", (make.normal(2, 16384, dtype=torch.float16, mean=-40.0),)),
+        aiter_ops.Sample("transposed", (make.transposed(4, 20000, torch.float32),)),
+        aiter_ops.Sample("sliced", (make.sliced(4, 16400, torch.float16),)),
+        aiter_ops.Sample("an odd number of columns", (make.normal(2, 16385),)),
+    ]
+
+
+@pytest.mark.parametrize("release", ["0.1.12", "0.1.20", TAGS[-1]])
+def test_every_release_serves_wide_rows(release: str, install_aiter: Install) -> None:
+    machine = platform_for("gfx942", aiter=release)
+    install_aiter(machine, SamplingKernels(machine))
+    assert GREEDY.implementations["aiter"].unmet(machine) is None
+    served = serve(GREEDY, cases(GREEDY, machine, (), wide()), release)
+    assert served == [s.name for s in wide()][:-1]
+
+
+def test_releases_that_ran_on_the_default_stream_are_not_called() -> None:
+    implementation = GREEDY.implementations["aiter"]
+    assert (
+        implementation.unmet(platform_for("gfx942", aiter="0.1.11.post1"))
+        == "needs AITER >= 0.1.12; 0.1.11.post1 is installed"
+    )
+    assert implementation.unmet(platform_for("gfx942", aiter=TAGS[-1])) is None
+
+
+@pytest.mark.parametrize(("columns", "reason"), [(16368, ">= 16384 columns"), (16392, "multiple of 16")])
+def test_rows_that_it_reads_wrong_are_refused(columns: int, reason: str) -> None:
+    refused = GREEDY.implementations["aiter"].refuses(torch.zeros(2, columns))
+    assert refused is not None
+    assert reason in refused
+
+
+def test_sample_has_no_adapter() -> None:
+    assert "aiter" not in aiter_ops.get_op("sample").implementations
+
+
+def test_another_answer_is_noticed(install_aiter: Install) -> None:
+    """The control: the last of the largest."""
+    machine = platform_for("gfx942", aiter=TAGS[-1])
+    kernels = SamplingKernels(machine)
+    kernels.greedy_sample = lambda out, input: out.copy_(input.shape[1] - 1 - input.flip(-1).argmax(-1))  # type: ignore[method-assign]
+    install_aiter(machine, kernels)
+    tied = aiter_ops.Sample("ties", ((Make().normal(3, 16384, dtype=torch.float32)).round(),))
+    with pytest.raises(AssertionError, match="greedy, ties"):
+        serve(GREEDY, [c for c in cases(GREEDY, machine, (), [tied]) if c[0] == "ties"], TAGS[-1])
