@@ -10,10 +10,12 @@ import torch
 from aiter_ops.bench import peers, runner, targets, timing, tokens
 from aiter_ops.bench.cases import Case, Shapes, cases, find, kv_cache, mla, paged, rope, sampling
 from aiter_ops.bench.checking import check, outcome_of
-from aiter_ops.bench.contenders import Contender, Selection
+from aiter_ops.bench.contenders import Contender, Selection, unknown_contenders
 from aiter_ops.bench.inputs import argument_sets, result_bytes, traffic
 from aiter_ops.bench.session import Session
 from aiter_ops.core.op import Op, get_op, list_ops
+
+from .test_bench import counted  # noqa: F401 - a fixture
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 FAMILIES = ("attention", "mla", "rope", "kv_cache", "sampling")
@@ -181,6 +183,21 @@ def test_of_a_large_batch_a_part_is_checked(name: str, wanted: Any, monkeypatch:
     assert target.check(contender(one_wrong, "ours")).verdict == "wrong"
 
 
+@pytest.mark.parametrize("name", ["flash_attn_varlen", "paged_attention_lse", "mla_decode", "rope_and_cache", "sample"])
+def test_a_case_is_measured_with_whatever_is_here(counted: runner.Run, name: str) -> None:  # noqa: F811
+    op, case = small(name)
+    kwargs = drawn(case)[0]
+    read, written = traffic(op, kwargs, 0)
+    cost = {"read": read, "written": written, "flops": op.cost(**kwargs).flops, "dots": case.dots, "large": False}
+    result = case.record() | cost | {"family": op.family, "mix": "1:0"}
+    result |= runner._on_gpu(counted, op, case, result)
+    assert {c["name"] for c in result["contenders"]} >= {"torch.eager"} | (
+        {"torch.sampler"} if name == "sample" else set()
+    )
+    assert result["sets"] > 1
+    assert not result["wrong"]
+
+
 def test_a_slow_reference_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     op, case = small("greedy")
     monkeypatch.setattr(runner, "EAGER_SECONDS", 0.0)
@@ -316,6 +333,19 @@ def test_no_case_is_begun_after_the_time_is_up(monkeypatch: pytest.MonkeyPatch) 
     assert not found["results"]
     assert found["left"] == [f"greedy {case.name}" for _, case in every]
     assert said == ["out of time: 2 of 2 cases are left"]
+
+
+def test_contenders_are_chosen_or_left_out_by_name_library_or_kind() -> None:
+    few, rest = Selection(("ours", "vllm")), Selection(("-flash_mla", "-torch.eager"))
+    both = Selection(("peer", "-vllm"))
+    assert [few.wants(*who) for who in (("triton", "ours"), ("vllm.two", "peer"), ("torch.mm", "torch"))] == [1, 1, 0]
+    assert [rest.wants(*who) for who in (("flash_mla", "peer"), ("torch.eager", "torch"), ("triton", "ours"))] == [
+        0,
+        0,
+        1,
+    ]
+    assert [both.wants(*who) for who in (("vllm", "peer"), ("liger", "peer"), ("triton", "ours"))] == [0, 1, 0]
+    assert unknown_contenders(["-vllm", "-nobody"], []) == ["-nobody"]
 
 
 def test_where_time_may_run_out_ops_take_turns() -> None:

@@ -38,13 +38,18 @@ class Contender:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which contenders take part. only: names, libraries or kinds; empty: all. compile: the cases torch.compile gets."""
+    """Which contenders take part. only: names, libraries or kinds; empty: all; with a minus before it: all but those.
+    compile: the cases torch.compile gets."""
 
     only: tuple[str, ...] = ()
     compile: Literal["none", "large", "all"] = "large"
 
     def wants(self, name: str, kind: str) -> bool:
-        return not self.only or bool({name, name.split(".")[0], kind} & set(self.only))
+        called = {name, name.split(".")[0], kind}
+        chosen = {word for word in self.only if not word.startswith("-")}
+        return (not chosen or bool(called & chosen)) and not called & {
+            word[1:] for word in self.only if word[:1] == "-"
+        }
 
 
 def key(op: str, case: str, name: str) -> str:
@@ -131,4 +136,4 @@ def configure_compiler() -> None:
 def unknown_contenders(names: Iterable[str], providers: Iterable[str]) -> list[str]:
     """Those of `names` that no contender, library or kind has."""
     every = {n for table in peers.PEERS.values() for n in table} | {EAGER, COMPILED, *providers, "ours", "peer"}
-    return [n for n in names if n not in every | {e.split(".")[0] for e in every}]
+    return [n for n in names if n.removeprefix("-") not in every | {e.split(".")[0] for e in every}]

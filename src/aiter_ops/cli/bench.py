@@ -27,7 +27,9 @@ def command(
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option("--contenders", help="Contenders, libraries or kinds (ours, torch, peer). Default: all."),
+        typer.Option(
+            "--contenders", help="Contenders, libraries or kinds (ours, torch, peer); -name: all but it. Default: all."
+        ),
     ] = None,
     peers: Annotated[
         Path | None,
