@@ -85,7 +85,7 @@ def _launch(
     blocks = next_power_of_two(max(value, 16)), next_power_of_two(max(rest, 16))
     halves = min(tile.halves, blocks[0] // 16)
     shape = (tile.rows, tile.step, value, rest, blocks[0] // halves, blocks[1], halves, tile.reloaded, page_size > 1)
-    constants = (*shape, planned, split, logit_cap > 0)
+    constants = (*shape, planned, logit_cap > 0)
     _decode(
         items * tiles,
         (*tensors, *scales, schedule),

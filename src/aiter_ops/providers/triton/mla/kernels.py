@@ -28,10 +28,10 @@ def key_count(kv_indptr_ptr, last_ptr, b, page_size):
 
 @triton.jit
 def share_of(keys, splits, STEP: tl.constexpr):
-    """Steps of STEP keys that each of so many splits does, and how many splits have any."""
+    """Steps of STEP keys that each of so many splits does, and how many splits have any, or 1."""
     steps = tl.cdiv(keys, STEP)
     each = tl.maximum(tl.cdiv(steps, splits), 1)
-    return each, tl.cdiv(steps, each)
+    return each, tl.maximum(tl.cdiv(steps, each), 1)
 
 
 @triton.jit
@@ -192,7 +192,6 @@ def decode_kernel(
     RELOADED: tl.constexpr,
     PAGED: tl.constexpr,
     PLANNED: tl.constexpr,
-    SPLIT: tl.constexpr,
     CAPPED: tl.constexpr,
     Q_SCALED: tl.constexpr,
     KV_SCALED: tl.constexpr,
@@ -200,8 +199,8 @@ def decode_kernel(
 ):
     """ROWS rows (heads × queries) of a sequence over part of its keys, STEP at a time; a program an item.
 
-    PLANNED: part p of a plan (see mla_decode_plan), all its sequences in turn; else SPLIT: part p of `parts` of one
-    sequence, or all of it. A result over all keys goes to out and lse, one over some to a slot of part, where
+    PLANNED: part p of a plan (see mla_decode_plan), all its sequences in turn; else part p of `parts` of one sequence,
+    of which those past its last key have nothing to do. A result over all keys goes to out and lse, one over some to a slot of part, where
     merge_kernel finds it: [slots, slot_rows, VALUE], and behind that [slots, slot_rows], the lse in base 2.
     q [tokens, heads, VALUE + REST], kv [pages, page_size, VALUE + REST] with the strides given. The first VALUE columns
     of a key are the value, so a tile of keys is read once for both products. WEIGHT: the dtype that weights and values
@@ -226,15 +225,16 @@ def decode_kernel(
         start = tl.load(qo_indptr_ptr + b)
         queries = tl.load(qo_indptr_ptr + b + 1) - start
         page_at, keys = key_count(kv_indptr_ptr, last_ptr, b, page_size)
-        begin, end, pieces = 0, keys, 1
         if PLANNED:
             begin = tl.where(b == first_b, tl.load(plan_ptr + 4 * part + 1), 0) * KEYS
             end = tl.where(b == last_b - 1, tl.minimum(tl.load(plan_ptr + 4 * part + 3) * KEYS, keys), keys)
-        elif SPLIT:
+            busy = begin < end
+        else:
             each, pieces = share_of(keys, parts, STEP)
             begin = part * each * STEP
             end = tl.minimum(begin + each * STEP, keys)
-        if (tile * ROWS < queries * heads) & ((begin < end) | (not PLANNED and not SPLIT)):
+            busy = part < pieces
+        if busy & (tile * ROWS < queries * heads):
             # rows past the last are done as the last, and not written
             row = tl.minimum(r, queries * heads - 1)
             query, head = row // heads, (row % heads).to(tl.int64)
@@ -279,7 +279,7 @@ def decode_kernel(
                 out_at = out_ptr + token * out_token + head * out_head
                 written(out_at, acc, acc_high, over, here, VALUE, BLOCK_VALUE, HALVES)
                 tl.store(lse_ptr + head * tokens + token, lse_of(peak, total), mask=here)
-            elif PLANNED or SPLIT:
+            else:
                 at = slot.to(tl.int64) * slot_rows + row
                 written(part_ptr + at * VALUE, acc, acc_high, over, here, VALUE, BLOCK_VALUE, HALVES)
                 tl.store(part_ptr + lses_at(parts, slot_rows, VALUE, PLANNED) + at, power_of(peak, total), mask=here)
@@ -310,7 +310,7 @@ def merge_kernel(
 ):
     """ROWS rows of a sequence from the slots of its parts, always in the order of the keys.
 
-    A sequence done in one piece is there already; one without keys gets zeros and -inf.
+    A sequence done in one piece is there already; one without keys that a plan left out gets zeros and -inf.
     """
     b = tl.program_id(0) // tiles
     r = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)

@@ -56,7 +56,7 @@ TILES: dict[str, dict[tuple[int, int], T]] = {
     "sm90": {(2, 2): _HOPPER, (2, 1): _HOPPER, (1, 1): _HOPPER, (4, 4): T(16, 16, 8, 1, 2, 16)},
     "gfx942": _CDNA,
     "gfx950": _CDNA,
-    "gfx90a": _CDNA,
+    "gfx90a": {**_CDNA, (2, 2): T(64, 16, 8, 1, 2, 32, options=_MFMA16)},
     "gfx11": {**_RDNA, (2, 2): T(16, 16, 16, 2, 2, 0, reloaded=True)},
     "gfx12": _RDNA,
     "other": {pair: T(16, 16 if pair == (4, 4) else 32, 4, 2, 2, 16) for pair in _RDNA},
