@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import aiter_ops
-from aiter_ops.core.op import own_copy
+from aiter_ops.core.compare import own_copy
 
 pytestmark = pytest.mark.gpu
 

@@ -14,7 +14,8 @@ import torch
 pytest.importorskip("triton")
 
 import aiter_ops
-from aiter_ops.core.op import Op, own_copy
+from aiter_ops.core.compare import own_copy
+from aiter_ops.core.op import Op
 from aiter_ops.core.platforms import platform_for
 from aiter_ops.providers.triton import launch, repeat
 

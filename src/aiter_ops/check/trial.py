@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 
 from aiter_ops.core import runtime
-from aiter_ops.core.compare import Verdict, compare
-from aiter_ops.core.op import Op, own_copy
+from aiter_ops.core.compare import Verdict, compare, own_copy
+from aiter_ops.core.op import Op
 from aiter_ops.core.platforms import Platform, platform
 from aiter_ops.core.provider import Implementation
 from aiter_ops.core.samples import Sample

@@ -123,6 +123,16 @@ def _choices(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance, name: 
     return Verdict(wrong <= most, float(wrong), float(most), f"{name}: {wrong} of {rows.numel()} rows differ{where}")
 
 
+def own_copy(t: torch.Tensor) -> torch.Tensor:
+    """A copy with the values, strides and alignment of `t` in memory of its own, what lies between its rows included."""
+    if not t.numel():
+        return t.clone()
+    extent = 1 + sum((size - 1) * abs(stride) for size, stride in zip(t.shape, t.stride(), strict=True))
+    before = t.storage_offset() % 16
+    memory = t.as_strided((before + extent,), (1,), t.storage_offset() - before).clone()
+    return memory.as_strided(t.shape, t.stride(), before)
+
+
 def compare(
     got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...], names: tuple[str, ...], tolerance: Tolerance
 ) -> Verdict:

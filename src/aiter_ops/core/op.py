@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import codegen, runtime, tracing
-from .compare import Tolerance, Verdict, compare
+from .compare import Tolerance, Verdict, compare, own_copy
 from .decide import Refused
 from .platforms import Platform, fp8_dtype, platform
 from .provider import (
@@ -35,16 +35,6 @@ def _register_fake(name: str, fake: Callable[..., Any]) -> None:
         entry.fake_impl.register(fake, "aiter_ops.core.op", lib=_library)
     except (AttributeError, TypeError):  # no public interface: other releases of torch may have another
         torch.library.register_fake(f"aiter_ops::{name}", fake, lib=_library)
-
-
-def own_copy(t: torch.Tensor) -> torch.Tensor:
-    """A copy with the values, strides and alignment of `t` in memory of its own, what lies between its rows included."""
-    if not t.numel():
-        return t.clone()
-    extent = 1 + sum((size - 1) * abs(stride) for size, stride in zip(t.shape, t.stride(), strict=True))
-    before = t.storage_offset() % 16
-    memory = t.as_strided((before + extent,), (1,), t.storage_offset() - before).clone()
-    return memory.as_strided(t.shape, t.stride(), before)
 
 
 class Cost(NamedTuple):

@@ -6,7 +6,6 @@ Two structures are known: query, key and value projections (Llama and most other
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import aiter_ops
-from aiter_ops.core.tracing import warn_once
 
 from . import latent
-from .recognise import Meaning, close, forward_of, twin_of
+from .packed import packed_attention, serves
+from .recognise import Meaning, close, forward_of, linear, twin_of
 
 PLAIN = {"q_proj", "k_proj", "v_proj", "o_proj"}
 NORMS = {"q_norm", "k_norm"}
@@ -37,42 +36,10 @@ class Attention(Meaning):
     scale: float = 1.0
 
 
-@functools.lru_cache(64)
-def ends(batch: int, count: int, device: torch.device) -> Tensor:
-    """Where each of `batch` packed sequences of `count` tokens ends, int32 [batch + 1]."""
-    return torch.arange(batch + 1, dtype=torch.int32, device=device) * count
-
-
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Causal attention of q [B, S, H, D] to k, v [B, L, Hk, D or Dv], aligned at the end; [B·S, H, Dv]."""
-    (batch, count), length = q.shape[:2], k.shape[1]
-    of_q, of_k = ends(batch, count, q.device), ends(batch, length, q.device)
-    flat = (q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
-    return aiter_ops.flash_attn_varlen(*flat, of_q, of_k, count, length, scale)
-
-
-def serves(module: nn.Module, mask: Any, cache: Any, given: dict[str, Any]) -> bool:
-    """Whether this call is plain causal attention over whole sequences; the stock forward serves others, and says so."""
-    kind = type(cache).__name__
-    if module.training:
-        return False
-    if mask is not None:
-        why = "a mask is given (padding, or eager attention)"
-    elif cache is not None and kind not in ("PagedCache", "DynamicCache"):
-        why = f"the cache is a {kind}"
-    elif given.get("output_attentions"):
-        why = "attention weights are asked for"
-    else:
-        return True
-    cls = type(module).__name__
-    warn_once(f"attention {cls} {why}", "%s: %s: the model's own forward serves there, not the op", cls, why)
-    return False
-
-
 def attention_forward(module: nn.Module, meaning: Attention) -> Callable[..., Any]:
     """hidden_states [B, S, N] -> (the same, None), keys and values in the cache that is given."""
     if isinstance(meaning, latent.Latent):
-        forward = latent.forward(type(module), meaning, serves, packed_attention)
+        forward = latent.forward(type(module), meaning)
     else:
         forward = _plain_forward(module, meaning)
     setattr(forward, PAGED, True)
@@ -172,14 +139,6 @@ def _plain_stubs(module: Any, hidden: int) -> dict[str, nn.Module]:
     made: dict[str, nn.Module] = {n: linear(hidden, size, i) for i, (n, size) in enumerate(sizes.items())}
     norms = {n: m for n, m in module._modules.items() if n in NORMS}
     return {**made, **norms, "o_proj": linear(sizes["q_proj"], hidden, 3)}
-
-
-def linear(columns: int, rows: int, seed: int) -> nn.Linear:
-    """A fp32 layer with numbers drawn from a seed, on the CPU."""
-    made = nn.Linear(columns, rows, bias=False, device="meta")
-    drawn = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) / columns**0.5
-    made.weight = nn.Parameter(drawn, requires_grad=False)
-    return made
 
 
 def _tried(module: Any, stubs: dict[str, nn.Module]) -> Attention | str:

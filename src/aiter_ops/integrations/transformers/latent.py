@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import aiter_ops
 
 from .block_fp8 import BlockFp8Linear, dequantised
-from .recognise import Meaning
+from .packed import packed_attention, serves
+from .recognise import Meaning, linear
 
 CHILDREN = {"kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"}
 QUERY = ("q_proj", "q_a_proj", "q_a_layernorm", "q_b_proj")
@@ -68,9 +69,7 @@ def expanded(self: Any, latent: Tensor, rotated: Tensor) -> tuple[Tensor, Tensor
     return torch.cat((k, shared), -1), v
 
 
-def forward(
-    cls: type[nn.Module], meaning: Latent, serves: Callable[..., bool], packed_attention: Callable[..., Tensor]
-) -> Callable[..., Any]:
+def forward(cls: type[nn.Module], meaning: Latent) -> Callable[..., Any]:
     """hidden_states [B, S, N] -> (the same, None), latents in the cache that is given."""
     stock, is_neox, scale = cls.forward, meaning.is_neox, meaning.scale
 
@@ -123,8 +122,6 @@ def decode(self: Any, latents: Tensor, step: Any, plain: Tensor, turned: Tensor,
 
 def stubs(module: Any, hidden: int) -> dict[str, nn.Module]:
     """The children of a trial: small layers of the module's own widths."""
-    from .attention import linear
-
     heads, low = module.num_heads, module.q_lora_rank
     query = heads * (module.qk_nope_head_dim + module.qk_rope_head_dim)
     latent = module.kv_lora_rank + module.qk_rope_head_dim

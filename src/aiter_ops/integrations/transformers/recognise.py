@@ -163,6 +163,14 @@ def _product(module: nn.Module, apply: Callable[[Tensor], Any]) -> Meaning | str
     return "its activation is none of the known gated ones"
 
 
+def linear(columns: int, rows: int, seed: int) -> nn.Linear:
+    """A fp32 layer with numbers drawn from a seed, on the CPU."""
+    made = nn.Linear(columns, rows, bias=False, device="meta")
+    drawn = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) / columns**0.5
+    made.weight = nn.Parameter(drawn, requires_grad=False)
+    return made
+
+
 class _Stub(nn.Module):
     """A function as a child; remembers the keyword arguments of its last call."""
 
