@@ -48,19 +48,19 @@ def _predicate(platform: Platform) -> Predicate:
             return f"the kernel writes heads with stride 1 between elements; it is {out.stride(2)}"
         layout = rest[-2] if rest else layout
         for t in (k_cache, v_cache):
-            inner = _inner_strides(t, layout)
-            if t.numel() and inner != inner_strides(t, layout):
-                return f"the kernel takes caches with strides {inner_strides(t, layout)} inside; they are {inner}"
+            inner = _given_strides(t, layout)
+            if t.numel() and inner != _wanted_strides(t, layout):
+                return f"the kernel takes caches with strides {_wanted_strides(t, layout)} inside; they are {inner}"
         return None
 
     return refuse
 
 
-def _inner_strides(cache: Tensor, layout: str) -> tuple[int, ...]:
+def _given_strides(cache: Tensor, layout: str) -> tuple[int, ...]:
     return cache.stride()[3:] if layout == "nhd" else cache.stride()[2:]
 
 
-def inner_strides(cache: Tensor, layout: str) -> tuple[int, ...]:
+def _wanted_strides(cache: Tensor, layout: str) -> tuple[int, ...]:
     """The strides that a cache must have inside a head of a block."""
     if layout == "nhd":
         return (1,)
