@@ -43,8 +43,8 @@ T = DecodeTile
 _MFMA16 = (("matrix_instr_nonkdim", 16),)
 _CDNA = {
     (2, 2): T(64, 16, 8, 2, 2, 32, options=_MFMA16),
-    (2, 1): T(32, 16, 8, 2, 1, 32, options=_MFMA16),
-    (1, 1): T(64, 32, 8, 2, 1, 32, options=_MFMA16),
+    (2, 1): T(32, 16, 8, 2, 1, 0, options=_MFMA16),
+    (1, 1): T(64, 32, 8, 2, 1, 0, options=_MFMA16),
     (4, 4): T(16, 16, 8, 1, 2, 16, options=_MFMA16),
 }
 _RDNA = {
@@ -57,7 +57,7 @@ _HOPPER = T(64, 64, 8, 2, 2, 64)
 TILES: dict[str, dict[tuple[int, int], T]] = {
     "sm90": {(2, 2): _HOPPER, (2, 1): _HOPPER, (1, 1): replace(_HOPPER, num_stages=3), (4, 4): T(16, 16, 8, 1, 2, 16)},
     "gfx942": _CDNA,
-    "gfx950": _CDNA,
+    "gfx950": {pair: replace(tile, planned_rows=min(tile.rows, 32)) for pair, tile in _CDNA.items()},
     "gfx90a": {**_CDNA, (2, 2): T(64, 16, 8, 1, 2, 32, options=_MFMA16)},
     "gfx11": {**_RDNA, (2, 2): T(16, 16, 16, 2, 2, 0, reloaded=True)},
     "gfx12": _RDNA,
