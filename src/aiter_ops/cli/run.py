@@ -76,9 +76,11 @@ def command(
         raise UserError(f"--dtype {dtype!r}; accepted: {', '.join(DTYPES)}")
     from aiter_ops.integrations.transformers.generate import Sampling
 
-    drawn = Sampling(temperature, top_k, top_p, min_p, seed)
-    if temperature == 0 and drawn != Sampling():
-        raise UserError("--top-k, --top-p, --min-p and --seed are for drawn tokens: pass --temperature above 0")
+    drawn: Sampling | None = Sampling(temperature, top_k, top_p, min_p, seed)
+    if temperature == 0:
+        if drawn != Sampling():
+            raise UserError("--top-k, --top-p, --min-p and --seed are for drawn tokens: pass --temperature above 0")
+        drawn = None
     place, why = _device(device)
     shown(" ".join(["run", *([model] if model else []), *(["--compare"] if compare else [])]))
     if not json:
@@ -136,7 +138,7 @@ def _one(
     directory: Path,
     prompt: str,
     steps: int,
-    drawn: Sampling,
+    drawn: Sampling | None,
     compare: bool,
     place: Device,
     dtype: torch.dtype | None,
@@ -190,7 +192,7 @@ def _head(loaded: Loaded, report: Any) -> None:
         out.print(f"  left: {count} {cls}: {reason}", markup=False, soft_wrap=True)
 
 
-def _generate(loaded: Loaded, prompt: str, steps: int, drawn: Sampling, quiet: bool) -> dict[str, Any]:
+def _generate(loaded: Loaded, prompt: str, steps: int, drawn: Sampling | None, quiet: bool) -> dict[str, Any]:
     """Continue the prompt, shown as it comes."""
     from aiter_ops.integrations.transformers.generate import decode, encode
     from aiter_ops.integrations.transformers.source import ModelError
