@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
+from rich.padding import Padding
 from rich.table import Table
 from torch import device as Device
 
@@ -187,7 +188,7 @@ def _head(loaded: Loaded, report: Any) -> None:
     out.print(f"\n[bold]{loaded.directory.name}[/bold]: {type(loaded.model).__name__}, {name}", highlight=False)
     for note in loaded.notes:
         out.print(f"  {note}", markup=False, soft_wrap=True)
-    out.print(f"  on the op layer: {done}", markup=False, soft_wrap=True)
+    out.print(Padding(f"on the op layer: {done}", (0, 0, 0, 2)), highlight=False)
     for (cls, reason), count in Counter((entry.cls, entry.reason) for entry in report.left).items():
         out.print(f"  left: {count} {cls}: {reason}", markup=False, soft_wrap=True)
 
@@ -307,8 +308,11 @@ def _calls_table(rows: list[dict[str, Any]]) -> None:
     table.add_column("provider", no_wrap=True)
     table.add_column("calls", justify="right", no_wrap=True)
     table.add_column("reason")
+    before = ""
     for row in rows:
-        table.add_row(row["op"], f"[green]{row['provider']}[/green]", str(row["calls"]), row["reason"])
+        reason = row["reason"] if row["reason"] != before else "[dim]as above[/dim]"
+        before = row["reason"]
+        table.add_row(row["op"], f"[green]{row['provider']}[/green]", str(row["calls"]), reason)
     console().print(table if rows else "no op was called")
 
 
