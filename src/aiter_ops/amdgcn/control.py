@@ -79,9 +79,13 @@ def waitcnt(w: Waves, ins: Instruction) -> None:
             _retire(w, found[1], int(found[2]))
 
 
-def require_settled(w: Waves, named: frozenset[tuple[str, int]]) -> None:
+def require_settled(w: Waves, named: frozenset[tuple[str, int]], entry: Outstanding | None) -> None:
+    """named: the registers of an instruction, which leaves `entry` outstanding. A load may overtake none of its own
+    kind, so it may write to a register that an earlier one will write.
+    """
     for e in w.pending:
-        if common := e.registers & named:
+        again = entry.registers if entry and entry[:2] == e[:2] and e.kind != "scalar" else frozenset()
+        if common := e.registers & (named - again):
             kind, number = min(common)
             raise EmulationError(f"{kind}{number} is used while a load to it is outstanding")
 

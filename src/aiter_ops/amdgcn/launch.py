@@ -37,6 +37,9 @@ TARGETS = ("gfx942",)
 
 _BESIDE = (*control.CONDITIONS, *control.NOTHING, "s_waitcnt", "s_barrier", "s_endpgm")
 
+_FLAT = {"block_count": 1, "group_size": 1, "remainder": 0}
+"""Hidden arguments of the dimensions that a grid here does not have."""
+
 MOST_WAVES = 1024
 """Waves that run in step at most; further workgroups run after them."""
 
@@ -85,12 +88,19 @@ class Machine:
 
     # --- entry --------------------------------------------------------------------------------------------------
 
-    def arguments(self, values: Sequence[Any]) -> bytes:
-        """The kernel argument segment; arguments beyond `values` (hidden ones) are null."""
+    def arguments(self, grid: int, values: Sequence[Any]) -> bytes:
+        """The kernel argument segment. Visible arguments beyond `values` are null; hidden ones describe the grid."""
         data = bytearray(self.program.directives["kernarg_size"])
-        if len(values) > len(self.program.arguments):
-            raise EmulationError(f"{len(values)} arguments for {len(self.program.arguments)}")
-        for value, (offset, size, _) in zip(values, self.program.arguments, strict=False):
+        visible = [a for a in self.program.arguments if not a[2].startswith("hidden_")]
+        if len(values) > len(visible):
+            raise EmulationError(f"{len(values)} arguments for {len(visible)}")
+        lanes_of_group = self.program.workgroup_size
+        hidden = {"block_count_x": grid, "group_size_x": lanes_of_group, "grid_dims": 1, "remainder_x": 0}
+        hidden |= {f"{name}_{axis}": value for axis in "yz" for name, value in _FLAT.items()}
+        for offset, size, kind in self.program.arguments:
+            if kind.startswith("hidden_") and (value := hidden.get(kind.removeprefix("hidden_"))) is not None:
+                data[offset : offset + size] = value.to_bytes(size, "little")
+        for value, (offset, size, _) in zip(values, visible, strict=False):
             if isinstance(value, Pointer):
                 raw = struct.pack("<Q", value.address)
             elif isinstance(value, float):
@@ -139,7 +149,7 @@ class Machine:
 
     def run(self, grid: int, values: Sequence[Any], most: int = 2_000_000) -> Counts:
         """Start `grid` workgroups and run them to their ends; `most`: steps before that is taken for an endless loop."""
-        data = self.arguments(values)
+        data = self.arguments(grid, values)
         kernarg = self.memory.add(np.frombuffer(bytearray(data), np.uint8))
         per = -(-self.program.workgroup_size // LANES)
         if self.program.workgroup_size % LANES:
@@ -205,7 +215,7 @@ class Machine:
             return []
         elif name not in control.NOTHING:
             if w.pending:
-                control.require_settled(w, self._named[at])
+                control.require_settled(w, self._named[at], self._issued[at])
             TABLE[name](w, ins)
             if (entry := self._issued[at]) is not None:
                 control.note(w, entry)

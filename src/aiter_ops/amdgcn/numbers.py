@@ -116,6 +116,16 @@ def to_half(x: F32, clamp_overflow: bool) -> NDArray[np.float16]:
     return np.asarray(out)
 
 
+def clamped_half(out: Any, *inputs: Any) -> Any:
+    """FP16_OVFL: an fp16 result that overflowed is the largest number; infinities that came in stay."""
+    over = np.isinf(out)
+    if not over.any():
+        return out
+    for x in inputs:
+        over = over & np.isfinite(x)
+    return np.where(over, np.copysign(np.float16(65504), out), out).astype(np.float16)
+
+
 # --- FP8 --------------------------------------------------------------------------------------------------------------
 
 _E4M3 = {True: (8, 240.0, 0x80), False: (7, 448.0, 0x7F)}

@@ -60,9 +60,12 @@ def _half(w: Waves, op: Operand, high: int) -> Any:
 
 
 def _packed16(w: Waves, ins: Instruction) -> None:
-    if "clamp" in ins.mods or w.mode & FP16_OVFL:
-        raise Unsupported("clamp of a packed result, or FP16_OVFL with one")
-    made = [F16[ins.name](*part) for part in _halves(w, ins, lambda op, h: _half(w, op, h))]
+    if "clamp" in ins.mods:
+        raise Unsupported("clamp of a packed result")
+    parts = _halves(w, ins, lambda op, h: _half(w, op, h))
+    made = [F16[ins.name](*part) for part in parts]
+    if w.mode & FP16_OVFL:
+        made = [num.clamped_half(m, *part) for m, part in zip(made, parts, strict=True)]
     low, high = (np.ascontiguousarray(m).view(np.uint16).astype(np.uint32) for m in made)
     w.write(ins.operands[0], low | (high << 16))
 

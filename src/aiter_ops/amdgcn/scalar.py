@@ -251,6 +251,12 @@ def _bit(w: Waves, ins: Instruction) -> None:
     w.scc = bit == (1 if "cmp1" in ins.name else 0)
 
 
+def _bitset(w: Waves, ins: Instruction) -> None:
+    bit = np.uint32(1) << (w.scalar(ins.operands[1]) & 31)
+    before = w.scalar(ins.operands[0])
+    w.set_s(ins.operands[0].index, before | bit if "set1" in ins.name else before & ~bit)
+
+
 def _setreg(w: Waves, ins: Instruction) -> None:
     """hwreg(HW_REG_MODE, offset, size), value: only MODE, with a constant."""
     inside = ins.operands[0].text.removeprefix("hwreg(").rstrip(")").split(",")
@@ -284,6 +290,7 @@ TABLE: dict[str, Run] = {
     **dict.fromkeys(("s_cmp_eq_u64", "s_cmp_lg_u64"), _compare),
     **dict.fromkeys([f"s_cmpk_{r}_{t}" for r in _COMPARE for t in ("i32", "u32")], _comparek),
     **dict.fromkeys(("s_bitcmp0_b32", "s_bitcmp1_b32"), _bit),
+    **dict.fromkeys(("s_bitset0_b32", "s_bitset1_b32"), _bitset),
     "s_bcnt1_i32_b64": _bcnt64,
     "s_movk_i32": _movk,
     "s_addk_i32": _addk,

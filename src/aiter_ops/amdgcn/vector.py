@@ -65,8 +65,6 @@ def result_bits(w: Waves, ins: Instruction, value: Any, kind: str) -> Any:
             raise Unsupported("clamp of an integer")
         value = np.where(np.isnan(value), value.dtype.type(0), np.clip(value, 0, 1))
     value = np.ascontiguousarray(value)
-    if kind == "f16" and w.mode & FP16_OVFL and np.isinf(value).any() and ins.name != "v_cvt_f16_f32":
-        raise Unsupported("an fp16 result that is infinite with FP16_OVFL")
     if kind.endswith("16"):
         return value.astype(_NUMPY[kind], copy=False).view(np.uint16).astype(np.uint32)
     return value.astype(_NUMPY.get(kind, np.uint32), copy=False).view(np.uint32)
@@ -174,6 +172,13 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
     **{f"v_min_{t}": (f"{t} {t} {t}", np.minimum) for t in ("i32", "u32", "i16", "u16")},
     **{f"v_max3_{t}": (f"{t} {t} {t} {t}", lambda a, b, c: np.maximum(np.maximum(a, b), c)) for t in ("i32", "u32")},
     **{f"v_min3_{t}": (f"{t} {t} {t} {t}", lambda a, b, c: np.minimum(np.minimum(a, b), c)) for t in ("i32", "u32")},
+    **{
+        f"v_med3_{t}": (
+            f"{t} {t} {t} {t}",
+            lambda a, b, c: np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c)),
+        )
+        for t in ("i32", "u32")
+    },
     "v_add_u16": ("u16 u16 u16", lambda a, b: a + b),
     "v_sub_u16": ("u16 u16 u16", lambda a, b: a - b),
     "v_mul_lo_u16": ("u16 u16 u16", lambda a, b: a * b),
@@ -251,7 +256,10 @@ def _plain(w: Waves, ins: Instruction) -> None:
         values = [source(w, ins, 1, kinds[0], moved)] + [source(w, ins, 1 + i, k) for i, k in enumerate(kinds) if i]
         w.write(ins.operands[0], result_bits(w, ins, function(*values), out), where=where)
         return
-    value = function(*[source(w, ins, 1 + i, kind) for i, kind in enumerate(kinds)])
+    values = [source(w, ins, 1 + i, kind) for i, kind in enumerate(kinds)]
+    value = function(*values)
+    if out == "f16" and w.mode & FP16_OVFL:
+        value = num.clamped_half(value, *values)
     if out.endswith("64"):
         w.write64(ins.operands[0], value.view(np.uint64))
         return
@@ -291,8 +299,8 @@ def _modified(op: Operand) -> bool:
 
 def _fmac(w: Waves, ins: Instruction) -> None:
     kind = ins.name[-3:]
-    if ins.encoding in ("dpp", "sdwa"):
-        raise Unsupported(f"{ins.name} with {ins.encoding}")
+    if ins.encoding in ("dpp", "sdwa") or (kind == "f16" and w.mode & FP16_OVFL):
+        raise Unsupported(f"{ins.name} with {ins.encoding or 'FP16_OVFL'}")
     a, b, c = (source(w, ins, i, kind) for i in (1, 2, 0))
     w.write(ins.operands[0], result_bits(w, ins, (num.fma32 if kind == "f32" else num.fma16)(a, b, c), kind))
 

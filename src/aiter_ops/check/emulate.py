@@ -4,7 +4,9 @@ proves.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from aiter_ops.amdgcn import Counts, EmulationError, Machine, Memory, Pointer, Program, parse
+from aiter_ops.core import platforms
 from aiter_ops.core.compare import Verdict
 from aiter_ops.core.op import Op
 from aiter_ops.core.platforms import Platform
@@ -55,7 +58,7 @@ def kernel_for(job: Job, target: Platform) -> Kernel:
     return Kernel(parse(compiled.asm["amdgcn"]), compiled.metadata.shared, places)
 
 
-def emulate(op: Op, sample: Sample, target: Platform, change: Any = None) -> Emulation:
+def emulate(op: Op, sample: Sample, target: Platform, change: Callable[[Program], Program] | None = None) -> Emulation:
     """Run what the Triton implementation of `op` starts for `sample` on `target`, in order, and compare.
 
     change: a function of each kernel's Program that gives another one, for controls. Raises EmulationError for what a
@@ -74,11 +77,23 @@ def emulate(op: Op, sample: Sample, target: Platform, change: Any = None) -> Emu
         kernel = kernel_for(job, target)
         _launch(kernel, change(kernel.program) if change else kernel.program, job, grid, tensors, out.counts)
 
-    want = op.run(op.reference, args, kwargs)
+    with _as_on(target):
+        want = op.run(op.reference, args, kwargs)
     with _poisoned(), running_for(target, run):
         got = op.run(implementation.fn, args, kwargs)
     out.verdict = op.compare(got, want)
     return out
+
+
+@contextlib.contextmanager
+def _as_on(target: Platform) -> Iterator[None]:
+    """References that ask for this machine's FP8 format get the target's."""
+    before = platforms.platform
+    platforms.platform = lambda: target  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        platforms.platform = before
 
 
 def _launch(
