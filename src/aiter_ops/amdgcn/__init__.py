@@ -11,4 +11,5 @@ from .launch import Pointer as Pointer
 from .launch import coverage as coverage
 from .memory import Memory as Memory
 from .parse import Program as Program
+from .parse import instruction as instruction
 from .parse import parse as parse

@@ -57,11 +57,16 @@ def _mfma(rows: int, depth: int, kind: str) -> Callable[[Waves, Instruction], No
         n = len(w)
         # [n, row, k]: lane (k div count) · rows + row holds it
         a, b = (
-            _elements(w, op, kind, count).reshape(n, LANES // rows, rows, count).transpose(0, 2, 1, 3).reshape(n, rows, depth)
+            _elements(w, op, kind, count)
+            .reshape(n, LANES // rows, rows, count)
+            .transpose(0, 2, 1, 3)
+            .reshape(n, rows, depth)
             for op in (a_op, b_op)
         )
         integer = kind == "i8"
-        c_bits = np.stack([np.broadcast_to(w.read(c_op, i if c_op.kind in "va" else 0), (n, LANES)) for i in range(registers)], 2)
+        c_bits = np.stack(
+            [np.broadcast_to(w.read(c_op, i if c_op.kind in "va" else 0), (n, LANES)) for i in range(registers)], 2
+        )
         total = np.empty((n, rows, rows), np.int64 if integer else np.float32)
         total[:, row, column] = c_bits.view(np.int32 if integer else np.float32)
         for k in range(depth):

@@ -136,7 +136,7 @@ def to_e4m3(x: F32, fnuz: bool, clamp_overflow: bool) -> NDArray[np.uint32]:
     """fp32 to e4m3, to nearest even; beyond the range: NaN, or the largest number where MODE clamps (FP16_OVFL; an
     infinity stays outside and becomes NaN).
     """
-    bias, largest, nan = _E4M3[fnuz]
+    bias, _, nan = _E4M3[fnuz]
     magnitude = np.abs(x).astype(np.float64)
     finite = np.isfinite(magnitude)
     safe = np.where(finite, magnitude, 0.0)
@@ -182,7 +182,8 @@ def _denormal(x: Any, smallest: float) -> NDArray[np.bool_]:
 
 def div_scale(value: F32, denominator: F32, numerator: F32) -> tuple[F32, NDArray[np.bool_]]:
     """Of the denominator or numerator (`value` is one of them): scaled so that the steps neither overflow nor lose
-    bits; and whether v_div_fmas must scale back.
+    bits; and whether v_div_fmas must scale back. Where quotient and reciprocal are both denormal the published pseudocode
+    scales the denominator up, which overflows; down is what makes the steps come out.
     """
     value, d, n = np.broadcast_arrays(value, denominator, numerator)
     with_d, with_n = value.view(np.uint32) == d.view(np.uint32), value.view(np.uint32) == n.view(np.uint32)
@@ -200,7 +201,15 @@ def div_scale(value: F32, denominator: F32, numerator: F32) -> tuple[F32, NDArra
         _exponent(n) <= 23,
     ]
     nan = np.full(value.shape, np.nan, np.float32)
-    results = [nan, np.where(with_d, up, value), up, np.where(with_d, up, value), down, np.where(with_n, up, value), up]
+    results = [
+        nan,
+        np.where(with_d, up, value),
+        up,
+        np.where(with_d, down, value),
+        down,
+        np.where(with_n, up, value),
+        up,
+    ]
     scale = np.select(conditions, [np.False_, np.True_, np.False_, np.True_, np.False_, np.True_, np.False_], np.False_)
     return np.select(conditions, results, value).astype(np.float32), scale
 
@@ -219,7 +228,9 @@ def div_fmas(a: F32, b: F32, c: F32, scale: NDArray[np.bool_]) -> F32:
 
 
 def div_fixup(quotient: F32, denominator: F32, numerator: F32) -> F32:
-    """The quotient with IEEE's special cases and its sign."""
+    """The quotient with IEEE's special cases and its sign. Quotients beyond the range become infinities; the published
+    pseudocode leaves open what the steps before make of those.
+    """
     q, d, n = np.broadcast_arrays(quotient, denominator, numerator)
     sign = np.where(np.signbit(d) ^ np.signbit(n), np.float32(-1), np.float32(1))
     gap = _exponent(n) - _exponent(d)
@@ -228,8 +239,11 @@ def div_fixup(quotient: F32, denominator: F32, numerator: F32) -> F32:
         ((d == 0) & (n == 0)) | (np.isinf(d) & np.isinf(n)),
         (d == 0) | np.isinf(n),
         np.isinf(d) | (n == 0),
+        gap > 128,
         gap < -150,
     ]
     nan, infinity, zero = np.float32(np.nan), np.float32(np.inf), np.float32(0)
-    made = np.select(conditions, [nan, nan, sign * infinity, sign * zero, sign * zero], np.copysign(np.abs(q), sign))
+    made = np.select(
+        conditions, [nan, nan, sign * infinity, sign * zero, sign * infinity, sign * zero], np.copysign(np.abs(q), sign)
+    )
     return np.asarray(made.astype(np.float32))

@@ -25,7 +25,21 @@ _INV_2PI = {16: 0x3118, 32: 0x3E22F983, 64: 0x3FC45F306DC9C882}
 _REGISTER = re.compile(r"([vsa])(?:(\d+)|\[(\d+):(\d+)\])$")
 _ENCODINGS = ("e32", "e64", "dpp", "sdwa")
 _KEYED = re.compile(r"([a-z_0-9]+):(\[[^\]]*\]|swizzle\([^)]*\)|[^\s,]+)$")
-_FLAGS = {"off", "offen", "idxen", "glc", "slc", "sc0", "sc1", "nt", "clamp", "gds", "lds"}
+_FLAGS = {
+    "off",
+    "offen",
+    "idxen",
+    "glc",
+    "slc",
+    "sc0",
+    "sc1",
+    "nt",
+    "clamp",
+    "gds",
+    "lds",
+    "row_mirror",
+    "row_half_mirror",
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +114,9 @@ def parse(text: str) -> Program:
     if target is None or kernel is None:
         raise Unsupported("no .amdgcn_target or .amdhsa_kernel in the text")
     program = Program(kernel[1], target[1].rpartition("-")[2])
-    program.directives = {n: int(v, 0) for n, v in re.findall(r"^\s*\.amdhsa_(\w+)\s+(-?\w+)\s*$", text, re.MULTILINE) if v[-1].isdigit()}
+    program.directives = {
+        n: int(v, 0) for n, v in re.findall(r"^\s*\.amdhsa_(\w+)\s+(-?\w+)\s*$", text, re.MULTILINE) if v[-1].isdigit()
+    }
     _metadata(program, text)
     started = False
     for number, raw in enumerate(text.splitlines(), 1):
@@ -116,7 +132,7 @@ def parse(text: str) -> Program:
         elif line.startswith((".section", ".amdhsa_kernel")):
             break
         elif not line.startswith("."):
-            program.code.append(_instruction(line, number))
+            program.code.append(instruction(line, number))
     _find_second_entry(program)
     return program
 
@@ -145,7 +161,8 @@ def _find_second_entry(program: Program) -> None:
     program.after_preload = at
 
 
-def _instruction(line: str, number: int) -> Instruction:
+def instruction(line: str, number: int = 0) -> Instruction:
+    """One line without its comment."""
     mnemonic, _, rest = line.partition(" ") if " " in line else line.partition("\t")
     name, encoding = mnemonic, ""
     if mnemonic.rpartition("_")[2] in _ENCODINGS:
@@ -175,7 +192,7 @@ def _split(rest: str) -> list[str]:
     """At commas outside brackets."""
     parts, depth, start = [], 0, 0
     for i, c in enumerate(rest):
-        depth += c in "[(" 
+        depth += c in "[("
         depth -= c in "])"
         if c == "," and depth == 0:
             parts.append(rest[start:i])

@@ -122,7 +122,9 @@ def _classes(x: Any, wanted: Any) -> Any:
     bits = np.ascontiguousarray(x).view(np.uint32)
     exponent, sign, rest = (bits >> 23) & 255, bits >> 31, bits & 0x7FFFFF
     special = np.where(rest != 0, np.where(rest & 0x400000, 1, 0), np.where(sign, 2, 9))
-    plain = np.where(exponent > 0, np.where(sign, 3, 8), np.where(rest != 0, np.where(sign, 4, 7), np.where(sign, 5, 6)))
+    plain = np.where(
+        exponent > 0, np.where(sign, 3, 8), np.where(rest != 0, np.where(sign, 4, 7), np.where(sign, 5, 6))
+    )
     return ((wanted >> np.where(exponent == 255, special, plain).astype(np.uint32)) & 1).astype(bool)
 
 
@@ -208,7 +210,10 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "v_floor_f32": ("f32 f32", np.floor),
     "v_ceil_f32": ("f32 f32", np.ceil),
     "v_rndne_f32": ("f32 f32", np.rint),
-    "v_ldexp_f32": ("f32 f32 i32", lambda a, b: np.ldexp(a.astype(np.float64), np.clip(b, -400, 400)).astype(np.float32)),
+    "v_ldexp_f32": (
+        "f32 f32 i32",
+        lambda a, b: np.ldexp(a.astype(np.float64), np.clip(b, -400, 400)).astype(np.float32),
+    ),
     "v_cvt_f32_i32": ("f32 i32", lambda a: a.astype(np.float32)),
     "v_cvt_f32_u32": ("f32 u32", lambda a: a.astype(np.float32)),
     "v_cvt_i32_f32": ("i32 f32", lambda a: _saturated(a, -(2.0**31), 2.0**31 - 1, np.int32)),
@@ -323,14 +328,19 @@ def _carry(w: Waves, ins: Instruction) -> None:
 
 
 def _mad64(w: Waves, ins: Instruction) -> None:
+    """a · b + c in 64 bits; the mask gets bit 64 of the sum (the carry, or the sign of the signed sum)."""
     kind = "u32" if ins.name == "v_mad_u64_u32" else "i32"
-    wide = np.uint64 if kind == "u32" else np.int64
+    wide: Any = np.uint64 if kind == "u32" else np.int64
     product = (source(w, ins, 2, kind).astype(wide) * source(w, ins, 3, kind).astype(wide)).view(np.uint64)
-    total = product + w.read64(ins.operands[4])
+    added = w.read64(ins.operands[4])
+    total = product + added
     w.write64(ins.operands[0], total)
-    if kind == "i32":
-        raise Unsupported("v_mad_i64_i32")
-    w.set_lanes(ins.operands[1], total < product)
+    if kind == "u32":
+        w.set_lanes(ins.operands[1], total < product)
+        return
+    negative, one, other = (x.view(np.int64) < 0 for x in (total, product, added))
+    overflowed = (one == other) & (negative != one)
+    w.set_lanes(ins.operands[1], negative ^ overflowed)
 
 
 def _div_scale(w: Waves, ins: Instruction) -> None:
@@ -379,6 +389,7 @@ TABLE: dict[str, Callable[[Waves, Instruction], None]] = {
     "v_fmac_f16": _fmac,
     **dict.fromkeys([f"v_{o}_co_u32" for o in ("add", "sub", "subrev", "addc", "subb", "subbrev")], _carry),
     "v_mad_u64_u32": _mad64,
+    "v_mad_i64_i32": _mad64,
     "v_div_scale_f32": _div_scale,
     "v_div_fmas_f32": _div_fmas,
     "v_cvt_f16_f32": _to_half,

@@ -96,9 +96,7 @@ def _as_on(target: Platform) -> Iterator[None]:
         platforms.platform = before
 
 
-def _launch(
-    kernel: Kernel, program: Program, job: Job, grid: int, tensors: tuple[Tensor, ...], counts: Counts
-) -> None:
+def _launch(kernel: Kernel, program: Program, job: Job, grid: int, tensors: tuple[Tensor, ...], counts: Counts) -> None:
     """Once for each poison, from the same memory; the results must be the same to the bit."""
     if job.described:
         raise EmulationError("tensor descriptors")
