@@ -1,13 +1,14 @@
 # make run   sets everything up in .venv and runs a bundled model on the op layer
 # make test  the same, and runs the tests
 # make aot   the same, and compiles every Triton kernel for the AMD targets, which takes minutes
+# make emulated   the same, and executes every Triton kernel as gfx942 machine code on the CPU, which takes minutes
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test aot lint docs clean
+.PHONY: run test aot emulated lint docs clean
 
 # the bundled models are so small that threads would only wait for each other
 run: $(VENV)/run
@@ -18,6 +19,9 @@ test: $(VENV)/test lint
 
 aot: $(VENV)/test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m aot $(ARGS)
+
+emulated: $(VENV)/test
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m emulated $(ARGS)
 
 lint: $(VENV)/test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -117,6 +117,7 @@ class _Compiling:
 
     target: Platform | None = None
     jobs: ClassVar[list[Job]] = []
+    run: ClassVar[Callable[[Job, int, tuple[torch.Tensor, ...]], None] | None] = None
 
 
 def machine() -> Platform:
@@ -140,6 +141,17 @@ def compiling_for(target: Platform) -> Iterator[list[Job]]:
         yield _Compiling.jobs
     finally:
         _Compiling.target = None
+
+
+@contextlib.contextmanager
+def running_for(target: Platform, run: Callable[[Job, int, tuple[torch.Tensor, ...]], None]) -> Iterator[None]:
+    """Hand every launch on `target` to `run` as it comes: the job, the grid, the tensors."""
+    with compiling_for(target):
+        _Compiling.run = run
+        try:
+            yield
+        finally:
+            _Compiling.run = None
 
 
 launchers: list[Launcher] = []
@@ -220,6 +232,9 @@ class Launcher:
             return
         forms = tuple((t.dtype, t.data_ptr() % 16 == 0) for t in tensors)
         job = Job(self.kernel, forms, numbers, constants, num_warps, num_stages, options, _forms(described))
+        if _Compiling.run is not None:
+            _Compiling.run(job, grid, tensors)
+            return
         _Compiling.jobs.append(job)
 
 

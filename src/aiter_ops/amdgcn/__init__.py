@@ -1,0 +1,15 @@
+"""Functional emulation of AMD CDNA3 (gfx942) machine code on a CPU: assembly text in, memory changed. Needs NumPy only.
+
+What it proves and what not: docs/emulator.md.
+"""
+
+from .errors import EmulationError as EmulationError
+from .errors import Unsupported as Unsupported
+from .launch import Counts as Counts
+from .launch import Machine as Machine
+from .launch import Pointer as Pointer
+from .launch import coverage as coverage
+from .memory import Memory as Memory
+from .parse import Program as Program
+from .parse import instruction as instruction
+from .parse import parse as parse

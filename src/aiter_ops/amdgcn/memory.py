@@ -1,0 +1,184 @@
+"""Tensors as memory, and scalar, global and buffer instructions
+(AMD, "CDNA3 Instruction Set Architecture", chapters Scalar Memory Operations and Vector Memory Operations).
+
+Every tensor that was passed lies in a region of its own, 4 GiB from the next; an access that is not wholly inside one
+is an error with instruction, wave, lane and address.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import EmulationError, Unsupported
+from .parse import Instruction, Operand
+from .state import LANES, U64, Waves
+
+FIRST, APART = 0x7000_0000_0000, 1 << 33
+
+
+class Memory:
+    """Regions of bytes. `add` gives a region's address; reads and writes take any arrays of addresses."""
+
+    def __init__(self) -> None:
+        self.regions: list[NDArray[np.uint8]] = []
+        self.bases: list[int] = []
+        self.allowed: list[NDArray[np.bool_] | None] = []
+
+    def add(self, data: NDArray[np.uint8], misalignment: int = 0, allowed: NDArray[np.bool_] | None = None) -> int:
+        """`data` is used in place. misalignment: address modulo 256. allowed: bytes that may be touched; None: all."""
+        base = FIRST + len(self.regions) * APART + misalignment
+        self.regions.append(data)
+        self.bases.append(base)
+        self.allowed.append(allowed)
+        return base
+
+    def _places(self, addresses: U64, size: int) -> list[tuple[int, NDArray[np.bool_], NDArray[np.int64]]]:
+        """By region: which accesses, and their offsets there. addresses: flat."""
+        region = (addresses.astype(np.int64) - FIRST) // APART
+        out = []
+        for r in np.unique(region):
+            chosen = region == r
+            if not 0 <= r < len(self.regions):
+                self._outside(addresses, chosen, size)
+            offset = addresses[chosen].astype(np.int64) - self.bases[r]
+            bad = (offset < 0) | (offset + size > len(self.regions[r]))
+            mask = self.allowed[r]
+            if mask is not None and not bad.any():
+                bad = ~(mask[offset] & mask[offset + size - 1])
+            if bad.any():
+                wrong = chosen.copy()
+                wrong[chosen] = bad
+                self._outside(addresses, wrong, size)
+            out.append((int(r), chosen, offset))
+        return out
+
+    @staticmethod
+    def _outside(addresses: U64, wrong: NDArray[np.bool_], size: int) -> None:
+        at = int(wrong.argmax())
+        error = EmulationError(f"{size} bytes at {int(addresses[at]):#x} are outside every tensor that was passed")
+        error.access = at  # type: ignore[attr-defined]
+        raise error
+
+    def read(self, addresses: U64, size: int) -> NDArray[np.uint8]:
+        """[k, size] bytes from k addresses."""
+        out = np.empty((len(addresses), size), np.uint8)
+        for r, chosen, offset in self._places(addresses, size):
+            out[chosen] = self.regions[r][offset[:, None] + np.arange(size)]
+        return out
+
+    def write(self, addresses: U64, data: NDArray[np.uint8]) -> None:
+        """data: [k, size]; of equal addresses the last one stays."""
+        size = data.shape[1]
+        for r, chosen, offset in self._places(addresses, size):
+            self.regions[r][offset[:, None] + np.arange(size)] = data[chosen]
+
+
+SIZES = {"ubyte": 1, "sbyte": 1, "ushort": 2, "sshort": 2, "byte": 1, "short": 2, "dword": 4}
+SIZES |= {"dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
+
+
+def _aligned(addresses: U64, size: int) -> None:
+    if (addresses & np.uint64(min(size, 4) - 1)).any():
+        error = EmulationError("a misaligned access")
+        error.access = int((addresses & np.uint64(min(size, 4) - 1)).argmax())  # type: ignore[attr-defined]
+        raise error
+
+
+def _load(w: Waves, ins: Instruction, dst: Operand, addresses: U64, active: NDArray[np.bool_]) -> None:
+    """Lanes that are on but not `active` read 0."""
+    kind = ins.name.partition("_load_")[2]
+    size = SIZES[kind]
+    words = -(-size // 4)
+    data = np.zeros((len(w), LANES, words), np.uint32)
+    if active.any():
+        raw = w.machine.touch(w, active, lambda: w.machine.memory.read(_checked(addresses[active], size), size))
+        if size < 4:
+            narrow = np.ascontiguousarray(raw).view({1: np.uint8, 2: np.uint16}[size])
+            if kind.startswith("s"):
+                narrow = narrow.view({1: np.int8, 2: np.int16}[size]).astype(np.int32).view(np.uint32)
+            data[active] = narrow.astype(np.uint32)
+        else:
+            data[active] = raw.view(np.uint32)
+    for i in range(words):
+        w.write(dst, data[:, :, i], i)
+
+
+def _checked(addresses: U64, size: int) -> U64:
+    _aligned(addresses, size)
+    return addresses
+
+
+def _store(w: Waves, ins: Instruction, data: Operand, addresses: U64, active: NDArray[np.bool_]) -> None:
+    kind, _, high = ins.name.partition("_store_")[2].partition("_d16_hi")
+    if ins.name.endswith("_d16_hi"):
+        kind, high = ins.name.partition("_store_")[2].removesuffix("_d16_hi"), "yes"
+    size = SIZES[kind]
+    if not active.any():
+        return
+    if size < 4:
+        value = np.broadcast_to(w.read(data), (len(w), LANES))[active]
+        value = value >> 16 if high else value
+        raw = value.astype({1: np.uint8, 2: np.uint16}[size])[:, None].view(np.uint8)
+    else:
+        words = [np.broadcast_to(w.read(data, i), (len(w), LANES))[active] for i in range(size // 4)]
+        raw = np.stack(words, axis=1).view(np.uint8)
+    w.machine.touch(w, active, lambda: w.machine.memory.write(_checked(addresses[active], size), raw))
+
+
+def _buffer(w: Waves, ins: Instruction) -> None:
+    """data, [offset], descriptor, scalar offset. Raw buffers without stride or swizzling: beyond num_records loads give
+    0 and stores are dropped; an access that lies across the end is an error here.
+    """
+    if "idxen" in ins.mods or "lds" in ins.mods:
+        raise Unsupported("idxen or lds of a buffer instruction")
+    data, *rest = ins.operands
+    offset = w.read(rest.pop(0)).astype(np.int64) if "offen" in ins.mods else np.zeros((1, 1), np.int64)
+    descriptor, soffset = rest
+    words = [w.s[descriptor.index + i] for i in range(4)]
+    if (words[1] >> 16).any() or (words[3] != 0x27000).any():
+        raise Unsupported("a buffer descriptor with a stride, or another word 3 than 0x27000")
+    base = words[0].astype(np.uint64) | ((words[1] & np.uint32(0xFFFF)).astype(np.uint64) << np.uint64(32))
+    offset = offset + ins.number("offset") + w.scalar(soffset).astype(np.int64)[:, None]
+    offset = np.broadcast_to(offset, (len(w), LANES))
+    records = words[2].astype(np.int64)[:, None]
+    size = SIZES[ins.name.replace("_store_", "_load_").partition("_load_")[2].removesuffix("_d16_hi")]
+    inside = offset + size <= records
+    if (~inside & (offset < records) & w.exec).any():
+        raise EmulationError("a buffer access across the end of its records")
+    addresses = base[:, None] + offset.astype(np.uint64)
+    (_load if "_load_" in ins.name else _store)(w, ins, data, addresses, inside & w.exec)
+
+
+def _global(w: Waves, ins: Instruction) -> None:
+    """Address 64 bits of vector registers (off), or a scalar pair with a 32-bit vector offset."""
+    load = "_load_" in ins.name
+    data, address = (ins.operands[0], ins.operands[1]) if load else (ins.operands[1], ins.operands[0])
+    if len(ins.operands) > 2:
+        start = w.scalar64(ins.operands[2])[:, None] + w.read(address).astype(np.uint64)
+    else:
+        start = w.read64(address)
+    start = np.broadcast_to(start + np.uint64(ins.number("offset") & 0xFFFFFFFFFFFFFFFF), (len(w), LANES))
+    (_load if load else _store)(w, ins, data, start, w.exec)
+
+
+def _scalar_load(w: Waves, ins: Instruction) -> None:
+    dst, base, offset = ins.operands
+    count = {"dword": 1, "dwordx2": 2, "dwordx4": 4, "dwordx8": 8, "dwordx16": 16}[ins.name.rpartition("_")[2]]
+    address = w.scalar64(base) + w.scalar(offset).astype(np.uint64) + np.uint64(ins.number("offset"))
+    lanes = np.zeros((len(w), LANES), np.bool_)
+    lanes[:, 0] = True
+    raw: Any = w.machine.touch(w, lanes, lambda: w.machine.memory.read(_checked(address, 4), 4 * count))
+    for i in range(count):
+        w.set_s(dst.index + i, raw.view(np.uint32)[:, i])
+
+
+_LOADS = ("ubyte", "sbyte", "ushort", "sshort", "dword", "dwordx2", "dwordx3", "dwordx4")
+_STORES = ("byte", "short", "byte_d16_hi", "short_d16_hi", "dword", "dwordx2", "dwordx3", "dwordx4")
+TABLE = {
+    **{f"{k}_load_{s}": f for k, f in (("buffer", _buffer), ("global", _global)) for s in _LOADS},
+    **{f"{k}_store_{s}": f for k, f in (("buffer", _buffer), ("global", _global)) for s in _STORES},
+    **{f"s_load_dword{n}": _scalar_load for n in ("", "x2", "x4", "x8", "x16")},
+}

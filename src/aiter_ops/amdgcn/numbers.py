@@ -1,0 +1,249 @@
+"""Arithmetic with one rounding, and conversions, as functions of NumPy arrays.
+
+fp32 fused multiply-add: the product of two fp32 numbers is exact in fp64; the sum with the third is rounded to odd
+(Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008:
+53 bits are at least 24 + 2), so that rounding it to fp32 rounds the exact value once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32, F64 = NDArray[np.float32], NDArray[np.float64]
+
+
+def sum_to_odd(p: F64, c: F64) -> F64:
+    """p + c in fp64, rounded to odd: the neighbour of an inexact sum whose last bit is 1."""
+    s = p + c
+    t = s - p
+    error = (p - (s - t)) + (c - t)
+    inexact = (error != 0) & np.isfinite(s)
+    if not inexact.any():
+        return s
+    bits = s.view(np.int64)
+    step = np.where((error > 0) == (s > 0), 1, -1)
+    even = (bits & 1) == 0
+    return np.asarray(np.where(inexact & even, bits + step, bits).view(np.float64))
+
+
+def fma32(a: F32, b: F32, c: F32) -> F32:
+    """a · b + c, rounded once."""
+    a64, b64, c64 = np.broadcast_arrays(a.astype(np.float64), b.astype(np.float64), c.astype(np.float64))
+    return sum_to_odd(a64 * b64, np.ascontiguousarray(c64)).astype(np.float32)
+
+
+def fma16(a: Any, b: Any, c: Any) -> Any:
+    """fp16, or fp32 and fp16 mixed, to fp16 with one rounding: fp64 holds the products exactly."""
+    a64, b64, c64 = np.broadcast_arrays(a.astype(np.float64), b.astype(np.float64), c.astype(np.float64))
+    return sum_to_odd(a64 * b64, np.ascontiguousarray(c64)).astype(np.float16)
+
+
+def _signalling(bits: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    return ((bits & 0x7FFFFFFF) > 0x7F800000) & ((bits & 0x00400000) == 0)
+
+
+def _extreme(a: F32, b: F32, largest: bool) -> F32:
+    """IEEE mode: a signalling NaN comes back quiet, a quiet one gives the other operand, and -0 is below +0."""
+    a, b = np.broadcast_arrays(a, b)
+    out = (np.fmax if largest else np.fmin)(a, b)
+    bits_a, bits_b = (np.ascontiguousarray(x).view(np.uint32) for x in (a, b))
+    zeros = (a == 0) & (b == 0)
+    if zeros.any():
+        joined = bits_a & bits_b if largest else bits_a | bits_b
+        out = np.where(zeros, joined.view(np.float32), out)
+    for bits in (bits_b, bits_a):
+        if (bad := _signalling(bits)).any():
+            out = np.where(bad, (bits | np.uint32(0x00400000)).view(np.float32), out)
+    return np.asarray(out)
+
+
+def max32(a: F32, b: F32) -> F32:
+    return _extreme(a, b, True)
+
+
+def min32(a: F32, b: F32) -> F32:
+    return _extreme(a, b, False)
+
+
+def med32(a: F32, b: F32, c: F32) -> F32:
+    """The middle one of three; with a NaN among them, the least."""
+    nan = np.isnan(a) | np.isnan(b) | np.isnan(c)
+    largest = max32(max32(a, b), c)
+    other = np.where(largest == a, max32(b, c), np.where(largest == b, max32(a, c), max32(a, b)))
+    return np.asarray(np.where(nan, min32(min32(a, b), c), other))
+
+
+def flush(x: F32) -> F32:
+    """Denormal numbers to zeros of their sign."""
+    return np.asarray(np.where(np.abs(x) < np.float32(2.0**-126), np.copysign(np.float32(0), x), x))
+
+
+def _rounded(function: Any, x: F32) -> F32:
+    """A function of fp32, in fp64, rounded to fp32; its denormal arguments and results are zeros."""
+    return flush(function(flush(x).astype(np.float64)).astype(np.float32))
+
+
+def exp2(x: F32) -> F32:
+    return _rounded(np.exp2, x)
+
+
+def log2(x: F32) -> F32:
+    return _rounded(np.log2, x)
+
+
+def sqrt(x: F32) -> F32:
+    return _rounded(np.sqrt, x)
+
+
+def rsqrt(x: F32) -> F32:
+    return _rounded(lambda y: 1.0 / np.sqrt(y), x)
+
+
+def reciprocal(x: F32) -> F32:
+    """IEEE, with denormal arguments and results."""
+    return np.asarray((1.0 / x.astype(np.float64)).astype(np.float32))
+
+
+def to_half(x: F32, clamp_overflow: bool) -> NDArray[np.float16]:
+    """fp32 to fp16, to nearest even; finite numbers beyond the range become the largest one where MODE says so."""
+    out = x.astype(np.float16)
+    if clamp_overflow:
+        over = np.isinf(out) & np.isfinite(x)
+        out = np.where(over, np.copysign(np.float16(65504), out), out).astype(np.float16)
+    return np.asarray(out)
+
+
+def clamped_half(out: Any, *inputs: Any) -> Any:
+    """FP16_OVFL: an fp16 result that overflowed is the largest number; infinities that came in stay."""
+    over = np.isinf(out)
+    if not over.any():
+        return out
+    for x in inputs:
+        over = over & np.isfinite(x)
+    return np.where(over, np.copysign(np.float16(65504), out), out).astype(np.float16)
+
+
+# --- FP8 --------------------------------------------------------------------------------------------------------------
+
+_E4M3 = {True: (8, 240.0, 0x80), False: (7, 448.0, 0x7F)}
+"""By fnuz: bias, largest finite number, NaN (the sign bit is added to OCP's)."""
+
+
+def to_e4m3(x: F32, fnuz: bool, clamp_overflow: bool) -> NDArray[np.uint32]:
+    """fp32 to e4m3, to nearest even; beyond the range: NaN, or the largest number where MODE clamps (FP16_OVFL; an
+    infinity stays outside and becomes NaN).
+    """
+    bias, _, nan = _E4M3[fnuz]
+    magnitude = np.abs(x).astype(np.float64)
+    finite = np.isfinite(magnitude)
+    safe = np.where(finite, magnitude, 0.0)
+    exponent = np.where(safe == 0, 1 - bias, np.maximum(np.frexp(safe)[1] - 1, 1 - bias))
+    units = np.rint(np.ldexp(safe, 3 - exponent)).astype(np.int64)
+    # units carry into the exponent field by themselves: 8 units are one binade
+    code = (exponent + bias - 1) * 8 + units
+    top = 0x7F if fnuz else 0x7E
+    over = code > top
+    sign = np.where(np.signbit(x), 0x80, 0)
+    code = np.where(over, top, code)
+    signed = code | sign
+    if fnuz:
+        signed = np.where(code == 0, 0, signed)
+    bad = ~finite if clamp_overflow else ~finite | over
+    return np.asarray(np.where(bad, nan if fnuz else nan | sign, signed).astype(np.uint32))
+
+
+def _e4m3_values(fnuz: bool) -> F32:
+    bias, _, nan = _E4M3[fnuz]
+    codes = np.arange(256)
+    exponent, mantissa = (codes >> 3) & 15, codes & 7
+    value = np.where(exponent > 0, (8 + mantissa) * 2.0 ** (exponent - bias - 3), mantissa * 2.0 ** (1 - bias - 3))
+    value = np.where(codes >= 128, -value, value)
+    missing = codes == nan if fnuz else (codes & 0x7F) == nan
+    return np.where(missing, np.nan, value).astype(np.float32)
+
+
+E4M3 = {True: _e4m3_values(True), False: _e4m3_values(False)}
+"""The value of every code, by fnuz."""
+
+# --- division (steps of the compiler's fp32 quotient) ------------------------------------------------------------------
+
+
+def _exponent(x: F32) -> NDArray[np.int64]:
+    """The exponent field."""
+    return np.asarray(((np.ascontiguousarray(x).view(np.uint32) >> 23) & 255).astype(np.int64))
+
+
+def _denormal(x: Any, smallest: float) -> NDArray[np.bool_]:
+    return np.asarray((x != 0) & (np.abs(x) < smallest))
+
+
+def div_scale(value: F32, denominator: F32, numerator: F32) -> tuple[F32, NDArray[np.bool_]]:
+    """Of the denominator or numerator (`value` is one of them): scaled so that the steps neither overflow nor lose
+    bits; and whether v_div_fmas must scale back. Where quotient and reciprocal are both denormal the published pseudocode
+    scales the denominator up, which overflows; down is what makes the steps come out.
+    """
+    value, d, n = np.broadcast_arrays(value, denominator, numerator)
+    with_d, with_n = value.view(np.uint32) == d.view(np.uint32), value.view(np.uint32) == n.view(np.uint32)
+    up, down = (np.ldexp(value.astype(np.float64), k).astype(np.float32) for k in (64, -64))
+    inverse = 1.0 / d.astype(np.float64)
+    small_inverse = _denormal(inverse, 2.0**-1022) | _denormal(inverse, 2.0**-126)
+    small_quotient = _denormal(n.astype(np.float64) * inverse, 2.0**-126)
+    conditions = [
+        (d == 0) | (n == 0),
+        _exponent(n) - _exponent(d) >= 96,
+        _denormal(d, 2.0**-126),
+        small_inverse & small_quotient,
+        small_inverse,
+        small_quotient,
+        _exponent(n) <= 23,
+    ]
+    nan = np.full(value.shape, np.nan, np.float32)
+    results = [
+        nan,
+        np.where(with_d, up, value),
+        up,
+        np.where(with_d, down, value),
+        down,
+        np.where(with_n, up, value),
+        up,
+    ]
+    scale = np.select(conditions, [np.False_, np.True_, np.False_, np.True_, np.False_, np.True_, np.False_], np.False_)
+    return np.select(conditions, results, value).astype(np.float32), scale
+
+
+def div_fmas(a: F32, b: F32, c: F32, scale: NDArray[np.bool_]) -> F32:
+    """a · b + c, scaled back where `scale`: up by 2^64 for a scaled denominator, down for a scaled numerator, told
+    apart by the size of c, the quotient so far.
+    """
+    plain = fma32(a, b, c)
+    if not scale.any():
+        return plain
+    a64, b64, c64 = np.broadcast_arrays(a.astype(np.float64), b.astype(np.float64), c.astype(np.float64))
+    odd = sum_to_odd(a64 * b64, np.ascontiguousarray(c64))
+    scaled = np.where(_exponent(np.ascontiguousarray(c64.astype(np.float32))) > 127, odd * 2.0**64, odd * 2.0**-64)
+    return np.asarray(np.where(scale, scaled.astype(np.float32), plain))
+
+
+def div_fixup(quotient: F32, denominator: F32, numerator: F32) -> F32:
+    """The quotient with IEEE's special cases and its sign. Quotients beyond the range become infinities; the published
+    pseudocode leaves open what the steps before make of those.
+    """
+    q, d, n = np.broadcast_arrays(quotient, denominator, numerator)
+    sign = np.where(np.signbit(d) ^ np.signbit(n), np.float32(-1), np.float32(1))
+    gap = _exponent(n) - _exponent(d)
+    conditions = [
+        np.isnan(n) | np.isnan(d),
+        ((d == 0) & (n == 0)) | (np.isinf(d) & np.isinf(n)),
+        (d == 0) | np.isinf(n),
+        np.isinf(d) | (n == 0),
+        gap > 128,
+        gap < -150,
+    ]
+    nan, infinity, zero = np.float32(np.nan), np.float32(np.inf), np.float32(0)
+    made = np.select(
+        conditions, [nan, nan, sign * infinity, sign * zero, sign * infinity, sign * zero], np.copysign(np.abs(q), sign)
+    )
+    return np.asarray(made.astype(np.float32))

@@ -1,0 +1,145 @@
+"""Triton implementations as AMD machine code, executed on the CPU, against the reference. docs/emulator.md says what that
+proves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aiter_ops.amdgcn import Counts, EmulationError, Machine, Memory, Pointer, Program, parse
+from aiter_ops.core import platforms
+from aiter_ops.core.compare import Verdict
+from aiter_ops.core.op import Op
+from aiter_ops.core.platforms import Platform
+from aiter_ops.core.samples import Sample
+from aiter_ops.providers.triton.launch import Job, running_for
+
+from .aot import compiled_for
+from .trial import _poisoned
+
+POISONS = (0xFFFFFFFF, 0x5A5A5A5A)
+"""What registers and LDS hold at first, in two runs that must agree to the bit."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled kernel: its program, bytes of LDS beside those of the descriptor, and the places among a job's tensors
+    and numbers of the arguments that it still takes.
+    """
+
+    program: Program
+    lds: int
+    places: tuple[int, ...]
+
+
+@dataclass
+class Emulation:
+    """refused: why the implementation does not serve the sample; None: it ran, and `verdict` compares."""
+
+    refused: str | None = None
+    verdict: Verdict | None = None
+    counts: Counts = field(default_factory=Counts)
+
+
+@functools.lru_cache(maxsize=256)
+def kernel_for(job: Job, target: Platform) -> Kernel:
+    """Compile one job. Raises what the compiler raises, and Unsupported."""
+    compiled = compiled_for(job, target)
+    types = list(compiled.src.signature.values())[: len(job.tensors) + len(job.numbers)]
+    places = tuple(i for i, kind in enumerate(types) if kind != "constexpr")
+    return Kernel(parse(compiled.asm["amdgcn"]), compiled.metadata.shared, places)
+
+
+def emulate(op: Op, sample: Sample, target: Platform, change: Callable[[Program], Program] | None = None) -> Emulation:
+    """Run what the Triton implementation of `op` starts for `sample` on `target`, in order, and compare.
+
+    change: a function of each kernel's Program that gives another one, for controls. Raises EmulationError for what a
+    program must not do, and Unsupported for what is not modelled.
+    """
+    implementation = op.implementations["triton"]
+    args, kwargs = op.bind(sample.args, sample.kwargs, on=target)
+    if reason := implementation.unmet(target):
+        return Emulation(reason)
+    predicate = implementation.predicate(target) if implementation.predicate else None
+    if predicate and (reason := predicate(*args, **kwargs)):
+        return Emulation(reason)
+    out = Emulation()
+
+    def run(job: Job, grid: int, tensors: tuple[Tensor, ...]) -> None:
+        kernel = kernel_for(job, target)
+        _launch(kernel, change(kernel.program) if change else kernel.program, job, grid, tensors, out.counts)
+
+    with _as_on(target):
+        want = op.run(op.reference, args, kwargs)
+    with _poisoned(), running_for(target, run):
+        got = op.run(implementation.fn, args, kwargs)
+    out.verdict = op.compare(got, want)
+    return out
+
+
+@contextlib.contextmanager
+def _as_on(target: Platform) -> Iterator[None]:
+    """References that ask for this machine's FP8 format get the target's."""
+    before = platforms.platform
+    platforms.platform = lambda: target  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        platforms.platform = before
+
+
+def _launch(kernel: Kernel, program: Program, job: Job, grid: int, tensors: tuple[Tensor, ...], counts: Counts) -> None:
+    """Once for each poison, from the same memory; the results must be the same to the bit."""
+    if job.described:
+        raise EmulationError("tensor descriptors")
+    storages = {t.untyped_storage().data_ptr(): _bytes(t) for t in tensors if t.numel()}
+    before = {p: data.copy() for p, data in storages.items()}
+    results = []
+    for poison in POISONS:
+        for p, data in storages.items():
+            data[...] = before[p]
+        memory = Memory()
+        bases = {p: memory.add(data, p % 256, _extents(p, len(data), tensors)) for p, data in storages.items()}
+        machine = Machine(program, memory, kernel.lds, poison)
+        values: list[Any] = [_pointer(t, bases) for t in tensors] + list(job.numbers)
+        done = machine.run(grid, [values[i] for i in kernel.places])
+        results.append({p: data.copy() for p, data in storages.items()})
+    for p, first in results[0].items():
+        differ = np.flatnonzero(first != results[1][p])
+        if len(differ):
+            names = [i for i, t in enumerate(tensors) if t.numel() and t.untyped_storage().data_ptr() == p]
+            raise EmulationError(f"{len(differ)} bytes of tensor {names} depend on undefined registers or LDS")
+    counts.waves += done.waves
+    counts.instructions += done.instructions
+    counts.lane_instructions += done.lane_instructions
+
+
+def _bytes(t: Tensor) -> Any:
+    """The whole storage of a CPU tensor, in place."""
+    return torch.empty(0, dtype=torch.uint8).set_(t.untyped_storage()).numpy()
+
+
+def _pointer(t: Tensor, bases: dict[int, int]) -> Pointer:
+    if not t.numel():
+        return Pointer(0)
+    storage = t.untyped_storage().data_ptr()
+    return Pointer(bases[storage] + t.data_ptr() - storage)
+
+
+def _extents(storage: int, size: int, tensors: tuple[Tensor, ...]) -> Any:
+    """The bytes between the first and last element of each tensor in a storage."""
+    allowed = np.zeros(size, np.bool_)
+    for t in tensors:
+        if t.numel() and t.untyped_storage().data_ptr() == storage:
+            first = t.data_ptr() - storage
+            last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1
+            allowed[first : first + last * t.element_size()] = True
+    return allowed
