@@ -35,11 +35,36 @@ REASONS = {
     "op rocm_aiter_fused_allreduce_rmsnorm_quant_per_group_with_bf16_norm": (
         "later: all_reduce_rms_norm with quantisation"
     ),
+    "fused_moe": "vLLM has q_dtype_a since 0.32",
+    "op rocm_aiter_fused_moe": "vLLM has q_dtype_a since 0.32",
+    "do_qk_norm_rope_kvcache_update": "vLLM has return_kv since 0.33; before, k was always returned",
+    "is_indexer_top_k_supported": "vLLM has it since 0.32, topk_tokens since 0.33",
+    "get_aiter_quant_type": "vLLM had it until 0.32",
+    "is_asm_fp4_gemm_dynamic_quant_enabled": "vLLM had it until 0.32",
     "gemm_a8w8": "the older name of w8a8_gemm",
     "triton_rotary_embed": "the registered op 12 as a method",
     "why_off": "what a predicate that is False would not say",
 }
 """Method, or "op" and the name of an op -> why it differs on purpose. Methods of `LATER` have theirs there."""
+
+
+SINCE = {
+    "0.32": (
+        *("is_triton_sparse_mla_enabled", "is_gdn_flydsl_prefill_available", "fused_moe_supports_quant_dtype_a"),
+        *("is_indexer_top_k_enabled", "get_fused_mla_dual_rms_norm_group_quant_op"),
+    ),
+    "0.33": (
+        *("is_topk_gating_enabled", "is_asm_fp4_gemm_supported", "is_flydsl_quick_reduce_available"),
+        *("is_kda_gluon_prefill_available", "is_kda_gluon_decode_available", "is_asm_fp4_gemm_tuned"),
+        *("is_triton_blockscale_bpreshuffle_gemm_tuned", "get_per_tensor_quant_op", "topk_gating"),
+        *("get_fused_rms_fp8_per_tensor_static_quant_op", "get_fused_add_rms_fp8_per_tensor_static_quant_op"),
+        *("gather_kv_b_proj", "triton_gemm_a8w8_blockscale_preshuffle", "op rocm_aiter_topk_gating"),
+        *("op rocm_aiter_gather_kv_b_proj", "op rocm_aiter_triton_gemm_a8w8_blockscale_preshuffle"),
+        "op rocm_aiter_fused_rms_fp8_per_tensor_static_quant",
+        "op rocm_aiter_fused_add_rms_fp8_per_tensor_static_quant",
+    ),
+}
+"""Release of vLLM -> what is new in it, and so is not in an older one."""
 
 
 class Parameter(NamedTuple):
@@ -137,6 +162,9 @@ def forms_of_ours() -> dict[str, Form]:
 # --- the comparison ---------------------------------------------------------------------------------------------------
 
 
+ABSENT = "not in vLLM's"
+
+
 def difference(name: str, theirs: Form | None, ours: Form | None) -> str:
     """What differs, or ""."""
     if name in LATER and ours is not None:
@@ -144,7 +172,7 @@ def difference(name: str, theirs: Form | None, ours: Form | None) -> str:
     if ours is None:
         return "not here"
     if theirs is None:
-        return "not in vLLM's"
+        return ABSENT
     parts = []
     # an op implemented in another module: its parameters are not in this one
     if theirs.parameters and theirs.parameters != ours.parameters:
@@ -158,15 +186,18 @@ def difference(name: str, theirs: Form | None, ours: Form | None) -> str:
     return "; ".join(parts)
 
 
-def reason(name: str) -> str:
-    return f"later: {LATER[name]}" if name in LATER else REASONS.get(name, "")
+def reason(name: str, found: str) -> str:
+    if name in LATER:
+        return f"later: {LATER[name]}"
+    release = next((release for release, names in SINCE.items() if name in names), "")
+    return f"vLLM has it since {release}" if release and found == ABSENT else REASONS.get(name, "")
 
 
 def compare(text: str) -> list[tuple[str, str, str]]:
     """(name, difference, reason) of everything on either side, in vLLM's order."""
     theirs, ours = forms_of_vllm(text), forms_of_ours()
     return [
-        (name, (found := difference(name, theirs.get(name), ours.get(name))), reason(name) if found else "")
+        (name, (found := difference(name, theirs.get(name), ours.get(name))), reason(name, found) if found else "")
         for name in dict.fromkeys((*theirs, *ours))
     ]
 

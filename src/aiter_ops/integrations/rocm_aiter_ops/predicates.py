@@ -58,7 +58,7 @@ FLAG = "VLLM_ROCM_USE_AITER"
 MASTER = (SUPPORTED, _on(FLAG))
 LINEAR = (*MASTER, _on(f"{FLAG}_LINEAR"))
 MOE = (*MASTER, _on(f"{FLAG}_MOE"))
-GFX950 = _archs(("gfx950",))
+GFX950, CDNA34 = _archs(("gfx950",)), _archs(("gfx942", "gfx950"))
 TABLES = _never("the layer does not read AITER's tuning tables; it picks tiles itself")
 SITU = (*MOE, _later("SiTUv2 MoE"))
 
@@ -115,13 +115,20 @@ PREDICATES = {
     "fused_moe_supports_heterogeneous_shared_expert": Predicate(
         (_never("fused_moe refuses shared experts"),), ("num_tokens",)
     ),
+    "is_topk_gating_enabled": Predicate((*MOE, CDNA34)),
+    "is_asm_fp4_gemm_supported": Predicate((*MASTER, GFX950)),
+    "is_flydsl_quick_reduce_available": Predicate((*MASTER, _later("custom all-reduce"))),
+    "is_kda_gluon_prefill_available": Predicate((*MASTER, _later("Kimi delta attention"))),
+    "is_kda_gluon_decode_available": Predicate((*MASTER, _later("Kimi delta attention"))),
     "is_indexer_top_k_enabled": Predicate((*MASTER, GFX950, _later("sparse attention indexer"))),
     "is_indexer_top_k_supported": Predicate(
         (*MASTER, GFX950, _later("sparse attention indexer")),
-        ("is_prefill", "compress_ratio", "num_rows", "max_valid_seq_len"),
-        (None,),
+        ("is_prefill", "compress_ratio", "num_rows", "max_valid_seq_len", "topk_tokens"),
+        (None, None),
         keyword_only=True,
     ),
+    "is_triton_blockscale_bpreshuffle_gemm_tuned": Predicate((TABLES,), ("n", "k")),
+    "is_asm_fp4_gemm_tuned": Predicate((TABLES,), ("n", "k_bytes")),
     "is_triton_gemm_w8a8_tuned": Predicate((TABLES,), ("n", "k")),
     "is_triton_gemm_afp4wfp4_presh_ws_tuned": Predicate((TABLES,), ("n", "k_bytes")),
     "is_shuffled_per_token_w8a8_gemm_tuned": Predicate((TABLES,), ("N", "K", "q_dtype_w")),

@@ -1,4 +1,4 @@
-"""vLLM's torch ops 1 to 32, with its schemas and order of results, in `torch.ops.aiter_ops_vllm`.
+"""vLLM's torch ops 1 to 32, and 36 to 40 of its release 0.33, with its schemas and order of results, in `torch.ops.aiter_ops_vllm`.
 
 The fake of an op is its face on tensors without data: the layer's own ops then go to their fakes, so that shapes,
 dtypes and strides are those of the real results by construction.
@@ -58,7 +58,7 @@ def rocm_aiter_sparse_attn_indexer(
 
 
 ROWS: dict[int, Face] = {f.row: f for f in sorted(FACES, key=lambda f: f.row) if f.row}
-"""Number of the op in the order of vLLM's registration -> its face."""
+"""Number of the op -> its face. 1 to 32: by family; 33 to 35, collectives, wait for their op; 36 to 40: new in 0.33."""
 
 GETTERS = {
     "get_rmsnorm_fused_add_dynamic_quant_op": 21,
@@ -69,6 +69,9 @@ GETTERS = {
     "get_per_token_quant_op": 28,
     "get_group_quant_op": 26,
     "get_act_mul_fused_fp8_group_quant_op": 25,
+    "get_per_tensor_quant_op": 27,
+    "get_fused_rms_fp8_per_tensor_static_quant_op": 39,
+    "get_fused_add_rms_fp8_per_tensor_static_quant_op": 40,
     "get_triton_add_rmsnorm_pad_op": 29,
     "get_triton_rotary_embedding_op": 12,
     "get_fused_mla_dual_rms_norm_op": 30,
@@ -109,7 +112,7 @@ def _register(namespace: str) -> None:
 
 
 def register_ops_once() -> None:
-    """Register rows 1 to 32 as `torch.ops.aiter_ops_vllm.*`, and as `torch.ops.vllm.*` where vLLM is not installed.
+    """Register all rows as `torch.ops.aiter_ops_vllm.*`, and as `torch.ops.vllm.*` where vLLM is not installed.
 
     Once a process, whatever the machine; a second call does nothing.
     """

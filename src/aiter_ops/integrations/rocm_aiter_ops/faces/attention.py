@@ -134,6 +134,21 @@ def mla_decode_fwd_lse(
     )
 
 
+@face("gather_kv_b_proj", row=37, op="rocm_aiter_gather_kv_b_proj", mutates=("k", "v"))
+def gather_kv_b_proj(
+    kv_cache: Tensor,
+    kv_scale: Tensor,
+    kv_indptr: Tensor,
+    kv_indices: Tensor,
+    cu_seq_lens: Tensor,
+    weight: Tensor,
+    k: Tensor,
+    v: Tensor,
+) -> None:
+    """Writes keys and values of cached tokens to k and v: gathered latents times weight."""
+    ops.gather_kv_b_proj(kv_cache, weight, k, v, cu_seq_lens, kv_indptr, kv_indices, scale_of_codes(kv_scale, kv_cache))
+
+
 # --- packed sequences -------------------------------------------------------------------------------------------------
 
 

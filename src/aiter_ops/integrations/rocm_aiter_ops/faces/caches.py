@@ -156,13 +156,18 @@ def do_qk_norm_rope_kvcache_update(
     v_scale: Tensor,
     kv_cache_dtype: str,
     use_shuffle_layout: bool,
+    return_kv: bool = True,
 ) -> None:
-    """`fused_qk_norm_rope_and_cache` with k returned and the rotary width of the cache of cosines."""
+    """`fused_qk_norm_rope_and_cache` with the rotary width of the cache of cosines.
+
+    return_kv: k_out gets the keys as they were before the cache coded them; else it stays as it is.
+    """
     name = "do_qk_norm_rope_kvcache_update"
     keys, values = (as_cache(name, cache, kv_cache_dtype) for cache in (key_cache, value_cache))
     fused_qk_norm_rope_and_cache(
         *(qkv, q_weight, k_weight, cos_sin_cache, positions, num_heads_q, num_heads_k, num_heads_k, head_dim),
-        *(is_neox, rms_norm_eps, q_out, keys, values, slot_mapping, k_scale, v_scale, k_out, None, True),
+        *(is_neox, rms_norm_eps, q_out, keys, values, slot_mapping, k_scale, v_scale),
+        *(k_out if return_kv else None, None, return_kv),
         *(use_shuffle_layout, keys.shape[3 if keys.dim() == 5 else 1], 16 // keys.element_size()),
         rotary_dim=cos_sin_cache.shape[-1],
     )

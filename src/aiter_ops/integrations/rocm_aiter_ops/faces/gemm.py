@@ -81,6 +81,22 @@ def gemm_a8w8_blockscale_bpreshuffle(
     return ops.gemm_a8w8_blockscale(A, B, As, Bs, out_dtype=output_dtype, layout=SHUFFLED)
 
 
+@face("gemm_a8w8_blockscale", row=38, op="rocm_aiter_triton_gemm_a8w8_blockscale_preshuffle", methods=())
+def rocm_triton_gemm_a8w8_blockscale_preshuffle(
+    A: Tensor, B: Tensor, As: Tensor, Bs: Tensor, output_dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """As row 18, bf16 unless asked otherwise."""
+    return ops.gemm_a8w8_blockscale(A, B, As, Bs, out_dtype=output_dtype, layout=SHUFFLED)
+
+
+@face("gemm_a8w8_blockscale")
+def triton_gemm_a8w8_blockscale_preshuffle(
+    A: Tensor, B: Tensor, As: Tensor, Bs: Tensor, block_size: list[int], output_dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """Row 38 with blocks of block_size."""
+    return ops.gemm_a8w8_blockscale(A, B, As, Bs, out_dtype=output_dtype, layout=SHUFFLED, block=list(block_size))
+
+
 @face("gemm_a8wfp4", row=19, op="rocm_aiter_gemm_a8wfp4")
 def gemm_a8wfp4(x: Tensor, w: Tensor, x_scales: Tensor, w_scales: Tensor, out_dtype: torch.dtype) -> Tensor:
     """x FP8 [M, K] with a scale a row, w packed MXFP4 [N, K/2] with E8M0 scales [N, K/32]."""

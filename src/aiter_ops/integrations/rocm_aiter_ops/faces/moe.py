@@ -69,6 +69,41 @@ def topk_softmax(
     return topk_weights, topk_indices
 
 
+@face("topk_softmax", row=36, op="rocm_aiter_topk_gating", mutates=("topk_weights", "topk_indices"), methods=())
+def rocm_topk_gating(
+    topk_weights: Tensor,
+    topk_indices: Tensor,
+    token_expert_indices: Tensor,
+    gating_output: Tensor,
+    renormalize: bool,
+    num_shared_experts: int = 0,
+    shared_expert_scoring_func: str = "",
+) -> None:
+    """Row 3, but that choices are not numbered: by its schema token_expert_indices stays as it is."""
+    why = "columns of shared experts are not appended"
+    only("topk_gating", "num_shared_experts", num_shared_experts, (0,), why)
+    only("topk_gating", "shared_expert_scoring_func", shared_expert_scoring_func, ("",), why)
+    _write(ops.topk_softmax(gating_output, topk_weights.shape[1], renormalize), topk_weights, topk_indices)
+
+
+@face("topk_softmax")
+def topk_gating(
+    topk_weights: Tensor,
+    topk_indices: Tensor,
+    token_expert_indices: Tensor,
+    gating_output: Tensor,
+    renormalize: bool,
+    num_shared_experts: int = 0,
+    shared_expert_scoring_func: str = "",
+) -> tuple[Tensor, ...]:
+    """`topk_softmax`: choices are numbered here too."""
+    return topk_softmax(
+        *(topk_weights, topk_indices, token_expert_indices, gating_output, renormalize),
+        num_shared_experts=num_shared_experts,
+        shared_expert_scoring_func=shared_expert_scoring_func,
+    )
+
+
 @face("topk_sigmoid", row=4, op="rocm_aiter_topk_sigmoid", mutates=("topk_weights", "topk_indices"), methods=())
 def rocm_topk_sigmoid(topk_weights: Tensor, topk_indices: Tensor, gating_output: Tensor) -> None:
     """The k largest logits, their sigmoids as weights, which are not divided by their sum."""

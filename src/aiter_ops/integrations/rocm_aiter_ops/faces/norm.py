@@ -39,6 +39,22 @@ def rmsnorm_fused_add_dynamic_quant(
     return q, h, scale
 
 
+@face("rms_norm_static_quant", row=39, op="rocm_aiter_fused_rms_fp8_per_tensor_static_quant", methods=())
+def fused_rms_fp8_per_tensor_static_quant(
+    x: Tensor, weight: Tensor, epsilon: float, scale: Tensor, quant_dtype: torch.dtype
+) -> Tensor:
+    """q by the given scale."""
+    return ops.rms_norm_static_quant(x, weight, scale, epsilon, quant_dtype)
+
+
+@face("add_rms_norm_static_quant", row=40, op="rocm_aiter_fused_add_rms_fp8_per_tensor_static_quant", methods=())
+def fused_add_rms_fp8_per_tensor_static_quant(
+    x: Tensor, residual: Tensor, weight: Tensor, epsilon: float, scale: Tensor, quant_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """(q by the given scale, x + residual)."""
+    return ops.add_rms_norm_static_quant(x, residual, weight, scale, epsilon, quant_dtype)
+
+
 @face("rms_norm_group_quant", row=22, op="rocm_aiter_rmsnorm_fp8_group_quant", methods=())
 def rmsnorm_fp8_group_quant(
     x: Tensor, weight: Tensor, variance_epsilon: float, group_size: int
