@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -56,6 +57,15 @@ def test_differences_are_seen(tool: ModuleType):
     assert found["brand_new"] == "not here"
     assert found["op rocm_aiter_mla_decode_fwd"].startswith("o is added; qo_indptr is added")
     assert found["op rocm_aiter_group_fp8_quant"] == "writes , not x"
+
+
+def test_a_wheel_a_tree_and_a_file_are_read(tool: ModuleType, tmp_path: Path):
+    file = tmp_path / tool.FILE
+    file.parent.mkdir()
+    file.write_text(SOURCE, encoding="utf-8")
+    with zipfile.ZipFile(tmp_path / "vllm.whl", "w") as wheel:
+        wheel.writestr(tool.FILE, SOURCE)
+    assert {tool.source_of(str(p)) for p in (tmp_path, file, tmp_path / "vllm.whl")} == {SOURCE}
 
 
 def test_the_table_is_of_this_class(tool: ModuleType):

@@ -329,3 +329,40 @@ def test_enums_have_aiters_numbers():
     assert [r.get_aiter_activation_type(t) for t in ("no", "silu", "gelu", "swiglu", "situ")] == [-1, 0, 1, 2, 3]
     assert r.get_aiter_quant_type("per_128x128") == 5
     assert r.get_aiter_activation_type("relu") is None
+
+
+# --- compilation ------------------------------------------------------------------------------------------------------
+
+
+def compiled_calls() -> dict[str, tuple[Any, ...]]:
+    q, kv, o, ends, longest, *pages = c.mla_inputs()
+    one, caches = torch.ones(1), (torch.zeros(2, 8, 2, 16), torch.zeros(2, 8, 2, 16))
+    head = c.normal(3, 8 * 16), c.normal(16), c.normal(16), COS_SIN, POSITIONS, 4, 2, 16, True, c.EPS
+    rows = torch.empty(3, 64), torch.empty(3, 32)
+    return {
+        "rms_norm": (c.X, c.W, c.EPS),
+        "group_fp8_quant": (c.X, 128, True),
+        "per_tensor_quant": (c.X, c.FN, None),
+        "w8a8_gemm": (c.A8, c.B8, c.AS, c.BS),
+        "topk_softmax": c.softmax().args,
+        "fused_moe": c.moe().args,
+        "mla_decode_fwd": (q, kv, o, 0.3, ends, longest, *pages),
+        "mla_decode_fwd_lse": (q, kv, o, 0.3, ends, longest, *pages),
+        "flash_attn_varlen_func": (*packed(), 3, 3),
+        "do_qk_norm_rope_kvcache_update": (*head, *rows, *caches, SLOTS, one, one, "auto", True),
+    }
+
+
+@pytest.mark.parametrize("name", compiled_calls())
+def test_methods_compile_without_a_break(name: str):
+    def run(fn: Any) -> list[Tensor]:
+        args = [a.clone() if isinstance(a, Tensor) else a for a in compiled_calls()[name]]
+        with torch.inference_mode():
+            result = fn(*args)
+        results = [] if result is None else [result] if isinstance(result, Tensor) else list(result)
+        return [t.float() for t in (*results, *args) if isinstance(t, Tensor)]
+
+    torch._dynamo.reset()
+    method = getattr(r, name)
+    for got, want in zip(run(torch.compile(method, fullgraph=True, backend="aot_eager")), run(method), strict=True):
+        torch.testing.assert_close(got, want)

@@ -196,7 +196,7 @@ def _map_of(mask: Tensor | None) -> Tensor | None:
     """AITER's mask [E] (not 0: here, numbered in order) as the expert_map [E] int32, -1 = elsewhere."""
     if mask is None:
         return None
-    plain = type(mask) in (Tensor, torch.nn.Parameter) and not mask.is_inference()
+    plain = not torch.compiler.is_compiling() and type(mask) in (Tensor, torch.nn.Parameter) and not mask.is_inference()
     held = _maps.get(mask) if plain else None
     if held is not None and held[0] == mask._version:
         return held[1]  # type: ignore[no-any-return]
