@@ -9,8 +9,9 @@ ARGS ?=
 
 .PHONY: run test aot lint docs clean
 
+# the bundled models are so small that threads would only wait for each other
 run: $(VENV)/run
-	@$(BIN)/aiter-ops run --compare $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/aiter-ops run --compare $(ARGS)
 
 test: $(VENV)/test lint
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)

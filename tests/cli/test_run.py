@@ -73,9 +73,10 @@ def test_text_speed_and_a_table_of_choices(model: Path, capsys: pytest.CaptureFi
     rows = {line.split()[0]: line.split()[1:3] for line in lines if line.startswith(("rms_norm ", "add_rms", "silu"))}
     assert rows == {"rms_norm": ["torch", "10"], "add_rms_norm": ["torch", "5"], "silu_and_mul": ["torch", "5"]}
     assert lines[-1] == "left to torch, of the prompt and one token more: nothing"
-    reason = next(line for line in lines if line.startswith("rms_norm "))
-    assert "aiter: " in reason
-    assert "triton: " in reason
+    reasons = [line for line in lines if " torch " in line and line.split()[0] in {*rows, "gemm_a16w16"}]
+    assert "aiter: " in reasons[0]
+    assert "triton: " in reasons[0]
+    assert all(line.rstrip().endswith("as above") for line in reasons[1:])
 
 
 def test_json_alone_on_stdout(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,9 +86,16 @@ def test_json_alone_on_stdout(model: Path, capsys: pytest.CaptureFixture[str]) -
     assert (answer["tokens"], answer["dtype"], answer["class"]) == (3, "float32", "LlamaForCausalLM")
     called = {o["op"]: o["calls"] for o in answer["ops"]}
     each = dict.fromkeys(("add_rms_norm", "silu_and_mul", "apply_rope", "reshape_and_cache"), 3)
-    assert called == {"rms_norm": 6, **each, "flash_attn_varlen": 1, "paged_attention": 2, "gemm_a16w16": 24}
+    assert called == {
+        "rms_norm": 6,
+        **each,
+        "flash_attn_varlen": 1,
+        "paged_attention": 2,
+        "gemm_a16w16": 24,
+        "greedy": 3,
+    }
     assert answer["outside"] == []
-    assert {r["op"] for r in answer["replaced"]} == called.keys()
+    assert {r["op"] for r in answer["replaced"]} == called.keys() - {"greedy"}
 
 
 def test_compare_holds_and_off_is_no_comparison(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,6 +120,8 @@ def test_compare_holds_and_off_is_no_comparison(model: Path, capsys: pytest.Capt
         (["MODEL", "--use", "rms_nrm=torch"], 2, "--use: unknown op or family 'rms_nrm'; did you mean 'rms_norm'?"),
         (["MODEL", "--revision", "main"], 2, "a revision goes with a hub id"),
         (["--revision", "main"], 2, "--revision main: goes with a MODEL that is a hub id"),
+        (["MODEL", "--top-k", "5"], 2, "are for drawn tokens: pass --temperature above 0"),
+        (["MODEL", "--temperature", "-1"], 2, "--temperature"),
         (["MODEL", "--prompt", ""], 2, "--prompt is empty"),
         (["MODEL", "--max-new-tokens", "300"], 2, "together at most 256 are accepted"),
         (["MODEL", "--device", "cpu", "--use", "norm=triton", "--strict"], 1, "no requested provider serves; triton:"),

@@ -220,3 +220,11 @@ def test_the_comparison_with_the_stock_cache_can_fail() -> None:
         got = in_parts(model, ids, PagedCache(2, 2, ids.shape[1]), SIZES)
     torch.testing.assert_close(got[:, : SIZES[0]], want[:, : SIZES[0]], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(got[:, SIZES[0] :], want[:, SIZES[0] :], rtol=1e-1, atol=1e-1)
+
+
+def test_what_attention_computes_is_found_whatever_the_policy_is() -> None:
+    model = build("DeepseekV3")
+    with aiter_ops.use("triton", strict=True):
+        report = kernelize(model)
+    assert not report.left
+    assert {"mla_decode", "flash_attn_varlen"} <= {r.op for r in report.replaced}

@@ -47,6 +47,29 @@ def test_every_sample_against_the_reference(op: aiter_ops.Op, seed: int) -> None
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_repeated_calls_are_right_on_new_tensors(op: aiter_ops.Op) -> None:
+    """From the third call of a form on nothing but memory and kernels is asked for; other numbers in other memory."""
+    from aiter_ops.providers.triton.repeat import Repeat
+
+    fn = op.implementations["triton"].fn
+    forms = fn.__globals__["forms"]
+    forms.clear()
+    repeated = 0
+    with torch.inference_mode():
+        for first_one, other in zip(op.samples("cuda", size="small"), op.samples("cuda", 1, size="small"), strict=True):
+            args, kwargs = op.bind(first_one.args, first_one.kwargs)
+            if op.implementations["triton"].refuses(*args, **kwargs):
+                continue
+            for _ in range(3):
+                op.run(fn, args, kwargs)
+            again, named = op.bind(other.args, other.kwargs)
+            assert_same(op, op.run(fn, again, named), op.run(op.reference, again, named))
+            repeated += any(isinstance(f, Repeat) for f in forms.values())
+            forms.clear()
+    assert repeated > 0 or op.name == "paged_attention_lse"
+
+
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_nan_and_inf_like_the_reference(op: aiter_ops.Op, value: float) -> None:
     if op.name == "dequant":

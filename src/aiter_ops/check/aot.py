@@ -91,7 +91,8 @@ def collect(op: Op, target: Platform) -> list[Wanted]:
             continue
         with compiling_for(target) as jobs:
             implementation.source(**values)
-        wide, model = all(_wide(t) for t in tensors if t.dim() > 1), sample.size == "model"
+        matrices = [t for t in tensors if t.dim() > 1]
+        wide, model = bool(matrices) and all(map(_wide, matrices)), sample.size == "model"
         for job in jobs:
             form = replace(job, numbers=_specialised(job))
             known = found.get(form, Wanted(form, False, False))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
+from rich.padding import Padding
 from rich.table import Table
 from torch import device as Device
 
@@ -76,9 +77,11 @@ def command(
         raise UserError(f"--dtype {dtype!r}; accepted: {', '.join(DTYPES)}")
     from aiter_ops.integrations.transformers.generate import Sampling
 
-    drawn = Sampling(temperature, top_k, top_p, min_p, seed)
-    if temperature == 0 and drawn != Sampling():
-        raise UserError("--top-k, --top-p, --min-p and --seed are for drawn tokens: pass --temperature above 0")
+    drawn: Sampling | None = Sampling(temperature, top_k, top_p, min_p, seed)
+    if temperature == 0:
+        if drawn != Sampling():
+            raise UserError("--top-k, --top-p, --min-p and --seed are for drawn tokens: pass --temperature above 0")
+        drawn = None
     place, why = _device(device)
     shown(" ".join(["run", *([model] if model else []), *(["--compare"] if compare else [])]))
     if not json:
@@ -136,7 +139,7 @@ def _one(
     directory: Path,
     prompt: str,
     steps: int,
-    drawn: Sampling,
+    drawn: Sampling | None,
     compare: bool,
     place: Device,
     dtype: torch.dtype | None,
@@ -185,12 +188,12 @@ def _head(loaded: Loaded, report: Any) -> None:
     out.print(f"\n[bold]{loaded.directory.name}[/bold]: {type(loaded.model).__name__}, {name}", highlight=False)
     for note in loaded.notes:
         out.print(f"  {note}", markup=False, soft_wrap=True)
-    out.print(f"  on the op layer: {done}", markup=False, soft_wrap=True)
+    out.print(Padding(f"on the op layer: {done}", (0, 0, 0, 2)), highlight=False)
     for (cls, reason), count in Counter((entry.cls, entry.reason) for entry in report.left).items():
         out.print(f"  left: {count} {cls}: {reason}", markup=False, soft_wrap=True)
 
 
-def _generate(loaded: Loaded, prompt: str, steps: int, drawn: Sampling, quiet: bool) -> dict[str, Any]:
+def _generate(loaded: Loaded, prompt: str, steps: int, drawn: Sampling | None, quiet: bool) -> dict[str, Any]:
     """Continue the prompt, shown as it comes."""
     from aiter_ops.integrations.transformers.generate import decode, encode
     from aiter_ops.integrations.transformers.source import ModelError
@@ -305,8 +308,11 @@ def _calls_table(rows: list[dict[str, Any]]) -> None:
     table.add_column("provider", no_wrap=True)
     table.add_column("calls", justify="right", no_wrap=True)
     table.add_column("reason")
+    before = ""
     for row in rows:
-        table.add_row(row["op"], f"[green]{row['provider']}[/green]", str(row["calls"]), row["reason"])
+        reason = row["reason"] if row["reason"] != before else "[dim]as above[/dim]"
+        before = row["reason"]
+        table.add_row(row["op"], f"[green]{row['provider']}[/green]", str(row["calls"]), reason)
     console().print(table if rows else "no op was called")
 
 

@@ -59,10 +59,8 @@ def build(role: str, sig: Signature, body: str, names: dict[str, Any]) -> Any:
 
 def _any(sig: Signature, test: str) -> str:
     """`test` (with {t} for the tensor) over all tensor parameters, None passed over."""
-    parts = [test.format(t=p.name) for p in sig.tensors]
-    return " or ".join(
-        f"({p.name} is not None and {t})" if p.optional else t for p, t in zip(sig.tensors, parts, strict=True)
-    )
+    parts = [(p, test.replace("{t}", p.name)) for p in sig.tensors]
+    return " or ".join([f"({p.name} is not None and {t})" if p.optional else t for p, t in parts])
 
 
 def _dtype_lines(sig: Signature) -> str:

@@ -57,13 +57,15 @@ class Signature(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Param, ...]:
-        return tuple(p for p in self.params if p.is_tensor)
+        return tuple([p for p in self.params if p.type == "Tensor"])
 
     @property
     def schema(self) -> str:
         parts: list[str] = []
-        for i, p in enumerate(self.params):
-            if p.keyword_only and not any(q.keyword_only for q in self.params[:i]):
+        named = False
+        for p in self.params:
+            if not named and p.keyword_only:
+                named = True
                 parts.append("*")
             alias = f"(a{self.mutates.index(p.name)}!)" if p.name in self.mutates else ""
             text = f"{p.type}{alias}{'?' if p.optional else ''} {p.name}"
@@ -75,8 +77,10 @@ class Signature(NamedTuple):
     def header(self) -> str:
         """The parameter list of a generated function; defaults are looked up as ``_default_<name>``."""
         parts: list[str] = []
-        for i, p in enumerate(self.params):
-            if p.keyword_only and not any(q.keyword_only for q in self.params[:i]):
+        named = False
+        for p in self.params:
+            if not named and p.keyword_only:
+                named = True
                 parts.append("*")
             parts.append(p.name if p.default is inspect.Parameter.empty else f"{p.name}=_default_{p.name}")
         return ", ".join(parts)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import aiter_ops
 
 from . import latent
-from .packed import packed_attention, serves
+from .packed import References, packed_attention, serves
 from .recognise import Meaning, close, forward_of, linear, twin_of
 
 PLAIN = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -36,17 +36,17 @@ class Attention(Meaning):
     scale: float = 1.0
 
 
-def attention_forward(module: nn.Module, meaning: Attention) -> Callable[..., Any]:
+def attention_forward(module: nn.Module, meaning: Attention, ops: Any = aiter_ops) -> Callable[..., Any]:
     """hidden_states [B, S, N] -> (the same, None), keys and values in the cache that is given."""
     if isinstance(meaning, latent.Latent):
-        forward = latent.forward(type(module), meaning)
+        forward = latent.forward(type(module), meaning, ops)
     else:
-        forward = _plain_forward(module, meaning)
+        forward = _plain_forward(module, meaning, ops)
     setattr(forward, PAGED, True)
     return forward
 
 
-def _plain_forward(module: nn.Module, meaning: Attention) -> Callable[..., Any]:
+def _plain_forward(module: nn.Module, meaning: Attention, ops: Any) -> Callable[..., Any]:
     stock, is_neox, scale = type(module).forward, meaning.is_neox, meaning.scale
     normed = set(module._modules) >= NORMS
     width: int = module.head_dim  # type: ignore[assignment]
@@ -65,29 +65,29 @@ def _plain_forward(module: nn.Module, meaning: Attention) -> Callable[..., Any]:
         q, k, v = (p(hidden_states).view(*lead, -1, width) for p in (self.q_proj, self.k_proj, self.v_proj))
         if normed:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = aiter_ops.apply_rope(q.transpose(1, 2), k.transpose(1, 2), *position_embeddings, is_neox)
+        q, k = ops.apply_rope(q.transpose(1, 2), k.transpose(1, 2), *position_embeddings, is_neox)
         q, k = q.transpose(1, 2), k.transpose(1, 2)
         if past_key_values is None:
-            out = packed_attention(q, k, v, scale)
+            out = packed_attention(q, k, v, scale, ops)
         elif type(past_key_values).__name__ == "PagedCache":
-            out = paged(past_key_values.layers[self.layer_idx], q, k, v, scale)
+            out = paged(past_key_values.layers[self.layer_idx], q, k, v, scale, ops)
         else:
             k, v = past_key_values.update(k.transpose(1, 2), v.transpose(1, 2), self.layer_idx)
-            out = packed_attention(q, k.transpose(1, 2), v.transpose(1, 2), scale)
+            out = packed_attention(q, k.transpose(1, 2), v.transpose(1, 2), scale, ops)
         return self.o_proj(out.view(*lead, -1)), None
 
     return forward
 
 
-def paged(layer: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def paged(layer: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, ops: Any) -> Tensor:
     """Append k, v [B, S, Hk, D] to the layer's pages, and attend to all of them; [B·S, H, D]."""
     step = layer.write(k, v)
     if step.start == 0:
-        return packed_attention(q, k, v, scale)
+        return packed_attention(q, k, v, scale, ops)
     flat = q.flatten(0, 1)
     out = torch.empty_like(flat, memory_format=torch.contiguous_format)
     length = step.start + step.count
-    aiter_ops.paged_attention(
+    ops.paged_attention(
         *(flat, layer.keys, layer.values, out, step.ends, step.lengths, step.table, step.count, length, scale)
     )
     return out
@@ -160,9 +160,9 @@ def _tried(module: Any, stubs: dict[str, nn.Module]) -> Attention | str:
         kind = latent.Latent if isinstance(stubs.get("kv_b_proj"), nn.Module) else Attention
         name = "mla_decode" if kind is latent.Latent else "paged_attention"
         meaning = kind(name, {}, is_neox, scale)
-        ours = attention_forward(twin, meaning)
+        ours = attention_forward(twin, meaning, References())
         with torch.no_grad():
-            cache = PagedCache(1, BATCH, LENGTH)
+            cache = PagedCache(1, BATCH, LENGTH, References())
             got = [ours(twin, x, turn)[0]]
             for part in (slice(0, LENGTH - 1), slice(LENGTH - 1, LENGTH)):
                 first = tuple(t[:, part] for t in turn)

@@ -38,7 +38,8 @@ def absorbed(module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     it [H, v, L]; made again when the weight has changed.
     """
     layer = module.kv_b_proj
-    state = (layer.weight.data_ptr(), layer.weight._version, dtype)
+    version = 0 if layer.weight.is_inference() else layer.weight._version
+    state = (layer.weight.data_ptr(), version, dtype)
     known = _absorbed.get(module)
     if known is None or known[0] != state:
         coded = isinstance(layer, BlockFp8Linear)
@@ -69,7 +70,7 @@ def expanded(self: Any, latent: Tensor, rotated: Tensor) -> tuple[Tensor, Tensor
     return torch.cat((k, shared), -1), v
 
 
-def forward(cls: type[nn.Module], meaning: Latent) -> Callable[..., Any]:
+def forward(cls: type[nn.Module], meaning: Latent, ops: Any = aiter_ops) -> Callable[..., Any]:
     """hidden_states [B, S, N] -> (the same, None), latents in the cache that is given."""
     stock, is_neox, scale = cls.forward, meaning.is_neox, meaning.scale
 
@@ -91,33 +92,33 @@ def forward(cls: type[nn.Module], meaning: Latent) -> Callable[..., Any]:
         turned, shared = turned.transpose(1, 2), shared.unsqueeze(1)
         if not is_neox:
             turned, shared = moved_apart(turned), moved_apart(shared)
-        turned, shared = aiter_ops.apply_rope(turned, shared, *position_embeddings)
+        turned, shared = ops.apply_rope(turned, shared, *position_embeddings)
         turned, shared = turned.transpose(1, 2), shared.squeeze(1)
         if type(past_key_values).__name__ == "PagedCache":
             layer = past_key_values.layers[self.layer_idx]
             step = layer.write_latents(latent, shared)
             if step.start:
-                return self.o_proj(decode(self, layer.latents, step, plain, turned, scale).view(*lead, -1)), None
+                return self.o_proj(decode(self, layer.latents, step, plain, turned, scale, ops).view(*lead, -1)), None
         elif past_key_values is not None:
             found = past_key_values.update(latent.unsqueeze(1), shared.unsqueeze(1), self.layer_idx)
             latent, shared = (t.squeeze(1) for t in found)
         k, v = expanded(self, latent, shared)
-        out = packed_attention(torch.cat((plain, turned), -1), k, v, scale)
+        out = packed_attention(torch.cat((plain, turned), -1), k, v, scale, ops)
         return self.o_proj(out.view(*lead, -1)), None
 
     return forward
 
 
-def decode(self: Any, latents: Tensor, step: Any, plain: Tensor, turned: Tensor, scale: float) -> Tensor:
+def decode(self: Any, latents: Tensor, step: Any, plain: Tensor, turned: Tensor, scale: float, ops: Any) -> Tensor:
     """Attention of the new tokens to all pages in the latent space; [B·S, H, v]."""
     into, out_of = absorbed(self, plain.dtype)
     flat = plain.flatten(0, 1).transpose(0, 1)
-    q = torch.cat((aiter_ops.bmm_a16w16(flat, into, None, True), turned.flatten(0, 1)), -1)
+    q = torch.cat((ops.bmm_a16w16(flat, into, None, True), turned.flatten(0, 1)), -1)
     found = q.new_empty(*q.shape[:2], into.shape[1])
-    aiter_ops.mla_decode(
+    ops.mla_decode(
         *(q, latents, found, step.ends, step.page_ends, step.pages, step.last, step.count, scale, latents.shape[1])
     )
-    return aiter_ops.bmm_a16w16(found.transpose(0, 1), out_of, None, True)
+    return ops.bmm_a16w16(found.transpose(0, 1), out_of, None, True)
 
 
 def stubs(module: Any, hidden: int) -> dict[str, nn.Module]:

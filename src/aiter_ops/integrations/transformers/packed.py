@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import aiter_ops
+from aiter_ops.core.op import get_op
 from aiter_ops.core.tracing import warn_once
 
 
@@ -18,12 +19,20 @@ def ends(batch: int, count: int, device: torch.device) -> Tensor:
     return torch.arange(batch + 1, dtype=torch.int32, device=device) * count
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+class References:
+    """The references of the ops by name, for trials: the same whatever the policy and the machine are."""
+
+    def __getattr__(self, name: str) -> Any:
+        return get_op(name).reference
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, ops: Any = aiter_ops) -> Tensor:
     """Causal attention of q [B, S, H, D] to k, v [B, L, Hk, D or Dv], aligned at the end; [B·S, H, Dv]."""
     (batch, count), length = q.shape[:2], k.shape[1]
     of_q, of_k = ends(batch, count, q.device), ends(batch, length, q.device)
     flat = (q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
-    return aiter_ops.flash_attn_varlen(*flat, of_q, of_k, count, length, scale)
+    out: Tensor = ops.flash_attn_varlen(*flat, of_q, of_k, count, length, scale)
+    return out
 
 
 def serves(module: nn.Module, mask: Any, cache: Any, given: dict[str, Any]) -> bool:

@@ -59,7 +59,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         step = self.cache.step(self.length, *k.shape[:2], k.device)
         if not self.is_initialized:
             self.lazy_initialization(k.transpose(1, 2), v.transpose(1, 2))
-        aiter_ops.reshape_and_cache(k.flatten(0, 1), v.flatten(0, 1), self.keys, self.values, step.slots)
+        self.cache.ops.reshape_and_cache(k.flatten(0, 1), v.flatten(0, 1), self.keys, self.values, step.slots)
         self.length += step.count
         return step
 
@@ -69,7 +69,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         if self.latents is None:
             self.latents = latent.new_empty(self.cache.page_count, PAGE, latent.shape[2] + rotated.shape[2])
             self.is_initialized = True
-        aiter_ops.concat_and_cache_mla(latent.flatten(0, 1), rotated.flatten(0, 1), self.latents, step.slots)
+        self.cache.ops.concat_and_cache_mla(latent.flatten(0, 1), rotated.flatten(0, 1), self.latents, step.slots)
         self.length += step.count
         return step
 
@@ -102,12 +102,13 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
 class PagedCache(Cache):  # type: ignore[misc]
     """Pages for `batch` sequences of up to `tokens` tokens in each of `layers` layers; all sequences grow alike.
 
-    Pages are taken from one list as they are needed, so that those of a sequence lie anywhere. Raises ValueError where
+    Pages are taken from one list as they are needed, so that those of a sequence lie anywhere. ops: what writes to them,
+    by the names of the ops. Raises ValueError where
     more tokens are written than it was made for.
     """
 
-    def __init__(self, layers: int, batch: int, tokens: int) -> None:
-        self.batch, self.page_count = batch, batch * -(-tokens // PAGE)
+    def __init__(self, layers: int, batch: int, tokens: int, ops: Any = aiter_ops) -> None:
+        self.ops, self.batch, self.page_count = ops, batch, batch * -(-tokens // PAGE)
         super().__init__(layers=[PagedLayer(self) for _ in range(layers)])
         self.restart()
 

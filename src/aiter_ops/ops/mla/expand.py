@@ -135,6 +135,7 @@ def _samples(make: Make) -> Iterator[Sample]:
     for name, code in {"e4m3fn": FN, "e4m3fnuz": FNUZ}.items():
         block = call((21, 4), 2, (256, 64, 128, 128), code, out=BF16, scale="block")
         yield Sample(f"{name}, scales of blocks", *block)
+        yield Sample(f"{name}, scales of rows", *call((9, 4), 2, small, code, out=BF16, scale="row"))
         row = call((21, 4), 2, small, BF16, code, scale="row", layout="shuffled_16x16")
         yield Sample(f"bf16 cache, {name} weight, scales of rows, shuffled", *row)
     yield Sample("FP8 cache, bf16 weight", *call((21, 4), 2, small, FN, BF16, BF16))

@@ -152,6 +152,8 @@ def decode_samples(make: Make, planner: Planner) -> Iterator[Sample]:
     for name, dtype in {"e4m3fn": FN, "e4m3fnuz": FNUZ}.items():
         model.append((f"DeepSeek-V3 32x2048, H 128, {name}", (ragged(32, 2048),), deepseek(128, dtype, **scales(make))))
         model.append((f"DeepSeek-V3 TP 8, 32x2048, {name}", (ragged(32, 2048),), deepseek(16, dtype, **scales(make))))
+        given = deepseek(128, dtype, **scales(make), **paged)
+        model.append((f"DeepSeek-V3 8x2048, H 128, {name}, plan", (ragged(8, 2048),), given))
         given = deepseek(128, kv_dtype=dtype, **scales(make, q=False))
         model.append((f"DeepSeek-V3 16x2048, H 128, bf16 on {name}", (ragged(16, 2048),), given))
     for name, lengths_and_rows, named in model:

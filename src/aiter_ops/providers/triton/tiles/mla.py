@@ -24,7 +24,8 @@ class DecodeTile:
     """rows: heads × queries of a program, at most. step: keys of a step. halves: products the value's columns are done
     in, so that fewer registers hold addresses. planned_rows: as rows, for a program that follows a plan, which needs
     more registers; 0: plans are not followed, and every context is split evenly. reloaded: q is read in every step
-    again, where the operands of matrix instructions leave no registers to keep it.
+    again, where the operands of matrix instructions leave no registers to keep it. per_unit: programs that a compute
+    unit runs at once.
     """
 
     rows: int
@@ -34,6 +35,7 @@ class DecodeTile:
     halves: int
     planned_rows: int
     reloaded: bool = False
+    per_unit: int = 1
     options: Options = ()
 
 
@@ -41,8 +43,8 @@ T = DecodeTile
 _MFMA16 = (("matrix_instr_nonkdim", 16),)
 _CDNA = {
     (2, 2): T(64, 16, 8, 2, 2, 32, options=_MFMA16),
-    (2, 1): T(32, 16, 8, 2, 1, 32, options=_MFMA16),
-    (1, 1): T(64, 32, 8, 2, 1, 32, options=_MFMA16),
+    (2, 1): T(32, 16, 8, 2, 1, 0, options=_MFMA16),
+    (1, 1): T(64, 32, 8, 2, 1, 0, options=_MFMA16),
     (4, 4): T(16, 16, 8, 1, 2, 16, options=_MFMA16),
 }
 _RDNA = {
@@ -53,15 +55,19 @@ _RDNA = {
 }
 _HOPPER = T(64, 64, 8, 2, 2, 64)
 TILES: dict[str, dict[tuple[int, int], T]] = {
-    "sm90": {(2, 2): _HOPPER, (2, 1): _HOPPER, (1, 1): _HOPPER, (4, 4): T(16, 16, 8, 1, 2, 16)},
+    "sm90": {(2, 2): _HOPPER, (2, 1): _HOPPER, (1, 1): replace(_HOPPER, num_stages=3), (4, 4): T(16, 16, 8, 1, 2, 16)},
     "gfx942": _CDNA,
-    "gfx950": _CDNA,
+    "gfx950": {pair: replace(tile, planned_rows=min(tile.rows, 32)) for pair, tile in _CDNA.items()},
     "gfx90a": {**_CDNA, (2, 2): T(64, 16, 8, 1, 2, 32, options=_MFMA16)},
     "gfx11": {**_RDNA, (2, 2): T(16, 16, 16, 2, 2, 0, reloaded=True)},
     "gfx12": _RDNA,
     "other": {pair: T(16, 16 if pair == (4, 4) else 32, 4, 2, 2, 16) for pair in _RDNA},
 }
 """By family, and bytes of an element of q and of the cache."""
+
+
+FEW = {"sm90": {(2, 2): T(16, 32, 4, 3, 2, 16, per_unit=2)}}
+"""Likewise for at most 16 rows, where a family has another: Hopper's 64 rows would be 48 of nothing."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,8 @@ def decode_tile(machine: Platform, q_bytes: int, kv_bytes: int, rows: int, plann
     """The tile for sequences of at most `rows` rows; planned: one that follows a plan, where its family does."""
     tiles = TILES[family(machine)]
     tile = tiles.get((q_bytes, kv_bytes), tiles[4, 4])
+    if rows <= 16:
+        tile = FEW.get(family(machine), {}).get((q_bytes, kv_bytes), tile)
     most = tile.planned_rows if planned and tile.planned_rows else tile.rows
     # Hopper's matrix instructions have 64 rows
     return tile if machine.vendor == "nvidia" else replace(tile, rows=min(most, max(16, next_power_of_two(rows))))
@@ -117,5 +125,5 @@ def split_count(machine: Platform, tile: DecodeTile, batch: int, tiles: int, mos
     """Over how many programs each context is split. most_keys: the longest it can be. fixed: see `SPLITS_WHEN_FIXED`."""
     if fixed:
         return SPLITS_WHEN_FIXED
-    wanted = (machine.compute_units or 128) // max(batch * tiles, 1)
+    wanted = (machine.compute_units or 128) * tile.per_unit // max(batch * tiles, 1)
     return max(min(wanted, most_keys // (tile.step * LEAST_STEPS)), 1)
