@@ -96,7 +96,11 @@ def answers() -> dict[str, bool]:
     return found
 
 
-@pytest.mark.parametrize(("arch", "aiter", "flags", "on"), MATRIX, ids=str)
+IDS = [f"{arch}-{aiter}-{','.join(f'{n}={v}' for n, v in flags.items())}" for arch, aiter, flags, _ in MATRIX]
+"""Without the sets, whose order changes from process to process."""
+
+
+@pytest.mark.parametrize(("arch", "aiter", "flags", "on"), MATRIX, ids=IDS)
 def test_what_is_on(machine: Machine, arch: str, aiter: str | None, flags: dict[str, str], on: set[str]):
     machine(arch, aiter, **flags)
     found = answers()
