@@ -179,6 +179,21 @@ def test_decoding_over_pages():
         r.pa_fwd_asm(q, *in_tiles(k, v), tables, lengths, 3, one, one, out)
 
 
+def test_decoding_over_fp8_pages_with_a_scale_for_each_cache():
+    q, k, v, tables, lengths, _ = paged()
+    k8, v8 = (t.repeat(1, 2, 1, 1).to(c.FN) for t in (k, v))
+    keys, values = in_tiles(k8, v8)
+    scales, out, room = (torch.tensor([0.5]), torch.tensor([3.0])), torch.empty(2, 4, 16), torch.empty(0)
+    tail = 32, tables, lengths, 2, 0.25, *scales, *scales, out, "fp8"
+    r.paged_attention_common(q, keys.view(torch.uint8), values.view(torch.uint8), room, room, room, *tail)
+    rows = []
+    for b in range(2):
+        pages = (t[tables[b].long()].float().flatten(0, 1)[: int(lengths[b])] for t in (k8, v8))
+        keys, values = (t.repeat_interleave(2, 1) for t in pages)
+        rows.append(c.attention(q[b : b + 1], keys * 0.5, values * 3.0, 0.25))
+    c.near(out, torch.cat(rows))
+
+
 # --- rotary embedding and caches --------------------------------------------------------------------------------------
 
 
