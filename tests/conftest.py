@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-for name in [n for n in os.environ if n.startswith(("AITER_OPS", "VLLM_ROCM_USE_AITER"))]:
+for name in [n for n in os.environ if n.startswith(("AITER_OPS", "VLLM_ROCM_"))]:
     del os.environ[name]
 
 import aiter_ops  # noqa: E402 - the environment comes first

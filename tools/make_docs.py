@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aiter_ops.check import support, support_table
 from aiter_ops.core import policy
-from aiter_ops.core.settings import SETTINGS, VLLM_FLAGS
+from aiter_ops.core.settings import SETTINGS, VLLM_CHOICES, VLLM_DEFAULTS, VLLM_FLAGS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -31,7 +31,10 @@ def settings_page() -> str:
     rows = [
         f"| `{s.name}` | {s.takes} | {f'`{s.default}`' if s.default else 'unset'} | {s.meaning} |" for s in SETTINGS
     ]
-    flags = [f"| `{name}` | {meaning} |" for name, meaning in VLLM_FLAGS.items()]
+    flags = [
+        f"| `{name}` | {', '.join(VLLM_CHOICES.get(name, ('0', '1')))} | `{VLLM_DEFAULTS[name]}` | {meaning} |"
+        for name, meaning in VLLM_FLAGS.items()
+    ]
     return "\n".join(
         [
             "# Settings",
@@ -65,11 +68,13 @@ def settings_page() -> str:
             "",
             "## vLLM's flags",
             "",
-            "For the provider `aiter` only, with vLLM's names and meaning. They take `0`, `1`, `true` or `false`. Outside a",
-            "vLLM process an unset flag says nothing. A name that starts like these and is not listed is warned about once.",
+            "For the provider `aiter` and for the vLLM-shaped class ([rocm-aiter-ops.md](rocm-aiter-ops.md)), with vLLM's",
+            "names and meaning. `0, 1` also take `false` and `true`; another value is an error. For the provider, outside a",
+            "vLLM process, an unset flag says nothing; the class and vLLM take it for the default. A name that starts with",
+            "`VLLM_ROCM_USE_AITER` and is not listed is warned about once.",
             "",
-            "| variable | over |",
-            "|---|---|",
+            "| variable | takes | default | over |",
+            "|---|---|---|---|",
             *flags,
             "",
         ]

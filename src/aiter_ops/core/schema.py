@@ -98,6 +98,8 @@ class Signature(NamedTuple):
 def _literal(value: Any) -> str:
     if value is None or isinstance(value, (bool, list)):
         return str(value)
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 

@@ -38,6 +38,8 @@ SETTINGS = (
 )
 
 VLLM_FLAGS = {
+    "VLLM_ROCM_AITER_MOE_DISPATCH_POLICY": "how AITER sorts tokens by expert",
+    "VLLM_ROCM_SHUFFLE_KV_CACHE_LAYOUT": "shuffled layout of the paged cache; goes without the master toggle",
     "VLLM_ROCM_USE_AITER": "master toggle; in a vLLM process off unless set, elsewhere unset is no opinion",
     "VLLM_ROCM_USE_AITER_CUSTOM_AR": "custom all-reduce",
     "VLLM_ROCM_USE_AITER_FP4BMM": "batched GEMM, MXFP4",
@@ -57,12 +59,41 @@ VLLM_FLAGS = {
     "VLLM_ROCM_USE_AITER_TRITON_SPARSE_MLA": "AITER's Triton sparse MLA",
     "VLLM_ROCM_USE_AITER_UNIFIED_ATTENTION": "unified attention",
 }
-_VLLM_NO_BOOL = {"VLLM_ROCM_USE_AITER_MOE_SITUV2"}
+VLLM_CHOICES = {
+    "VLLM_ROCM_AITER_MOE_DISPATCH_POLICY": ("0", "1", "2"),
+    "VLLM_ROCM_USE_AITER_MOE_SITUV2": ("auto", "a4w4", "a8w4", "a16w4", "0", "1"),
+}
+"""Flags that are no booleans, with what they take; the first is vLLM's default."""
+
+VLLM_DEFAULTS = {
+    name: VLLM_CHOICES[name][0]
+    if name in VLLM_CHOICES
+    else "0"
+    if name
+    in (
+        "VLLM_ROCM_SHUFFLE_KV_CACHE_LAYOUT",
+        "VLLM_ROCM_USE_AITER",
+        "VLLM_ROCM_USE_AITER_FP4_ASM_GEMM",
+        "VLLM_ROCM_USE_AITER_FUSION_SHARED_EXPERTS",
+        "VLLM_ROCM_USE_AITER_LINEAR_HIPBMM",
+        "VLLM_ROCM_USE_AITER_MOE_A4W4_DSV4",
+        "VLLM_ROCM_USE_AITER_TRITON_ROPE",
+        "VLLM_ROCM_USE_AITER_TRITON_SPARSE_MLA",
+        "VLLM_ROCM_USE_AITER_UNIFIED_ATTENTION",
+    )
+    else "1"
+    for name in VLLM_FLAGS
+}
+"""What vLLM 0.32 takes an unset flag for (0.33 has FP8BMM and FP4BMM off). The vLLM-shaped class goes by it; the
+provider `aiter` does for the master toggle alone, and inside a vLLM process alone."""
+
 _VLLM_OFF_BY_DEFAULT = ("VLLM_ROCM_USE_AITER",)
 
 
 class Settings(NamedTuple):
-    """The values read. `flags_off`: vLLM flags that are off, each with the reason to give."""
+    """The values read. `flags_off`: vLLM flags that are off, each with the reason to give. `flags_set`: those that are
+    set, each with its value in lower case.
+    """
 
     rules: str = ""
     strict: bool = False
@@ -71,6 +102,7 @@ class Settings(NamedTuple):
     vllm: str = "1"
     plugins: tuple[str, ...] | None = None
     flags_off: tuple[tuple[str, str], ...] = ()
+    flags_set: tuple[tuple[str, str], ...] = ()
 
 
 def _choice(env: Mapping[str, str], name: str, default: str, accepted: tuple[str, ...]) -> str:
@@ -107,13 +139,16 @@ def read_settings(env: Mapping[str, str] | None = None) -> Settings:
         vllm=_choice(env, "AITER_OPS_VLLM", "1", ("0", "1", "all")),
         plugins=None if plugins is None else tuple(p.strip() for p in plugins.split(",") if p.strip()),
         flags_off=_flags_off(env),
+        flags_set=tuple((name, env[name].strip().lower()) for name in VLLM_FLAGS if name in env),
     )
 
 
 def _flags_off(env: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     off: list[tuple[str, str]] = []
     for name in VLLM_FLAGS:
-        if name in _VLLM_NO_BOOL:
+        if name in VLLM_CHOICES:
+            if name in env and env[name].strip().lower() not in VLLM_CHOICES[name]:
+                raise SettingsError(f"{name}={env[name]!r}; accepted: {', '.join(VLLM_CHOICES[name])}")
             continue
         if name not in env:
             if name in _VLLM_OFF_BY_DEFAULT and in_vllm():
