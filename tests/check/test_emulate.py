@@ -72,6 +72,20 @@ def test_a_wrong_argument_is_found():
         emulate(op, Sample("", short, {}), TARGET)
 
 
+@pytest.mark.parametrize(
+    "name", ["add_rms_norm_static_quant", "add_rms_norm_dynamic_quant", "add_rms_norm_group_quant"]
+)
+def test_a_sum_that_overflows_fp16_is_infinite_in_kernels_that_saturate_codes(name):
+    """MODE.FP16_OVFL, which these kernels set for FP8, would cut it at 65504."""
+    x = torch.full((4, 256), 1.0, dtype=torch.float16)
+    x[1, 5], x[2, 7] = 60000.0, -65504.0
+    scale = (torch.tensor([0.1]),) if "static" in name else ()
+    args = (x, x.clone(), torch.ones(256, dtype=torch.float16), *scale, 1e-6)
+    result = emulate(aiter_ops.get_op(name), Sample("", args, {}), TARGET)
+    assert result.refused is None
+    assert result.verdict.ok, result.verdict.detail
+
+
 # --- mutants ----------------------------------------------------------------------------------------------------------
 
 SWAPS = {"v_add_f32": "v_sub_f32", "v_mul_f32": "v_add_f32", "v_max_i32": "v_min_i32", "s_and_b64": "s_or_b64"}

@@ -38,6 +38,22 @@ def widen(x):
         return x.to(tl.float32)
 
 
+FP16_OVERFLOWS = tl.constexpr(65520.0)
+"""From here on fp32 rounds to infinity in fp16."""
+
+
+@triton.jit
+def rounded_to(x, dtype: tl.constexpr):
+    """fp32 x rounded to `dtype`, as fp32.
+
+    On AMD a kernel that makes FP8 sets MODE.FP16_OVFL, so that codes saturate; what overflows fp16 is cut then, too.
+    """
+    y = x.to(dtype).to(tl.float32)
+    if dtype == tl.float16 and (INTERPRETED or not is_cuda()):
+        y = tl.where(tl.abs(x) >= FP16_OVERFLOWS, x * float("inf"), y)
+    return y
+
+
 @triton.jit
 def magnitude_bits(x):
     """The bits of |x|, fp32, as int32: they order as the magnitudes do, NaN above Inf."""

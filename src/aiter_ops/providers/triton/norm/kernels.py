@@ -24,6 +24,7 @@ from aiter_ops.providers.triton.common import (
     inverse_of,
     inverse_of_made,
     magnitude_bits,
+    rounded_to,
     scale_of,
     times_sigmoid,
     widen,
@@ -45,7 +46,7 @@ def _read(x_ptr, o_ptr, x_at, o_at, mask, OTHER: tl.constexpr, SIGMOID: tl.const
     x = tl.load(x_ptr + x_at, mask=mask, other=0.0)
     if OTHER == "add":
         residual = tl.load(o_ptr + o_at, mask=mask, other=0.0).to(tl.float32)
-        return (x.to(tl.float32) + residual).to(x_ptr.dtype.element_ty).to(tl.float32)
+        return rounded_to(x.to(tl.float32) + residual, x_ptr.dtype.element_ty)
     x = widen(x)
     if OTHER == "gate_before":
         x = x * _gate(o_ptr, o_at, mask, SIGMOID)
