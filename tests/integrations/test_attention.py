@@ -15,8 +15,9 @@ import aiter_ops
 from aiter_ops.core import provider as providers
 from aiter_ops.core.op import get_op
 from aiter_ops.integrations.transformers import kernelize, restore
-from aiter_ops.integrations.transformers.attention import Attention, attention
-from aiter_ops.integrations.transformers.latent import Latent, absorbed
+from aiter_ops.integrations.transformers.attention import attention
+from aiter_ops.integrations.transformers.latent import absorbed
+from aiter_ops.integrations.transformers.packed import Attention
 
 transformers = pytest.importorskip("transformers")
 
@@ -107,7 +108,7 @@ def test_pages_of_a_sequence_lie_anywhere_and_are_used_again() -> None:
 def test_what_attention_computes() -> None:
     found = {name: attention(build(name).model.layers[0].self_attn) for name in PAGED}
     assert found["Llama"] == Attention("paged_attention", {}, True, 0.25)
-    assert found["DeepseekV3"] == Latent("mla_decode", {}, False, found["DeepseekV3"].scale)
+    assert found["DeepseekV3"] == Attention("mla_decode", {}, False, found["DeepseekV3"].scale)
     plain = build("DeepseekV3ForCausalLM", "DeepseekV3Config", _deepseek(rope_interleave=False, q_lora_rank=None))
     assert attention(plain.model.layers[0].self_attn).is_neox is True  # type: ignore[union-attr]
 

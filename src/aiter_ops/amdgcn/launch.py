@@ -262,7 +262,7 @@ class Machine:
         try:
             return access()
         except EmulationError as error:
-            at = getattr(error, "access", None)
+            at = error.access
             if at is not None:
                 wave, lane = np.argwhere(active)[at]
                 error.args = (f"{error.args[0]} (workgroup {w.group[wave]}, wave {w.wave[wave]}, lane {lane})",)

@@ -58,9 +58,7 @@ class Memory:
     @staticmethod
     def _outside(addresses: U64, wrong: NDArray[np.bool_], size: int) -> None:
         at = int(wrong.argmax())
-        error = EmulationError(f"{size} bytes at {int(addresses[at]):#x} are outside every tensor that was passed")
-        error.access = at  # type: ignore[attr-defined]
-        raise error
+        raise EmulationError(f"{size} bytes at {int(addresses[at]):#x} are outside every tensor that was passed", at)
 
     def read(self, addresses: U64, size: int) -> NDArray[np.uint8]:
         """[k, size] bytes from k addresses."""
@@ -81,10 +79,9 @@ SIZES |= {"dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
 
 
 def _aligned(addresses: U64, size: int) -> None:
-    if (addresses & np.uint64(min(size, 4) - 1)).any():
-        error = EmulationError("a misaligned access")
-        error.access = int((addresses & np.uint64(min(size, 4) - 1)).argmax())  # type: ignore[attr-defined]
-        raise error
+    off = addresses & np.uint64(min(size, 4) - 1)
+    if off.any():
+        raise EmulationError("a misaligned access", int(off.argmax()))
 
 
 def _load(w: Waves, ins: Instruction, dst: Operand, addresses: U64, active: NDArray[np.bool_]) -> None:

@@ -4,9 +4,8 @@ proves.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +14,9 @@ import torch
 from torch import Tensor
 
 from aiter_ops.amdgcn import Counts, EmulationError, Machine, Memory, Pointer, Program, parse
-from aiter_ops.core import platforms
 from aiter_ops.core.compare import Verdict
 from aiter_ops.core.op import Op
-from aiter_ops.core.platforms import Platform
+from aiter_ops.core.platforms import Platform, fp8_as_on
 from aiter_ops.core.samples import Sample
 from aiter_ops.providers.triton.launch import Job, running_for
 
@@ -77,23 +75,12 @@ def emulate(op: Op, sample: Sample, target: Platform, change: Callable[[Program]
         kernel = kernel_for(job, target)
         _launch(kernel, change(kernel.program) if change else kernel.program, job, grid, tensors, out.counts)
 
-    with _as_on(target):
+    with fp8_as_on(target):
         want = op.run(op.reference, args, kwargs)
     with _poisoned(), running_for(target, run):
         got = op.run(implementation.fn, args, kwargs)
     out.verdict = op.compare(got, want)
     return out
-
-
-@contextlib.contextmanager
-def _as_on(target: Platform) -> Iterator[None]:
-    """References that ask for this machine's FP8 format get the target's."""
-    before = platforms.platform
-    platforms.platform = lambda: target  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        platforms.platform = before
 
 
 def _launch(kernel: Kernel, program: Program, job: Job, grid: int, tensors: tuple[Tensor, ...], counts: Counts) -> None:

@@ -387,7 +387,7 @@ def get_op(op: str | Callable[..., Any] | Op) -> Op:
         import difflib
 
         close = difflib.get_close_matches(name, runtime.ops, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else ";"
         raise ValueError(f"unknown op {name!r}{hint} known: {', '.join(sorted(runtime.ops))}")
     return runtime.ops[name]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import glob
 import importlib.metadata
@@ -9,6 +10,7 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
@@ -216,9 +218,22 @@ def platform() -> Platform:
     )
 
 
+_assumed: list[Platform] = []
+
+
+@contextlib.contextmanager
+def fp8_as_on(target: Platform) -> Iterator[None]:
+    """`fp8_dtype` is that of another machine, as long as this lasts: for references of what is emulated there."""
+    _assumed.append(target)
+    try:
+        yield
+    finally:
+        _assumed.pop()
+
+
 def fp8_dtype() -> torch.dtype:
     """This machine's FP8 format: what ``dtype=None`` means in the ops."""
-    return platform().fp8_dtype
+    return (_assumed[-1] if _assumed else platform()).fp8_dtype
 
 
 # torch.compile evaluates it while tracing: the machine does not change under compiled code.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from aiter_ops.core import runtime
 
 from . import later, predicates, schemas
@@ -58,10 +60,11 @@ class rocm_aiter_ops:
 for _face in FACES:
     for _name in _face.methods:
         setattr(rocm_aiter_ops, _name, staticmethod(_face.fn))
-for _table, _make in (
+_made: tuple[tuple[Iterable[str], Callable[[str], Callable[..., object]]], ...] = (
     (predicates.PREDICATES, predicates.method),
     (schemas.GETTERS, schemas.getter),
     (later.LATER, later.method),
-):
-    for _name in _table:  # type: ignore[attr-defined]
-        setattr(rocm_aiter_ops, _name, staticmethod(_make(_name)))  # type: ignore[operator]
+)
+for _names, _make in _made:
+    for _name in _names:
+        setattr(rocm_aiter_ops, _name, staticmethod(_make(_name)))

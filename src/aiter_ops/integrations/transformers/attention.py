@@ -7,7 +7,6 @@ Two structures are known: query, key and value projections (Llama and most other
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 import aiter_ops
 
 from . import latent
-from .packed import References, packed_attention, serves
-from .recognise import Meaning, close, forward_of, linear, twin_of
+from .packed import Attention, References, is_paged, packed_attention, serves
+from .recognise import close, forward_of, linear, twin_of
 
 PLAIN = {"q_proj", "k_proj", "v_proj", "o_proj"}
 NORMS = {"q_norm", "k_norm"}
@@ -28,17 +27,9 @@ HIDDEN, BATCH, LENGTH = 64, 2, 5
 """Sizes of the trial."""
 
 
-@dataclass(frozen=True)
-class Attention(Meaning):
-    """is_neox: which elements a rotation pairs. scale: of the scores."""
-
-    is_neox: bool = True
-    scale: float = 1.0
-
-
 def attention_forward(module: nn.Module, meaning: Attention, ops: Any = aiter_ops) -> Callable[..., Any]:
     """hidden_states [B, S, N] -> (the same, None), keys and values in the cache that is given."""
-    if isinstance(meaning, latent.Latent):
+    if meaning.op == "mla_decode":
         forward = latent.forward(type(module), meaning, ops)
     else:
         forward = _plain_forward(module, meaning, ops)
@@ -46,10 +37,10 @@ def attention_forward(module: nn.Module, meaning: Attention, ops: Any = aiter_op
     return forward
 
 
-def _plain_forward(module: nn.Module, meaning: Attention, ops: Any) -> Callable[..., Any]:
+def _plain_forward(module: Any, meaning: Attention, ops: Any) -> Callable[..., Any]:
     stock, is_neox, scale = type(module).forward, meaning.is_neox, meaning.scale
     normed = set(module._modules) >= NORMS
-    width: int = module.head_dim  # type: ignore[assignment]
+    width: int = module.head_dim
 
     def forward(
         self: nn.Module,
@@ -69,7 +60,7 @@ def _plain_forward(module: nn.Module, meaning: Attention, ops: Any) -> Callable[
         q, k = q.transpose(1, 2), k.transpose(1, 2)
         if past_key_values is None:
             out = packed_attention(q, k, v, scale, ops)
-        elif type(past_key_values).__name__ == "PagedCache":
+        elif is_paged(past_key_values):
             out = paged(past_key_values.layers[self.layer_idx], q, k, v, scale, ops)
         else:
             k, v = past_key_values.update(k.transpose(1, 2), v.transpose(1, 2), self.layer_idx)
@@ -133,15 +124,15 @@ def _more(module: Any) -> str | None:
     return None
 
 
-def _plain_stubs(module: Any, hidden: int) -> dict[str, nn.Module]:
+def _plain_stubs(module: Any, hidden: int) -> dict[str, nn.Module | None]:
     keys = 2 * module.head_dim
     sizes = {"q_proj": keys * module.num_key_value_groups, "k_proj": keys, "v_proj": keys}
-    made: dict[str, nn.Module] = {n: linear(hidden, size, i) for i, (n, size) in enumerate(sizes.items())}
+    made: dict[str, nn.Module | None] = {n: linear(hidden, size, i) for i, (n, size) in enumerate(sizes.items())}
     norms = {n: m for n, m in module._modules.items() if n in NORMS}
     return {**made, **norms, "o_proj": linear(sizes["q_proj"], hidden, 3)}
 
 
-def _tried(module: Any, stubs: dict[str, nn.Module]) -> Attention | str:
+def _tried(module: Any, stubs: dict[str, nn.Module | None]) -> Attention | str:
     """The candidate that agrees with the class's own forward, over a pass without a cache and one with pages."""
     from .pages import PagedCache
 
@@ -156,10 +147,9 @@ def _tried(module: Any, stubs: dict[str, nn.Module]) -> Attention | str:
     hidden = torch.full((LENGTH, LENGTH), torch.finfo(torch.float32).min).triu(1).expand(BATCH, 1, -1, -1)
     want = forward_of(twin, x, position_embeddings=turn, attention_mask=hidden, past_key_values=None)[0]
     scale = float(getattr(module, "scaling", None) or module.head_dim**-0.5)
+    name = "mla_decode" if "kv_b_proj" in stubs else "paged_attention"
     for is_neox in (True, False):
-        kind = latent.Latent if isinstance(stubs.get("kv_b_proj"), nn.Module) else Attention
-        name = "mla_decode" if kind is latent.Latent else "paged_attention"
-        meaning = kind(name, {}, is_neox, scale)
+        meaning = Attention(name, {}, is_neox, scale)
         ours = attention_forward(twin, meaning, References())
         with torch.no_grad():
             cache = PagedCache(1, BATCH, LENGTH, References())

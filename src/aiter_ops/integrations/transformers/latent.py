@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,21 +12,11 @@ from torch import Tensor, nn
 import aiter_ops
 
 from .block_fp8 import BlockFp8Linear, dequantised
-from .packed import packed_attention, serves
-from .recognise import Meaning, linear
+from .packed import Attention, is_paged, packed_attention, serves
+from .recognise import linear
 
 CHILDREN = {"kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"}
 QUERY = ("q_proj", "q_a_proj", "q_a_layernorm", "q_b_proj")
-
-
-@dataclass(frozen=True)
-class Latent(Meaning):
-    """is_neox: rotations pair elements half a head apart; else neighbours, which the stock forward moves half a head
-    apart first (as keys are kept, which a stock forward may read). scale: of the scores.
-    """
-
-    is_neox: bool = True
-    scale: float = 1.0
 
 
 _absorbed: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Tensor, Tensor]] = weakref.WeakKeyDictionary()
@@ -39,10 +28,11 @@ def absorbed(module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """
     layer = module.kv_b_proj
     version = 0 if layer.weight.is_inference() else layer.weight._version
-    state = (layer.weight.data_ptr(), version, dtype)
+    coded = isinstance(layer, BlockFp8Linear)
+    of_scale = layer.weight_scale_inv.data_ptr() if coded else 0
+    state = (layer.weight.data_ptr(), of_scale, version, dtype)  # changes in place of inference tensors are not seen
     known = _absorbed.get(module)
     if known is None or known[0] != state:
-        coded = isinstance(layer, BlockFp8Linear)
         weight = dequantised(layer.weight, layer.weight_scale_inv) if coded else layer.weight
         both = weight.to(dtype).view(-1, module.qk_nope_head_dim + module.v_head_dim, module.kv_lora_rank)
         of_k, of_v = both.split((module.qk_nope_head_dim, module.v_head_dim), 1)
@@ -70,8 +60,11 @@ def expanded(self: Any, latent: Tensor, rotated: Tensor) -> tuple[Tensor, Tensor
     return torch.cat((k, shared), -1), v
 
 
-def forward(cls: type[nn.Module], meaning: Latent, ops: Any = aiter_ops) -> Callable[..., Any]:
-    """hidden_states [B, S, N] -> (the same, None), latents in the cache that is given."""
+def forward(cls: type[nn.Module], meaning: Attention, ops: Any = aiter_ops) -> Callable[..., Any]:
+    """hidden_states [B, S, N] -> (the same, None), latents in the cache that is given.
+
+    Where rotations pair neighbours, the stock forward moves these half a head apart first, and keeps keys so.
+    """
     stock, is_neox, scale = cls.forward, meaning.is_neox, meaning.scale
 
     def forward(
@@ -94,7 +87,7 @@ def forward(cls: type[nn.Module], meaning: Latent, ops: Any = aiter_ops) -> Call
             turned, shared = moved_apart(turned), moved_apart(shared)
         turned, shared = ops.apply_rope(turned, shared, *position_embeddings)
         turned, shared = turned.transpose(1, 2), shared.squeeze(1)
-        if type(past_key_values).__name__ == "PagedCache":
+        if is_paged(past_key_values):
             layer = past_key_values.layers[self.layer_idx]
             step = layer.write_latents(latent, shared)
             if step.start:
@@ -121,18 +114,18 @@ def decode(self: Any, latents: Tensor, step: Any, plain: Tensor, turned: Tensor,
     return ops.bmm_a16w16(found.transpose(0, 1), out_of, None, True)
 
 
-def stubs(module: Any, hidden: int) -> dict[str, nn.Module]:
+def stubs(module: Any, hidden: int) -> dict[str, nn.Module | None]:
     """The children of a trial: small layers of the module's own widths."""
     heads, low = module.num_heads, module.q_lora_rank
     query = heads * (module.qk_nope_head_dim + module.qk_rope_head_dim)
     latent = module.kv_lora_rank + module.qk_rope_head_dim
-    made: dict[str, nn.Module] = {
+    made: dict[str, nn.Module | None] = {
         "kv_a_proj_with_mqa": linear(hidden, latent, 1),
         "kv_a_layernorm": module.kv_a_layernorm,
         "kv_b_proj": linear(module.kv_lora_rank, heads * (module.qk_nope_head_dim + module.v_head_dim), 2),
         "o_proj": linear(heads * module.v_head_dim, hidden, 3),
     }
     if low is None:
-        return {**dict.fromkeys(QUERY), **made, "q_proj": linear(hidden, query, 4)}  # type: ignore[dict-item]
+        return {**dict.fromkeys(QUERY), **made, "q_proj": linear(hidden, query, 4)}
     named = {"q_a_proj": linear(hidden, low, 4), "q_a_layernorm": module.q_a_layernorm}
-    return {**made, "q_proj": None, **named, "q_b_proj": linear(low, query, 5)}  # type: ignore[dict-item]
+    return {**made, "q_proj": None, **named, "q_b_proj": linear(low, query, 5)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,23 @@ from torch import Tensor, nn
 import aiter_ops
 from aiter_ops.core.op import get_op
 from aiter_ops.core.tracing import warn_once
+
+from .recognise import Meaning
+
+
+@dataclass(frozen=True)
+class Attention(Meaning):
+    """op: ``paged_attention``, or ``mla_decode`` for attention in a latent space. is_neox: rotations pair elements half
+    a head apart, else neighbours. scale: of the scores.
+    """
+
+    is_neox: bool = True
+    scale: float = 1.0
+
+
+def is_paged(cache: Any) -> bool:
+    """Whether it is a `pages.PagedCache`; that module cannot be imported where transformers is not installed."""
+    return type(cache).__name__ == "PagedCache"
 
 
 @functools.lru_cache(64)
@@ -37,13 +55,12 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, ops: Any = a
 
 def serves(module: nn.Module, mask: Any, cache: Any, given: dict[str, Any]) -> bool:
     """Whether this call is plain causal attention over whole sequences; the stock forward serves others, and says so."""
-    kind = type(cache).__name__
     if module.training:
         return False
     if mask is not None:
         why = "a mask is given (padding, or eager attention)"
-    elif cache is not None and kind not in ("PagedCache", "DynamicCache"):
-        why = f"the cache is a {kind}"
+    elif not (cache is None or is_paged(cache) or type(cache).__name__ == "DynamicCache"):
+        why = f"the cache is a {type(cache).__name__}"
     elif given.get("output_attentions"):
         why = "attention weights are asked for"
     else:

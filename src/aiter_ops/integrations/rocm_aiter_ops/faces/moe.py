@@ -199,7 +199,8 @@ def _map_of(mask: Tensor | None) -> Tensor | None:
     plain = not torch.compiler.is_compiling() and type(mask) in (Tensor, torch.nn.Parameter) and not mask.is_inference()
     held = _maps.get(mask) if plain else None
     if held is not None and held[0] == mask._version:
-        return held[1]  # type: ignore[no-any-return]
+        known: Tensor = held[1]
+        return known
     here = mask != 0
     found = torch.where(here, here.cumsum(0) - 1, -1).to(torch.int32)
     if plain:
