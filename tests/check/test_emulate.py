@@ -43,6 +43,10 @@ def check_all(name: str) -> int:
     return served
 
 
+REFUSED = {"mxfp8_quant"}
+"""Ops that make a format which gfx942 does not have."""
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_machine_code_gives_the_reference(name):
     assert check_all(name) > 10
@@ -59,7 +63,8 @@ def test_a_product_gives_the_reference(name):
 @pytest.mark.emulated
 @pytest.mark.parametrize("name", [op.name for op in list_ops() if op.name not in QUICK])
 def test_every_op(name):
-    check_all(name)
+    served = check_all(name)
+    assert (served == 0) == (name in REFUSED), f"{name}: {served} samples were served"
 
 
 def test_a_wrong_argument_is_found():
