@@ -5,7 +5,7 @@ A tile follows the dtype and the head sizes alone, never lengths: a row's sums a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from aiter_ops.core.platforms import Platform
@@ -21,7 +21,8 @@ LEAST = 16
 class AttentionTile:
     """rows: queries of a program; keys: of a step; num_stages: steps in flight.
 
-    bf16: weights that meet FP8 codes of v are bf16; else fp16, which has more bits.
+    bf16: weights that meet FP8 codes of v are bf16; else fp16, which has more bits. described: keys from which on keys
+    and values come through tensor descriptors, where heads lie as these want; 0: never.
     """
 
     rows: int
@@ -30,6 +31,7 @@ class AttentionTile:
     num_stages: int
     options: Options = ()
     bf16: bool = False
+    described: int = 0
 
 
 T = AttentionTile
@@ -52,13 +54,14 @@ _RDNA_FP32 = (T(32, 16, 4, 1), T(32, 16, 4, 1), T(16, 16, 4, 1), T(16, 16, 4, 1)
 _GFX1250 = (*_RDNA4[:4], T(16, 16, 8, 1))
 _GFX1250_FP8 = tuple(T(tile.rows, tile.keys, 8, tile.num_stages, bf16=True) if tile else None for tile in _GFX1250)
 """Its compiler makes fp16 of FP8 with so many comparisons that scalar registers run out; bf16 it makes with none."""
-_SM90 = (T(128, 128, 8, 3), T(128, 128, 8, 3), T(128, 64, 8, 3), T(128, 64, 8, 2), T(64, 32, 8, 2))
+_SM90_FP8 = (T(128, 128, 8, 3), T(128, 128, 8, 3), T(128, 64, 8, 3), T(128, 64, 8, 2), T(64, 32, 8, 2))
+_SM90 = tuple(replace(tile, described=512 if tile.rows == 128 else 0) for tile in _SM90_FP8)
 _SM90_FP32 = (T(64, 32, 4, 2), T(64, 32, 4, 2), T(32, 32, 4, 2), T(32, 32, 4, 2), T(16, 16, 4, 1))
 _OTHER = (T(128, 64, 4, 2), T(128, 64, 8, 2), T(64, 32, 4, 2), T(64, 32, 4, 2), None)
 _OTHER_FP32 = (T(64, 32, 4, 2), T(32, 32, 4, 2), T(32, 16, 4, 2), T(32, 16, 4, 1), None)
 
 TILES: dict[str, dict[int, tuple[T | None, ...]]] = {
-    "sm90": {1: _SM90, 2: _SM90, 4: _SM90_FP32},
+    "sm90": {1: _SM90_FP8, 2: _SM90, 4: _SM90_FP32},
     "gfx942": {1: _CDNA, 2: _CDNA, 4: _CDNA_FP32},
     "gfx950": {1: _CDNA, 2: _CDNA, 4: _CDNA_FP32},
     "gfx90a": {1: _CDNA, 2: _CDNA, 4: _CDNA_FP32},
