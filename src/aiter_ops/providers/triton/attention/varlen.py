@@ -12,18 +12,17 @@ from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.launch import Launcher, batch_invariant, fp8_predicate, machine
-from aiter_ops.providers.triton.tiles.attention import SIZES, AttentionTile, attention_tile, halves, together
+from aiter_ops.providers.triton.tiles.attention import SIZES, attention_tile, halves, together
 from aiter_ops.providers.triton.tiles.gemm import WIDEST
 from aiter_ops.providers.triton.tiles.norm import next_power_of_two
 
-from .varlen_start import described_kernel, varlen_kernel
+from .varlen_kernel import varlen_kernel
 
 LOG2_E = 1.4426950408889634
 FARTHEST = 2**30
 """No window reaches farther, so that positions and ends of windows add up in 32 bits."""
 
 _varlen = Launcher(varlen_kernel, 6)
-_described = Launcher(described_kernel, 6)
 
 
 def _in_reach(t: Tensor) -> Tensor:
@@ -33,26 +32,6 @@ def _in_reach(t: Tensor) -> Tensor:
         t = t.contiguous()
         return t.clone() if t.data_ptr() % 16 else t
     return t if t.stride(2) == 1 and 0 <= t.stride(0) <= WIDEST else t.contiguous()
-
-
-def _descriptors(k: Tensor, v: Tensor, tile: AttentionTile, longest: int) -> tuple[Any, ...]:
-    """Tensor descriptors of keys, the rest of their columns, and values, or () where pointers serve.
-
-    They are worth their start where many steps see whole tiles; codes are widened in registers anyway.
-    """
-    (tokens, heads, size), value_size = k.shape, v.shape[2]
-    main, rest = halves(size)
-    if not tile.described or longest < tile.described or main + rest != size or value_size & (value_size - 1):
-        return ()
-    for t, columns in ((k, size), (v, value_size)):
-        if t.stride(1) != columns or t.stride(0) * t.element_size() % 16 or t.data_ptr() % 16:
-            return ()
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    def of(t: Tensor, columns: int) -> Any:
-        return TensorDescriptor(t, [tokens, heads * t.shape[2]], [t.stride(0), 1], [tile.keys, columns])
-
-    return of(k, main), of(k, rest or main), of(v, value_size)
 
 
 def refusal(target: Platform, q: Tensor, v: Tensor) -> str | None:
@@ -86,7 +65,9 @@ def start(
     q, k, v = _in_reach(q), _in_reach(k), _in_reach(v)
     (tokens, heads, size), value_size = q.shape, v.shape[2]
     target = machine()
-    tile = attention_tile(target, q.element_size(), size, value_size)
+    # a power of two, so that few are told apart
+    known = () if batch_invariant() else (next_power_of_two(longest[1]),)
+    tile = attention_tile(target, q.element_size(), size, value_size, *known)
     assert tile is not None
     q_ends, k_ends = (e.contiguous() for e in ends)
     sequences = q_ends.shape[0] - 1
@@ -105,8 +86,7 @@ def start(
     padded = (size, *halves(size), value_size, max(next_power_of_two(value_size), 16))
     features = (softcap > 0, alibi is not None, sinks is not None, scales is not None)
     terms = (q if alibi is None else alibi, q if sinks is None else sinks.contiguous())
-    described = _descriptors(k, v, tile, longest[1])
-    (_described if described else _varlen)(
+    _varlen(
         (sequences + fill) * heads * blocks,
         (q, k, v, q_ends, k_ends, *terms, *(coded or (q, q, q)), out, out if lse is None else lse),
         (*numbers, *strides),
@@ -114,7 +94,6 @@ def start(
         tile.num_warps,
         tile.num_stages,
         tile.options,
-        described,
     )
 
 

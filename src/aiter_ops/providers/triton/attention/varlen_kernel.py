@@ -1,4 +1,4 @@
-"""Attention over packed sequences: one program does a block of queries of one head of one sequence.
+"""The kernel of attention over packed sequences: one program does a block of queries of one head of one sequence.
 
 As FlashAttention-2 (arXiv:2307.08691): a program goes over the keys in steps and keeps the largest score, the sum of
 weights and the sum of weighted values of each row. Steps that every row sees whole come without masks.
@@ -53,12 +53,6 @@ def over_keys(
     k_at,
     k_rest_at,
     v_at,
-    k_desc,
-    k_rest_desc,
-    v_desc,
-    k_begin,
-    k_column,
-    v_column,
     first,
     last,
     keys,
@@ -77,28 +71,20 @@ def over_keys(
     ALIBI: tl.constexpr,
     BF16: tl.constexpr,
     EDGE: tl.constexpr,
-    DESCRIBED: tl.constexpr,
 ):
     """The state (values, peak, total) after the keys `first` to `last`, a multiple of KEYS apart but for the end.
 
-    EDGE: not every row sees all keys of a step, but `count` keys from `low` on, or the sequence ends in it. DESCRIBED:
-    keys and values come through descriptors of [Tk, Hk · D] and [Tk, Hk · DV], from row k_begin and the columns given.
+    EDGE: not every row sees all keys of a step, but `count` keys from `low` on, or the sequence ends in it.
     """
     step = tl.arange(0, KEYS)
     main, rest, wide = tl.arange(0, D_MAIN), D_MAIN + tl.arange(0, max(D_REST, 1)), tl.arange(0, DV_BLOCK)
     for start in range(first, last, KEYS):
         key = start + step
         beyond = tl.zeros([], tl.int64) + start
-        if DESCRIBED:
-            k = k_desc.load([k_begin + start, k_column])
-        else:
-            k = load_tile(k_at + beyond * k_row, key, keys, main, D, D_MAIN, EDGE)
+        k = load_tile(k_at + beyond * k_row, key, keys, main, D, D_MAIN, EDGE)
         score = tl.dot(q, k.T, input_precision="ieee")
         if D_REST:
-            if DESCRIBED:
-                k_rest = k_rest_desc.load([k_begin + start, k_column + D_MAIN])
-            else:
-                k_rest = load_tile(k_rest_at + beyond * k_row, key, keys, rest, D, D_MAIN + D_REST, EDGE)
+            k_rest = load_tile(k_rest_at + beyond * k_row, key, keys, rest, D, D_MAIN + D_REST, EDGE)
             score = tl.dot(q_rest, k_rest.T, score, input_precision="ieee")
         if CAP:
             score = capped(score * scale, cap)
@@ -114,10 +100,7 @@ def over_keys(
             weights, factor, peak, total = stepped(score, peak, total)
         else:
             weights, factor, peak, total = scaled_step(score, scale, peak, total)
-        if DESCRIBED:
-            v = v_desc.load([k_begin + start, v_column])
-        else:
-            v = load_tile(v_at + beyond * v_row, key, keys, wide, DV, DV_BLOCK, EDGE)
+        v = load_tile(v_at + beyond * v_row, key, keys, wide, DV, DV_BLOCK, EDGE)
         if v.dtype.primitive_bitwidth == 8:
             # every code is a number of both, and fp16 keeps more bits of the weights
             v = v.to(tl.bfloat16 if BF16 else tl.float16)
@@ -125,11 +108,8 @@ def over_keys(
     return values, peak, total
 
 
-@triton.jit
-def block_of_queries(
-    k_desc,
-    k_rest_desc,
-    v_desc,
+@triton.jit(do_not_specialize=["tokens", "sequences", "blocks", "together", "left", "right"])
+def varlen_kernel(
     q_ptr,
     k_ptr,
     v_ptr,
@@ -176,7 +156,6 @@ def block_of_queries(
     CODED: tl.constexpr,
     BF16: tl.constexpr,
     LSE: tl.constexpr,
-    DESCRIBED: tl.constexpr,
 ):
     """ROWS queries of one head: q [tokens, heads, D], k [Tk, Hk, D], v [Tk, Hk, DV] and out [tokens, heads, DV] with
     the strides given and unit stride in a head; lse [heads, tokens], contiguous.
@@ -185,7 +164,7 @@ def block_of_queries(
     divisor of `heads`) at a time. One more sequence than `sequences`, where it is started: the rows of none, set to
     zero. left, right: ends of the window, at most 2^30 away. D_MAIN + D_REST columns hold D, DV_BLOCK hold DV.
     scale, cap: with the factor log2(e). CODED: scales [sequences, Hk] of q, k and v with the strides scale_row and
-    scale_head; v's codes meet weights in fp16, or bf16 where BF16. DESCRIBED: see `over_keys`.
+    scale_head; v's codes meet weights in fp16, or bf16 where BF16.
     """
     tile = tl.program_id(0)
     some = tile // (blocks * together)
@@ -213,7 +192,6 @@ def block_of_queries(
     k_begin = tl.load(k_ends_ptr + sequence)
     keys = tl.load(k_ends_ptr + sequence + 1) - k_begin
     k_head_at = (head // group).to(tl.int64)
-    k_column, v_column = head // group * D, head // group * DV
 
     # where the queries stand, which keys each sees, and which some of them see, and all of them
     shift = keys - queries
@@ -254,20 +232,16 @@ def block_of_queries(
     values = tl.zeros([ROWS, DV_BLOCK], tl.float32)
     # the window's beginning, what every row sees, and the end of the window or of the sequence
     values, peak, total = over_keys(
-        *(values, peak, total, q, q_rest, at, low, count, k_at, k_rest_at, v_at),
-        *(k_desc, k_rest_desc, v_desc, k_begin, k_column, v_column, first, tl.minimum(whole_from, last)),
-        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, CAP, ALIBI, BF16, True, False),
+        *(values, peak, total, q, q_rest, at, low, count, k_at, k_rest_at, v_at, first, tl.minimum(whole_from, last)),
+        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, CAP, ALIBI, BF16, True),
     )
     values, peak, total = over_keys(
-        *(values, peak, total, q, q_rest, at, low, count, k_at, k_rest_at, v_at),
-        *(k_desc, k_rest_desc, v_desc, k_begin, k_column, v_column, whole_from, whole),
+        *(values, peak, total, q, q_rest, at, low, count, k_at, k_rest_at, v_at, whole_from, whole),
         *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, CAP, ALIBI, BF16, False),
-        DESCRIBED,
     )
     values, peak, total = over_keys(
-        *(values, peak, total, q, q_rest, at, low, count, k_at, k_rest_at, v_at),
-        *(k_desc, k_rest_desc, v_desc, k_begin, k_column, v_column, whole, last),
-        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, CAP, ALIBI, BF16, True, False),
+        *(values, peak, total, q, q_rest, at, low, count, k_at, k_rest_at, v_at, whole, last),
+        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, CAP, ALIBI, BF16, True),
     )
     values = values * (inverse_total(total) * out_scale)[:, None]
     there = tile_mask(row + i, queries, wide, DV, DV_BLOCK, True)

@@ -53,7 +53,7 @@ class Family(NamedTuple):
 # of the steps in flight the pipeliner (Triton 3.7) gives half to the table, whose entries the caches' addresses wait for:
 # five are two tiles of keys and two of values
 _HOPPER = Family(
-    (T(16, 64, 4, 5), T(32, 64, 4, 5), T(64, 64, 4, 3), T(128, 64, 8, 3)),
+    (T(16, 64, 4, 5), T(32, 64, 4, 5), T(64, 64, 4, 3), T(128, 64, 8, 5)),
     (T(16, 32, 4, 5), T(32, 32, 4, 5), T(64, 32, 4, 3), T(128, 32, 8, 3)),
     coded=2,
 )
@@ -100,7 +100,7 @@ def paged_tile(machine: Platform, rows: int, width: int, cached: int, size: int)
     return tile
 
 
-ROUNDS, LONG = 4, 16
+ROUNDS, LONG = 4, 32
 """Rounds of programs for contexts that can be long, and steps that a program then has at least."""
 
 
