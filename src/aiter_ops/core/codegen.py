@@ -84,7 +84,7 @@ def entry(name: str, ready: Callable[[], bool]) -> tuple[Callable[..., Any], dic
     Declaring an op is part of every import, so nothing is compiled for it. The first call, in eager mode or while
     torch.compile traces, asks ``ready``, which is to call `write`, and goes on in the function as written.
     """
-    namespace: dict[str, Any] = {**_NAMES, "ready": ready}
+    namespace: dict[str, Any] = {"ready": ready}
     exec(_UNWRITTEN, namespace)  # noqa: S102 - the source is above
     fn = namespace["entry"]
     # a code object of its own: torch.compile limits how often it compiles one
@@ -103,7 +103,7 @@ def write(sig: Signature, namespace: dict[str, Any], checked: bool, strided: tup
     reference: the function as written (``fn``), arguments checked, dtype resolved, every result contiguous. Where the
     op has a ``fake`` of its own, tensors without data go to that: the reference may look at values.
     """
-    namespace.update(sig.defaults)
+    namespace.update(_NAMES | sig.defaults)
     if taken := namespace.keys() & {p.name for p in sig.params}:
         raise TypeError(f"{sig.name}: parameter names {sorted(taken)} are taken by the generated code")
     first = sig.tensors[0].name
