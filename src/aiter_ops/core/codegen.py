@@ -42,6 +42,10 @@ _USUAL_TYPES = {
 }
 """Types that pass without a call, by type in the schema; what else passes is `require_scalar`'s to say."""
 
+_TAKEN = frozenset(
+    {*_NAMES, "ready", "entry", "written", "slot", "graded", "slow", "reference", "opaque", "autograd"}
+) | {*("checks", "check", "fn", "fake", "inlines", "state", "error", "below")}
+"""Names in the namespace of an op's functions, so not for its parameters."""
 
 _UNWRITTEN = compile(
     "def entry(*args, **kwargs):\n    ready()\n    return written(*args, **kwargs)\n", "<aiter_ops first call>", "exec"
@@ -78,22 +82,27 @@ def _graded(sig: Signature) -> str:
     return f"grad_enabled() and ({_any(sig, '{t}.requires_grad')})"
 
 
-def entry(name: str, ready: Callable[[], bool]) -> tuple[Callable[..., Any], dict[str, Any]]:
+def entry(sig: Signature, ready: Callable[[], bool]) -> tuple[Callable[..., Any], dict[str, Any]]:
     """What users call, not written yet, and its namespace: what a function there calls is looked up in it by name.
 
-    Declaring an op is part of every import, so nothing is compiled for it. The first call, in eager mode or while
-    torch.compile traces, asks ``ready``, which is to call `write`, and goes on in the function as written.
+    Declaring an op is part of every import, so nothing is compiled for it. The first call, eager or traced by
+    torch.compile, asks ``ready``, which has `write` called, and goes on in what was written; every later one is that.
     """
+    if taken := _TAKEN & {p.name for p in sig.params}:
+        raise TypeError(f"{sig.name}: parameter names {sorted(taken)} are taken by the generated code")
     namespace: dict[str, Any] = {"ready": ready}
     exec(_UNWRITTEN, namespace)  # noqa: S102 - the source is above
     fn = namespace["entry"]
-    # a code object of its own: torch.compile limits how often it compiles one
-    fn.__code__ = fn.__code__.replace(co_name=name)
+    # a code object of its own: torch.compile counts by code object, and gives one up that it compiled too often
+    fn.__code__ = fn.__code__.replace(co_name=sig.name)
     return fn, namespace
 
 
 def write(sig: Signature, namespace: dict[str, Any], checked: bool, strided: tuple[int, ...], faked: bool) -> None:
     """Write the functions of an op into the namespace that `entry` gave, and give ``entry`` itself its code.
+
+    The traced first call goes to ``written``, another function: of ``entry`` torch.compile keeps the code it saw. So
+    an op that is compiled by itself, not in a function, and was never called before is compiled twice.
 
     entry: runs ``slot`` unless compilation, a mode, a subclass or a gradient is involved.
     slow: where compilation and modes go: the reference if it may be traced or must be differentiated, else the
@@ -104,8 +113,6 @@ def write(sig: Signature, namespace: dict[str, Any], checked: bool, strided: tup
     op has a ``fake`` of its own, tensors without data go to that: the reference may look at values.
     """
     namespace.update(_NAMES | sig.defaults)
-    if taken := namespace.keys() & {p.name for p in sig.params}:
-        raise TypeError(f"{sig.name}: parameter names {sorted(taken)} are taken by the generated code")
     first = sig.tensors[0].name
     others = Signature(sig.name, tuple(p for p in sig.params if p.name != first), 0)
     special = f"type({first}) is not Tensor" + (
@@ -140,7 +147,7 @@ def write(sig: Signature, namespace: dict[str, Any], checked: bool, strided: tup
     _run("op", sig.name, source, namespace)
     fn = namespace["entry"]
     namespace["written"] = written = namespace[sig.name]
-    # the code last: until then another thread's call goes by way of `ready`
+    # the code last: until then a call in another thread waits in `ready`
     fn.__defaults__, fn.__kwdefaults__ = written.__defaults__, written.__kwdefaults__
     fn.__code__ = written.__code__
 

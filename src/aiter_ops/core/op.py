@@ -75,7 +75,7 @@ class Op:
             raise TypeError(f"{self.name}: an op that is not inline needs a fake=")
         self._strided = tuple([results.index(name) for name in strided])
         self._ready = self._writer()
-        self.entry, self._names = codegen.entry(self.name, self._ready)
+        self.entry, self._names = codegen.entry(self.signature, self._ready)
         functools.update_wrapper(self.entry, fn)
         self.entry.op = self  # type: ignore[attr-defined]
         self._fake, self.batch_invariant = fake, batch_invariant
