@@ -28,12 +28,18 @@ from .schema import read_signature, require_same_signature
 _library = torch.library.Library("aiter_ops", "DEF")
 
 
-def _register_fake(name: str, fake: Callable[..., Any]) -> None:
-    """`torch.library.register_fake` without its search for the source line of the caller, half a millisecond an op."""
+def _define(name: str, schema: str, fake: Callable[..., Any]) -> None:
+    """`Library.define` and `torch.library.register_fake`, which takes half a millisecond an op.
+
+    It looks for the caller's source line and, in a schema that is there, for script objects, which no op has.
+    """
     try:
         entry = torch._library.simple_registry.singleton.find(f"aiter_ops::{name}")
+        _library.define(schema)
         entry.fake_impl.register(fake, "aiter_ops.core.op", lib=_library)
     except (AttributeError, TypeError):  # no public interface: other releases of torch may have another
+        if not hasattr(torch.ops.aiter_ops, name):
+            _library.define(schema)
         torch.library.register_fake(f"aiter_ops::{name}", fake, lib=_library)
 
 
@@ -107,10 +113,9 @@ class Op:
     # --- torch registration -------------------------------------------------------------------------------------
 
     def _register(self) -> None:
-        _library.define(self.signature.schema)
+        _define(self.name, self.signature.schema, self._run_fake)
         _library.impl(self.name, self._run, "CompositeExplicitAutograd")
         _library.impl(self.name, self._run_below_autograd, "Autograd")
-        _register_fake(self.name, self._run_fake)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         return self._slot(*args, **kwargs)
