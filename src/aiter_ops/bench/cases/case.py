@@ -41,7 +41,12 @@ class Sets:
         size = math.prod(shape)
         step = -(-size // _ALIGN) * _ALIGN
         drawn = torch.empty(self.count, step, dtype=dtype if dtype.itemsize > 1 else torch.bfloat16, device=self.device)
-        drawn = drawn.normal_(mean, scale, generator=self.generator).to(dtype)
+        drawn.normal_(mean, scale, generator=self.generator)
+        if dtype.itemsize == 1 and dtype.is_floating_point:
+            # what is past the largest code becomes NaN in some of torch's conversions, and NaN hides what is wrong
+            most = torch.finfo(dtype).max
+            drawn.clamp_(-most, most)
+        drawn = drawn.to(dtype)
         return [drawn[i, :size].view(shape) for i in range(self.count)]
 
     def integers(self, low: int, high: int, *shape: int, dtype: torch.dtype) -> list[torch.Tensor]:

@@ -39,12 +39,40 @@ def two_largest(a, b, c, d):
 
 
 @triton.jit
-def largest(x):
-    """The largest of each row of x [ROWS, COUNT, SIZE]; NaN is not looked for.
+def rows_of(x):
+    """A tile [ROWS, COUNT, SIZE] as it is reduced: flat, [ROWS, SIZE], where COUNT is 1.
 
-    Axis by axis: in a tile made flat the lanes of a row can be no neighbours, and Triton 3.6 then mixes rows.
+    Else not: the lanes of a row can be no neighbours in a tile made flat, and Triton 3.6 then mixes rows.
     """
-    return tl.max(tl.max(x, axis=2), axis=1)
+    if x.shape[1] == 1:
+        return tl.reshape(x, [x.shape[0], x.shape[2]])
+    else:
+        return x
+
+
+@triton.jit
+def largest(x):
+    """The largest of each row of a tile from `rows_of`; NaN is not looked for."""
+    if len(x.shape) == 3:
+        x = tl.max(x, axis=2)
+    return tl.max(x, axis=1)
+
+
+@triton.jit
+def summed(x):
+    """The sum of each row of a tile from `rows_of`."""
+    if len(x.shape) == 3:
+        x = tl.sum(x, axis=2)
+    return tl.sum(x, axis=1)
+
+
+@triton.jit
+def beside(v, x):
+    """One number a row [ROWS] in a shape that meets a tile from `rows_of`."""
+    if len(x.shape) == 3:
+        return v[:, None, None]
+    else:
+        return v[:, None]
 
 
 @triton.jit
@@ -59,7 +87,7 @@ def keep_best(best, KEPT: tl.constexpr):
 
 @triton.jit
 def choose_unique(keys, K: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr):
-    """The K largest of distinct uint32 keys [ROWS, COUNT, SIZE], falling, in a tile [ROWS, SLOTS].
+    """The K largest of each row of distinct uint32 keys from `rows_of`, falling, in a tile [ROWS, SLOTS].
 
     keys - best, modulo 2^32, puts `best` and all above it below all that is still to be had.
     """
@@ -67,22 +95,22 @@ def choose_unique(keys, K: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr
     best = tl.zeros([ROWS], tl.uint32)
     chosen = tl.zeros([ROWS, SLOTS], tl.uint32)
     for j in range(K):
-        best += largest(keys - best[:, None, None])
+        best += largest(keys - beside(best, keys))
         chosen = tl.where(slot == j, best[:, None], chosen)
     return chosen
 
 
 @triton.jit
 def choose(keys, place, K: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr):
-    """Places of the K largest int32 keys [ROWS, COUNT, SIZE], ties to the lower place, in a tile [ROWS, SLOTS].
+    """Places of the K largest of each row of int32 keys from `rows_of`, ties to the lower place, in a tile [ROWS, SLOTS].
 
-    place: [1, COUNT, SIZE], rising.
+    place: of the keys, rising, in one row.
     """
     slot = tl.arange(0, SLOTS)[None, :]
     chosen = tl.zeros([ROWS, SLOTS], tl.int32)
     for j in range(K):
-        at = -largest(tl.where(keys == largest(keys)[:, None, None], -place, EXCLUDED))
-        keys = tl.where(place == at[:, None, None], EXCLUDED, keys)
+        at = -largest(tl.where(keys == beside(largest(keys), keys), -place, EXCLUDED))
+        keys = tl.where(place == beside(at, keys), EXCLUDED, keys)
         chosen = tl.where(slot == j, at[:, None], chosen)
     return chosen
 

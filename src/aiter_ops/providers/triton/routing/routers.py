@@ -17,13 +17,16 @@ from aiter_ops.providers.triton.tiles.routing import route_tile
 
 from .choice import (
     EXCLUDED,
+    beside,
     choose,
     choose_unique,
     keep_best,
     key_of,
     largest,
+    rows_of,
     score_of,
     short_key_of,
+    summed,
     two_largest,
     value_of,
 )
@@ -99,7 +102,7 @@ def route_kernel(
         keys = (high + (N - 1 - group * SIZE - member)).to(tl.uint32)
         if KEPT < GROUPS:
             keys = tl.where(keep_best(tl.max(keys, axis=2), KEPT)[:, :, None], keys, keys & (N - 1))
-        chosen = choose_unique(keys, K, ROWS, SLOTS)
+        chosen = choose_unique(rows_of(keys), K, ROWS, SLOTS)
         place = N - 1 - (chosen & (N - 1)).to(tl.int32)
     else:
         compared = z
@@ -108,7 +111,7 @@ def route_kernel(
         key = tl.where(real, key_of(compared), EXCLUDED)
         if KEPT < GROUPS:
             key = _keep_groups(key, tl.arange(0, COUNT)[None, :], GROUPS, KEPT, BIAS == "choice")
-        place = choose(key, group * SIZE + member, K, ROWS, SLOTS)
+        place = choose(rows_of(key), rows_of(group * SIZE + member), K, ROWS, SLOTS)
     ids = place // SIZE * PER_GROUP + place % SIZE
 
     slot = tl.arange(0, SLOTS)[None, :]
@@ -122,10 +125,10 @@ def route_kernel(
             weights = tl.exp(picked - top[:, None])
             total = tl.sum(weights, axis=1)
         else:
-            z = tl.where(real, z, float("-inf"))
+            z = rows_of(tl.where(real, z, float("-inf")))
             top = largest(z)
             weights = tl.exp(picked - top[:, None])
-            total = tl.sum(tl.sum(tl.exp(z - top[:, None, None]), axis=2), axis=1)
+            total = summed(tl.exp(z - beside(top, z)))
         weights = weights / total[:, None]
     else:
         weights = score_of(picked, SCORING)

@@ -100,7 +100,7 @@ def paged_tile(machine: Platform, rows: int, width: int, cached: int, size: int)
     return tile
 
 
-ROUNDS, LONG = 4, 32
+ROUNDS, LONG = 4, 64
 """Rounds of programs for contexts that can be long, and steps that a program then has at least."""
 
 
