@@ -234,7 +234,7 @@ def test_decide_is_pure_and_answers_for_other_machines() -> None:
     assert {p: r for p, _, r in decision.reasons}["aiter"] == "needs AITER >= 0.1.5; 0.1.4 is installed"
     assert decision.arguments.startswith("first sample: ")
     loaded = RMS.implementations_loaded()
-    found = [candidates("rms_norm", "norm", loaded, ["torch"], mi300, Policy(), (), {}) for _ in range(2)]
+    found = [candidates("rms_norm", "norm", loaded, ["torch"], mi300, Policy(), (), {}, {}) for _ in range(2)]
     args = RMS.bind((X, W, 1e-6), {})[0]
     choices = [decide("rms_norm", f, Policy(), "norm", True, args, {}) for f in found]
     assert choices[0] == choices[1]

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import json
 import sys
 import types
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aiter_ops.core import platforms
-from aiter_ops.core.evidence import version_key
 from aiter_ops.core.platforms import Platform
-from aiter_ops.providers.aiter import call
-
-SIGNATURES = json.loads((Path(__file__).parents[1] / "data" / "aiter_signatures.json").read_text(encoding="utf-8"))
-KINDS = {"pos": inspect.Parameter.POSITIONAL_OR_KEYWORD, "kw": inspect.Parameter.KEYWORD_ONLY}
-
-
-def _default(text: str | None) -> Any:
-    if text is None:
-        return inspect.Parameter.empty
-    try:
-        return ast.literal_eval(text)
-    except ValueError:
-        return text  # a name of AITER's, such as dtypes.fp32
+from aiter_ops.providers.aiter import call, probe
+from aiter_ops.providers.aiter.contract.table import table
 
 
 def signatures(release: str) -> dict[str, inspect.Signature]:
-    """ "module:function" -> its signature in that release."""
-    found = {}
-    for name, rows in SIGNATURES["functions"].items():
-        held = [row for tag, row in rows if version_key(tag) <= version_key(release)]
-        if held and held[-1] is not None:
-            params = [inspect.Parameter(n, KINDS[kind], default=_default(text)) for n, text, kind in held[-1]]
-            found[name] = inspect.Signature(params)
-    return found
+    """ "module:function" -> its signature in that release, of every function the adapters call."""
+    rows = {name: table().at(name, release) for name in table().entries}
+    return {f"{r.module}:{n}": r.signature() for n, r in rows.items() if r and r.visible != "value"}
 
 
 def _bound(signature: inspect.Signature, kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,9 +64,14 @@ def install_aiter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
             setattr(module(path), name, _bound(inspect.Signature(params), getattr(kernels, name)))
         for path, members in getattr(kernels, "modules", {}).items():
             vars(module(path)).update(members)
+        vars(module("aiter")).update(dict.fromkeys(probe.CANARY))
         monkeypatch.setattr(platforms, "platform", lambda: machine)
+        forget()
+
+    def forget() -> None:
         call.entry.cache_clear()
+        call._import_aiter.cache_clear()
 
     with monkeypatch.context() as monkeypatch:
         yield install
-    call.entry.cache_clear()
+    forget()

@@ -84,8 +84,8 @@ BLOCKS = torch.ones(4, 2), torch.ones(1, 2)
 L = _empty(4, 64)
 
 PRODUCTS: list[tuple[str, Refusal]] = [
-    ("gemm_a16w16", ((X, X, _empty(4)), {}, "gfx942", "0.1.6", "a bias since 0.1.7")),
-    ("gemm_a16w16", ((X, X, _empty(4)), {}, "gfx942", "0.1.7", None)),
+    ("gemm_a16w16", ((X, X, _empty(4)), {}, "gfx942", "0.1.6", "gemm_a16w16 has no bias before 0.1.6.post2")),
+    ("gemm_a16w16", ((X, X, _empty(4)), {}, "gfx942", "0.1.6.post2", None)),
     ("gemm_a16w16", ((X.float(), X.float()), {}, "gfx942", NEWEST, "a is float32")),
     ("gemm_a8w8", (_gemm(), {}, "gfx942", NEWEST, "takes float8_e4m3fnuz on gfx942")),
     ("gemm_a8w8", (_gemm(), {}, "gfx950", "0.1.5", None)),
