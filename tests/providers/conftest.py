@@ -22,8 +22,16 @@ def signatures(release: str) -> dict[str, inspect.Signature]:
     return {f"{r.module}:{n}": r.signature() for n, r in rows.items() if r and r.visible != "value"}
 
 
-def _bound(signature: inspect.Signature, kernel: Callable[..., Any]) -> Callable[..., Any]:
+Before = Callable[[str, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+"""Sees a call as the adapter makes it, by entry, positions and names, and gives what is called in its place."""
+
+
+def _bound(
+    name: str, signature: inspect.Signature, kernel: Callable[..., Any], before: Before | None
+) -> Callable[..., Any]:
     def function(*args: Any, **kwargs: Any) -> Any:
+        if before:
+            args, kwargs = before(name, args, kwargs)
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
         return kernel(**given.arguments)
@@ -36,7 +44,7 @@ Install = Callable[..., None]
 
 @pytest.fixture
 def install_aiter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """install(machine, kernels, **renamed): the stand-in of ``machine.aiter`` in sys.modules, and `machine` as platform.
+    """install(machine, kernels, before=None, **renamed): the stand-in of ``machine.aiter`` in sys.modules, and `machine` as platform.
 
     kernels: an object with a method per function, called with the release's parameters by name, and perhaps `modules`,
     what else lies in a module. renamed: old parameter name = new one, in every function.
@@ -52,7 +60,7 @@ def install_aiter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
                 sys.modules[step].__path__ = []
         return sys.modules[path]
 
-    def install(machine: Platform, kernels: Any, **renamed: str) -> None:
+    def install(machine: Platform, kernels: Any, before: Before | None = None, **renamed: str) -> None:
         assert machine.aiter is not None
         for name in [n for n in sys.modules if n.split(".")[0] == "aiter"]:
             monkeypatch.delitem(sys.modules, name)
@@ -61,7 +69,7 @@ def install_aiter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
             if not hasattr(kernels, name):
                 continue
             params = [p.replace(name=renamed.get(p.name, p.name)) for p in signature.parameters.values()]
-            setattr(module(path), name, _bound(inspect.Signature(params), getattr(kernels, name)))
+            setattr(module(path), name, _bound(name, inspect.Signature(params), getattr(kernels, name), before))
         for path, members in getattr(kernels, "modules", {}).items():
             vars(module(path)).update(members)
         vars(module("aiter")).update(dict.fromkeys(probe.CANARY))
