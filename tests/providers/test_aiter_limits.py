@@ -120,7 +120,7 @@ def test_a_missing_function_names_its_module_and_release(
 def _bad(op: str, args: tuple[Any, ...], arch: str, release: str) -> list[str]:
     machine = platform_for(arch, aiter=release)
     rows = [r for r in PROVIDER.known_bad if r.matches(op, "aiter", machine)]
-    return [r.source.rsplit("/", 1)[1] for r in rows if r.applies is None or r.applies(*args)]
+    return [r.source.rsplit("/", 1)[1] for r in rows if r.covers(*args)]
 
 
 def test_known_bad_rows_speak_of_their_window_only() -> None:

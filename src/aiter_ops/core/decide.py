@@ -65,13 +65,13 @@ def _varies(implementation: Implementation, policy: Policy) -> str | None:
 
 
 def _bad_predicate(rows: list[KnownBad], inner: Predicate | None) -> Predicate | None:
-    rows = [r for r in rows if r.applies]
+    rows = [r for r in rows if r.depends]
     if not rows:
         return inner
 
     def predicate(*args: Any, **kwargs: Any) -> str | None:
         for row in rows:
-            if row.applies and row.applies(*args, **kwargs):
+            if row.covers(*args, **kwargs):
                 return str(row)
         return inner(*args, **kwargs) if inner else None
 
@@ -114,7 +114,7 @@ def candidates(
         predicate = implementation.predicate(platform) if implementation.predicate and not out else None
         if not out and not policy.lifts(op, family, name):
             bad = [r for r in rows if r.matches(op, name, platform)]
-            out = next((str(r) for r in bad if r.applies is None), None)
+            out = next((str(r) for r in bad if not r.depends), None)
             predicate = _bad_predicate(bad, predicate)
         result.append(Candidate(name, implementation, out, predicate, standing.note))
     return result
