@@ -43,6 +43,19 @@ class Standing(NamedTuple):
     note: str | None = None
 
 
+class Symbol(NamedTuple):
+    """One function of a provider's library on a machine, as `doctor` shows it.
+
+    state: empty where it is as it is called, else what is wrong, or what is not known. cold: the extension module that
+    its first call has to compile, where there is no compiled one yet.
+    """
+
+    name: str
+    place: str
+    state: str = ""
+    cold: str = ""
+
+
 class Requirements(NamedTuple):
     """What must be true of a machine before an implementation is asked about arguments. Unknown means unsupported.
 
@@ -126,7 +139,9 @@ class Provider:
 
     imports: the module its families cannot be imported without. around: given an op's signature and an implementation of
     it as the layer runs it, arguments checked, what is run in its place. stands: given the calls of an implementation
-    whose other requirements are met, whether the library of a machine has them as they are called.
+    whose other requirements are met, whether the library of a machine has them as they are called. symbols: the same,
+    function by function. facts: sentences about the library on a machine, for `doctor`. trial: a module that, run in a process of its own, imports the library and prints what it found
+    (see cli/importing.py).
     """
 
     name: str
@@ -136,6 +151,9 @@ class Provider:
     known_bad: tuple[KnownBad, ...] = ()
     around: Callable[[Signature, Callable[..., Any]], Callable[..., Any]] | None = None
     stands: Callable[[tuple[Call, ...], Platform], Standing] | None = None
+    symbols: Callable[[tuple[Call, ...], Platform], tuple[Symbol, ...]] | None = None
+    facts: Callable[[Platform], tuple[str, ...]] | None = None
+    trial: str | None = None
     distribution: str = "aiter-ops"
 
     def implements(

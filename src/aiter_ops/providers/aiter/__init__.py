@@ -11,4 +11,7 @@ PROVIDER = Provider(
     package=__name__,
     known_bad=KNOWN_BAD,
     stands=probe.stands,
+    symbols=probe.symbols,
+    facts=probe.facts,
+    trial=f"{__name__}.trial",
 )

@@ -16,8 +16,9 @@ import torch
 
 from aiter_ops.core.evidence import in_window
 from aiter_ops.core.platforms import AS_NEWEST, Platform
-from aiter_ops.core.provider import Call, Standing
+from aiter_ops.core.provider import Call, Standing, Symbol
 
+from .contract.archs import why_not
 from .contract.extract import changed, difference
 from .contract.table import Parameter, Row, literal, table
 
@@ -66,6 +67,47 @@ def stands(calls: tuple[Call, ...], machine: Platform) -> Standing:
                 where = told if standing != "known" else f"AITER {version} is not what that release is"
                 return Standing(f"{where}; {name}: {unlike}")
     return Standing(note=f"{told}, matched by signature, meaning unverified" if standing != "known" else None)
+
+
+def facts(machine: Platform) -> tuple[str, ...]:
+    """What is known of AITER on an AMD machine before it is imported."""
+    if machine.vendor != "amd":
+        return ()
+    said = [why] if (why := why_not(machine.arch)) else []
+    if machine.aiter is not None:
+        known = {
+            "known": "a release of the table",
+            "newer": f"newer than the table ({table().newest}): taken entry by entry",
+            "unlisted": "no release of the table: taken entry by entry",
+        }
+        where = f" in {machine.aiter_root}" if machine.aiter_root else ""
+        said.append(f"{machine.aiter}{where}, {known[table().standing(machine.aiter)]}")
+        said.append(
+            "not imported yet; right before it is, the HIP runtime's symbols are made visible to its extensions"
+        )
+    return tuple(said)
+
+
+def symbols(calls: tuple[Call, ...], machine: Platform) -> tuple[Symbol, ...]:
+    """The entries that an implementation calls on a machine; a state where it cannot be called as it is called."""
+    version, root, found = machine.aiter, machine.aiter_root, []
+    if version is None:
+        return ()
+    read = root is not None and root != AS_NEWEST
+    for name, row in rows(calls, version).items():
+        state = (difference(str(root), name, row) or "") if read else ""
+        if not read and table().standing(version) != "known" and root != AS_NEWEST:
+            state = "its signature is not known"
+        cold = row.built if read and row.built and not _compiled(str(root), row.built) else ""
+        found.append(Symbol(name, row.module, state, cold))
+    return tuple(found)
+
+
+def _compiled(root: str, module: str) -> bool:
+    """Whether one of the folders where AITER looks for compiled extension modules has this one."""
+    own = os.environ.get("AITER_JIT_DIR")
+    folders = [*([own] if own else []), os.path.join(root, "jit"), os.path.expanduser("~/.aiter/jit")]
+    return any(os.path.isfile(os.path.join(folder, f"{module}.so")) for folder in folders)
 
 
 def truncated(aiter: ModuleType) -> str | None:

@@ -64,7 +64,7 @@ def literal(default: str | None) -> Any:
         return inspect.Parameter.empty
     try:
         return ast.literal_eval(default)
-    except ValueError:
+    except (ValueError, SyntaxError):  # a name, or what `repr` makes of an object
         return default
 
 
