@@ -240,16 +240,18 @@ def report(every: dict[str, dict[str, Form]], releases: Iterable[str]) -> None:
             print(f"{release}  {name}: {what}; called by {', '.join(callers(name)) or 'no op'}")
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("--release", help="the release of a folder that does not say it")
     parser.add_argument("--out", type=Path, default=DATA)
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     known = forms_known(table()) if given.out.exists() and DATA.exists() else {}
     if given.source.suffix == ".whl":
         sources = from_wheel(given.source)
-    elif given.release or not (sources := from_clone(str(given.source))):
+    elif not given.release and ((given.source / ".git").exists() or (given.source / "HEAD").is_file()):
+        sources = from_clone(str(given.source))
+    else:
         sources = from_folder(given.source, given.release)
     read = {release: forms(reader) for release, reader in sources.items()}
     every = {**known, **read}

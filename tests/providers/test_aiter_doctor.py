@@ -123,6 +123,27 @@ def test_every_reason_of_the_aiter_provider_has_advice(tmp_path: Path, monkeypat
                 assert advice.advice(row["reason"]), row["reason"]
 
 
+def test_features_are_told_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(machine: Platform) -> dict[str, str]:
+        return {name: why for name, why in report(machine, monkeypatch)["features"]["aiter"].items() if why}
+
+    assert report(platform_for("gfx942"), monkeypatch)["features"]["aiter"] == {}
+    assert absent(platform_for("gfx942", aiter=NEWEST)) == {}
+    old = absent(platform_for("gfx942", aiter="0.1.9"))
+    assert old["gate mode of fused experts"] == "since 0.1.14"
+    assert old["causal MLA decoding"] == "since 0.1.20"
+    assert old["sinks in attention"] == "since 0.1.10"
+    assert old["top-k with shared experts (seven arguments)"] == "since 0.1.12"
+    assert old["gating with softplus and sigmoid"] == "since 0.1.14"
+    assert "scales of q and cache in MLA decoding" not in old
+    root = written(tmp_path, changes={"silu_and_mul": "out, input"})
+    (root / "ops" / "topk.py").unlink()
+    assert absent(platform_for("gfx942", aiter=NEWEST, aiter_root=str(root))) == {
+        "limit of silu_and_mul": "not in these sources",
+        "gating with softplus and sigmoid": "not in these sources",
+    }
+
+
 # --- two machines -----------------------------------------------------------------------------------------------------
 
 

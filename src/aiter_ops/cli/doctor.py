@@ -106,6 +106,10 @@ def _show(data: dict[str, Any], each: bool) -> None:
         for text in said:
             out.print(f"[bold]{name:<10}[/bold] ", end="")
             out.print(text, markup=False)
+    for name, has in data["features"].items():
+        if absent := [f"{feature} ({why})" for feature, why in has.items() if why]:
+            out.print(f"[bold]{name:<10}[/bold] ", end="")
+            out.print(f"without {', '.join(absent)}", markup=False)
     for name, result in data["imports"].items():
         wrong = {n: text for n, text in result["entries"].items() if text}
         style, text = "red", result["error"] or f"{len(wrong)} of {len(result['entries'])} functions are not as known"

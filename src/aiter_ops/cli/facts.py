@@ -132,6 +132,7 @@ def report(trial: bool = False) -> dict[str, Any]:
         "ops": ops,
         "imports": imports,
         "libraries": {n: list(tell(here)) for n in provider_names() if (tell := get_provider(n).facts)},
+        "features": {n: tell(here) for n in provider_names() if (tell := get_provider(n).features)},
         "missed": {name: list(wish) for name, wish in missed.items()},
     }
 

@@ -140,7 +140,8 @@ class Provider:
     imports: the module its families cannot be imported without. around: given an op's signature and an implementation of
     it as the layer runs it, arguments checked, what is run in its place. stands: given the calls of an implementation
     whose other requirements are met, whether the library of a machine has them as they are called. symbols: the same,
-    function by function. facts: sentences about the library on a machine, for `doctor`. trial: a module that, run in a process of its own, imports the library and prints what it found
+    function by function. facts: sentences about the library on a machine, for `doctor`. features: what
+    the library there has, by names for people: empty, or why not. trial: a module that, run in a process of its own, imports the library and prints what it found
     (see cli/importing.py).
     """
 
@@ -153,6 +154,7 @@ class Provider:
     stands: Callable[[tuple[Call, ...], Platform], Standing] | None = None
     symbols: Callable[[tuple[Call, ...], Platform], tuple[Symbol, ...]] | None = None
     facts: Callable[[Platform], tuple[str, ...]] | None = None
+    features: Callable[[Platform], dict[str, str]] | None = None
     trial: str | None = None
     distribution: str = "aiter-ops"
 

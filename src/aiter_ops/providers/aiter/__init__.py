@@ -13,5 +13,6 @@ PROVIDER = Provider(
     stands=probe.stands,
     symbols=probe.symbols,
     facts=probe.facts,
+    features=probe.features,
     trial=f"{__name__}.trial",
 )

@@ -19,7 +19,8 @@ from aiter_ops.core.platforms import AS_NEWEST, Platform
 from aiter_ops.core.provider import Call, Standing, Symbol
 
 from .contract.archs import why_not
-from .contract.extract import changed, difference
+from .contract.extract import changed, difference, parameters_at
+from .contract.features import FEATURES
 from .contract.table import Parameter, Row, literal, table
 
 TRITON_ONLY = "AITER_TRITON_ONLY"
@@ -86,6 +87,24 @@ def facts(machine: Platform) -> tuple[str, ...]:
             "not imported yet; right before it is, the HIP runtime's symbols are made visible to its extensions"
         )
     return tuple(said)
+
+
+def features(machine: Platform) -> dict[str, str]:
+    """What of `FEATURES` a machine's AITER has: empty where it does, else since when releases have it."""
+    version, root = machine.aiter, machine.aiter_root
+    if version is None:
+        return {}
+    read = str(root) if root is not None and root != AS_NEWEST else None
+    found = {}
+    for feature in FEATURES:
+        row = table().at(feature.entry, version)
+        have = row and (parameters_at(read, feature.entry, row) if read else row.parameters)
+        names = None if have is None else [p.name for p in have]
+        has = names is not None and feature.parameter in (None, *names)
+        since = feature.since
+        in_table = since is not None and row is not None and in_window(version, (since, None))
+        found[feature.name] = "" if has else f"since {since}" if not in_table else "not in these sources"
+    return found
 
 
 def symbols(calls: tuple[Call, ...], machine: Platform) -> tuple[Symbol, ...]:

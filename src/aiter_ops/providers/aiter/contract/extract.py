@@ -85,6 +85,12 @@ def difference(root: str, name: str, row: Row) -> str | None:
     return None if row.visible == "value" else changed(found[name].parameters, row.parameters)
 
 
+def parameters_at(root: str, name: str, row: Row) -> tuple[Parameter, ...] | None:
+    """The parameters of an entry in the sources in the package folder `root`; None where it is not there."""
+    found = (_module(str(module_path(root, row.module))) or {}).get(name)
+    return found and found.parameters
+
+
 def changed(found: tuple[Parameter, ...], known: tuple[Parameter, ...], defaults: bool = True) -> str | None:
     """The first difference between two lists of parameters, in words; None where they are equal."""
     names, wanted = [p.name for p in found], [p.name for p in known]
