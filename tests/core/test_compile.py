@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend, EagerAndRecordGraphs
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.optests.generate_tests import ALL_TEST_UTILS
@@ -177,7 +178,8 @@ def test_the_opaque_op_refuses_gradients() -> None:
 
 def test_a_policy_change_recompiles() -> None:
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    RMS.checks  # noqa: B018 - writes the op: what torch.compile traces after the first call
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(aiter_ops.rms_norm, fullgraph=True, backend=counter)
     x, weight = torch.randn(5, 64), torch.rand(64)
     with torch.inference_mode():
@@ -191,7 +193,7 @@ def test_a_policy_change_recompiles() -> None:
 
 def test_inline_reference_is_what_the_compiler_sees_on_cpu() -> None:
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.EagerAndRecordGraphs()
+    counter = EagerAndRecordGraphs()
     with torch.inference_mode():
         torch.compile(aiter_ops.rms_norm, fullgraph=True, backend=counter)(torch.randn(5, 64), None, 1e-6)
     targets = {str(node.target) for graph in counter.graphs for node in graph.graph.nodes}
@@ -223,6 +225,40 @@ def test_the_first_thing_a_process_does_may_be_to_compile() -> None:
     """What an op writes at first need, it writes while torch.compile traces; fakes and gradients need it too."""
     done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_what_is_compiled_first_is_not_compiled_again_for_eager_calls() -> None:
+    """An eager call gives the entry no other code than the traced one did; compiled by itself an op takes two."""
+    done = subprocess.run([sys.executable, "-c", COUNTED], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+COUNTED = """
+import torch, aiter_ops
+from torch._dynamo.testing import CompileCounterWithBackend
+
+def block(x):
+    return aiter_ops.rms_norm(x, None, 1e-6) + aiter_ops.silu_and_mul(torch.cat([x, x], -1))
+
+def counted(fn, *args):
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(fn, fullgraph=True, backend=counter)
+    for _ in range(4):
+        torch.testing.assert_close(compiled(*args), fn(*args))
+    return counter.frame_count
+
+with torch.inference_mode():
+    x = torch.randn(2, 8)
+    assert counted(block, x) == 1
+    assert counted(aiter_ops.rms_norm, x, None, 1e-6) == 1
+    # more ops than torch.compile compiles one code object for
+    for op in (o for o in aiter_ops.list_ops() if o.family in ("activation", "norm")):
+        sample = next(s for s in op.samples(size="small") if s.args[0].shape[0] > 2)
+        compiled = torch.compile(op.entry, fullgraph=True, backend="eager")
+        first, second = (op.run(compiled, sample.args, sample.kwargs) for _ in range(2))
+        for a, b in zip(first, second):
+            torch.testing.assert_close(a.float(), b.float(), equal_nan=True)
+"""
 
 
 FIRST = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 import aiter_ops
+from aiter_ops.core import codegen
 from aiter_ops.core.op import op
 from aiter_ops.core.provider import Provider, Requirements
 from aiter_ops.core.samples import Make
@@ -218,6 +220,79 @@ def test_declaring_costs_little_more_than_registering() -> None:
     assert best[declare] < 10 * best[register], best
 
 
-def test_import_writes_the_entries_alone() -> None:
-    code = "import aiter_ops; assert not any('slow' in op._names for op in aiter_ops.list_ops())"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+def test_parameters_leave_the_names_of_the_generated_code() -> None:
+    def taken(x: Tensor, slot: int = 0) -> Tensor: ...
+
+    with pytest.raises(TypeError, match=r"taken: parameter names \['slot'\] are taken"):
+        op("norm", samples=no_samples, inline=True)(taken)
+    for target in aiter_ops.list_ops():
+        target.checks  # noqa: B018 - writes the op
+        given = {*target.signature.defaults, *target._defaults, target.name, "__builtins__"}
+        assert target._names.keys() - given <= codegen._TAKEN
+
+
+def test_signatures_are_read_as_inspect_does() -> None:
+    for target in aiter_ops.list_ops():
+        want = inspect.signature(target.written).parameters.values()
+        assert [(p.name, p.kind, p.default) for p in target.signature.params] == [
+            (p.name, p.kind, p.default) for p in want
+        ]
+
+
+def test_an_op_that_was_never_called_looks_like_its_function() -> None:
+    done = subprocess.run([sys.executable, "-c", UNCALLED], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+UNCALLED = """
+import copy, inspect, pickle, pydoc, threading, traceback
+import torch, aiter_ops
+from aiter_ops import rms_norm
+
+before = inspect.signature(rms_norm), rms_norm.__doc__, inspect.getsource(rms_norm), pydoc.plain(pydoc.render_doc(rms_norm))
+assert list(before[0].parameters) == ["x", "weight", "eps", "weight_offset", "cast_before_weight"]
+assert pickle.loads(pickle.dumps(rms_norm)) is copy.deepcopy(rms_norm) is aiter_ops.get_op("rms_norm").entry is rms_norm
+assert "slow" not in rms_norm.__globals__
+
+x, got = torch.ones(2, 8), []
+threads = [threading.Thread(target=lambda: got.append(rms_norm(x, None, eps=1e-6))) for _ in range(8)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+assert len(got) == 8 and all(torch.equal(g, got[0]) for g in got)
+after = inspect.signature(rms_norm), rms_norm.__doc__, inspect.getsource(rms_norm), pydoc.plain(pydoc.render_doc(rms_norm))
+assert before == after
+assert rms_norm is aiter_ops.rms_norm and rms_norm.__code__.co_varnames == aiter_ops.get_op("rms_norm").parameters
+
+for fn in (rms_norm, aiter_ops.layer_norm):
+    try:
+        fn(x)
+    except TypeError as error:
+        assert "missing 2 required positional arguments" in str(error) or "missing 3" in str(error), error
+"""
+
+
+def test_import_compiles_no_function_and_loads_nothing_that_torch_has_not() -> None:
+    """What an import costs, counted: time is for benchmarks, a clock on a shared machine says little."""
+    done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+IMPORTED = """
+import sys, torch
+modules, compiled = set(sys.modules), []
+sys.addaudithook(lambda event, args: compiled.append(args[1]) if event == "compile" else None)
+import aiter_ops
+ops, written = aiter_ops.list_ops(), [c for c in compiled if str(c).startswith("<aiter_ops")]
+assert written == ["<aiter_ops first call>"], written
+assert not any("slow" in op._names for op in ops)
+# the fields of named tuples and data classes, and each text that annotates a parameter once
+others = [c for c in compiled if not str(c).endswith(".py")]
+assert len(others) < 200, len(others)
+new = {n for n in set(sys.modules) - modules if not n.startswith("aiter_ops")}
+heavy = {"torch._dynamo", "torch._inductor", "torch.fx.experimental.symbolic_shapes", "sympy", "triton", "numpy"}
+heavy |= {"transformers", "typer", "rich", "packaging", "asyncio", "unittest", "pydoc", "tokenize", "inspect"}
+assert not heavy & new, heavy & new
+ours = [n for n in sys.modules if n.startswith("aiter_ops")]
+rooms = {n.split(".")[1] for n in ours if "." in n}
+assert rooms == {"core", "ops"}, rooms
+"""

@@ -42,6 +42,15 @@ _USUAL_TYPES = {
 }
 """Types that pass without a call, by type in the schema; what else passes is `require_scalar`'s to say."""
 
+_TAKEN = frozenset(
+    {*_NAMES, "ready", "entry", "written", "slot", "graded", "slow", "reference", "opaque", "autograd"}
+) | {*("checks", "check", "fn", "fake", "inlines", "state", "error", "below")}
+"""Names in the namespace of an op's functions, so not for its parameters."""
+
+_UNWRITTEN = compile(
+    "def entry(*args, **kwargs):\n    ready()\n    return written(*args, **kwargs)\n", "<aiter_ops first call>", "exec"
+)
+
 
 def _run(role: str, name: str, source: str, namespace: dict[str, Any]) -> None:
     """Define the functions of `source` in `namespace`, which stays their globals."""
@@ -73,35 +82,29 @@ def _graded(sig: Signature) -> str:
     return f"grad_enabled() and ({_any(sig, '{t}.requires_grad')})"
 
 
-def entry(sig: Signature, names: dict[str, Any]) -> dict[str, Any]:
-    """What users call, in a namespace that stays open: what a function there calls is looked up in it by name.
+def entry(sig: Signature, ready: Callable[[], bool]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What users call, not written yet, and its namespace: what a function there calls is looked up in it by name.
 
-    It runs ``slot`` unless compilation, a mode, a subclass or a gradient is involved. ``ready`` writes what is needed
-    then (`completion`): declaring an op is part of every import and compiles one function only. ``slow`` has no value
-    before: of a name that has one, torch.compile would keep what it was.
+    Declaring an op is part of every import, so nothing is compiled for it. The first call, eager or traced by
+    torch.compile, asks ``ready``, which has `write` called, and goes on in what was written; every later one is that.
     """
-    first = sig.tensors[0].name
-    others = Signature(sig.name, tuple(p for p in sig.params if p.name != first), 0)
-    special = f"type({first}) is not Tensor" + (
-        " or " + _any(others, "type({t}) not in plain") if others.tensors else ""
-    )
-    source = (
-        f"def {sig.name}({sig.header}):\n{_dtype_lines(sig)}"
-        f"    if is_dynamo_compiling() or dispatch_modes() or {special}:\n"
-        f"        ready()\n        return slow({sig.call})\n"
-        f"    if {_graded(sig)}:\n        return graded({sig.call})\n"
-        f"    return slot({sig.call})\n"
-    )
-    namespace = {**_NAMES, **sig.defaults, "slot": None, **names}
-    if taken := namespace.keys() & {p.name for p in sig.params}:
+    if taken := _TAKEN & {p.name for p in sig.params}:
         raise TypeError(f"{sig.name}: parameter names {sorted(taken)} are taken by the generated code")
-    _run("op", sig.name, source, namespace)
-    return namespace
+    namespace: dict[str, Any] = {"ready": ready}
+    exec(_UNWRITTEN, namespace)  # noqa: S102 - the source is above
+    fn = namespace["entry"]
+    # a code object of its own: torch.compile counts by code object, and gives one up that it compiled too often
+    fn.__code__ = fn.__code__.replace(co_name=sig.name)
+    return fn, namespace
 
 
-def completion(sig: Signature, namespace: dict[str, Any], checked: bool, strided: tuple[int, ...], faked: bool) -> None:
-    """Write the op's other functions into the namespace of its entry.
+def write(sig: Signature, namespace: dict[str, Any], checked: bool, strided: tuple[int, ...], faked: bool) -> None:
+    """Write the functions of an op into the namespace that `entry` gave, and give ``entry`` itself its code.
 
+    The traced first call goes to ``written``, another function: of ``entry`` torch.compile keeps the code it saw. So
+    an op that is compiled by itself, not in a function, and was never called before is compiled twice.
+
+    entry: runs ``slot`` unless compilation, a mode, a subclass or a gradient is involved.
     slow: where compilation and modes go: the reference if it may be traced or must be differentiated, else the
     ``opaque`` op.
     autograd: the Autograd kernel of the opaque op, which has no derivative and raises ``error`` rather than lose one.
@@ -109,11 +112,21 @@ def completion(sig: Signature, namespace: dict[str, Any], checked: bool, strided
     reference: the function as written (``fn``), arguments checked, dtype resolved, every result contiguous. Where the
     op has a ``fake`` of its own, tensors without data go to that: the reference may look at values.
     """
+    namespace.update(_NAMES | sig.defaults)
+    first = sig.tensors[0].name
+    others = Signature(sig.name, tuple(p for p in sig.params if p.name != first), 0)
+    special = f"type({first}) is not Tensor" + (
+        " or " + _any(others, "type({t}) not in plain") if others.tensors else ""
+    )
     asked = f"    check({sig.call})\n" if checked else ""
     source = (
+        f"def {sig.name}({sig.header}):\n{_dtype_lines(sig)}"
+        f"    if is_dynamo_compiling() or dispatch_modes() or {special}:\n        return slow({sig.call})\n"
+        f"    if {_graded(sig)}:\n        return graded({sig.call})\n"
+        f"    return slot({sig.call})\n\n"
         f"def slow({sig.header}):\n{_tensor_checks(sig)}{_scalar_checks(sig)}"
         f"    if {_graded(sig)}:\n        return reference({sig.call})\n"
-        f"    if is_dynamo_compiling() and inlines({sig.name!r}, state.token, {sig.tensors[0].name}.device.type):\n"
+        f"    if is_dynamo_compiling() and inlines({sig.name!r}, state.token, {first}.device.type):\n"
         f"        return reference({sig.call})\n"
         f"    return opaque({sig.call})\n\n"
         f"def autograd({sig.header}):\n    if {_graded(sig)}:\n        raise error\n"
@@ -122,7 +135,7 @@ def completion(sig: Signature, namespace: dict[str, Any], checked: bool, strided
         f"def reference({sig.header}):\n{_checks(sig)}{asked}"
     )
     if faked:
-        source += f"    if {sig.tensors[0].name}.is_meta:\n        return fake({sig.call})\n"
+        source += f"    if {first}.is_meta:\n        return fake({sig.call})\n"
     if sig.results == 0:
         source += f"    fn({sig.call})\n"
     elif sig.results == 1:
@@ -131,7 +144,12 @@ def completion(sig: Signature, namespace: dict[str, Any], checked: bool, strided
         outs = [f"out{i}" for i in range(sig.results)]
         done = [n if i in strided else f"{n}.contiguous()" for i, n in enumerate(outs)]
         source += f"    {', '.join(outs)} = fn({sig.call})\n    return {', '.join(done)}\n"
-    _run("rest of op", sig.name, source, namespace)
+    _run("op", sig.name, source, namespace)
+    fn = namespace["entry"]
+    namespace["written"] = written = namespace[sig.name]
+    # the code last: until then a call in another thread waits in `ready`
+    fn.__defaults__, fn.__kwdefaults__ = written.__defaults__, written.__kwdefaults__
+    fn.__code__ = written.__code__
 
 
 def _scalar_checks(sig: Signature) -> str:

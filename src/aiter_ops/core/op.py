@@ -28,12 +28,18 @@ from .schema import read_signature, require_same_signature
 _library = torch.library.Library("aiter_ops", "DEF")
 
 
-def _register_fake(name: str, fake: Callable[..., Any]) -> None:
-    """`torch.library.register_fake` without its search for the source line of the caller, half a millisecond an op."""
+def _define(name: str, schema: str, fake: Callable[..., Any]) -> None:
+    """`Library.define` and `torch.library.register_fake`, which takes half a millisecond an op.
+
+    It looks for the caller's source line and, in a schema that is there, for script objects, which no op has.
+    """
     try:
         entry = torch._library.simple_registry.singleton.find(f"aiter_ops::{name}")
+        _library.define(schema)
         entry.fake_impl.register(fake, "aiter_ops.core.op", lib=_library)
     except (AttributeError, TypeError):  # no public interface: other releases of torch may have another
+        if not hasattr(torch.ops.aiter_ops, name):
+            _library.define(schema)
         torch.library.register_fake(f"aiter_ops::{name}", fake, lib=_library)
 
 
@@ -63,7 +69,7 @@ class Op:
         mutates: tuple[str, ...],
         batch_invariant: bool,
     ) -> None:
-        self.name, self.family, self.doc = fn.__name__, family, inspect.getdoc(fn) or ""
+        self.name, self.family = fn.__name__, family
         self.signature = read_signature(fn, mutates)
         self.results, self.tolerance, self.inline = results, tolerance, inline
         self._written, self._samples, self._check = fn, samples, check
@@ -73,13 +79,11 @@ class Op:
             raise TypeError(f"{self.name}: results={results} for {self.signature.results} returned tensors")
         if not inline and fake is None:
             raise TypeError(f"{self.name}: an op that is not inline needs a fake=")
-        self._ready = self._completer()
-        names = {**self._defaults, "fn": fn, "check": check, "graded": self._graded, "ready": self._ready}
-        self._strided = tuple(results.index(name) for name in strided)
-        self._names = codegen.entry(self.signature, names)
-        self.entry: Callable[..., Any] = self._names[self.name]
+        self._strided = tuple([results.index(name) for name in strided])
+        self._ready = self._writer()
+        self.entry, self._names = codegen.entry(self.signature, self._ready)
         functools.update_wrapper(self.entry, fn)
-        self.entry.op = self
+        self.entry.op = self  # type: ignore[attr-defined]
         self._fake, self.batch_invariant = fake, batch_invariant
         self._implementations: dict[str, Implementation] = {}
         self._reference: Callable[..., Any]
@@ -87,6 +91,10 @@ class Op:
         self._opaque: Any
         self._register()
         self.unresolve()
+
+    @property
+    def doc(self) -> str:
+        return inspect.getdoc(self._written) or ""
 
     @property
     def schema(self) -> str:
@@ -105,10 +113,9 @@ class Op:
     # --- torch registration -------------------------------------------------------------------------------------
 
     def _register(self) -> None:
-        _library.define(self.signature.schema)
+        _define(self.name, self.signature.schema, self._run_fake)
         _library.impl(self.name, self._run, "CompositeExplicitAutograd")
         _library.impl(self.name, self._run_below_autograd, "Autograd")
-        _register_fake(self.name, self._run_fake)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         return self._slot(*args, **kwargs)
@@ -122,27 +129,28 @@ class Op:
 
     # --- what is written at first need --------------------------------------------------------------------------
 
-    def _complete(self) -> None:
-        names = self._names
-        names["error"] = RuntimeError(
+    def _write(self) -> None:
+        self._opaque = getattr(torch.ops.aiter_ops, self.name).default
+        error = RuntimeError(
             f"aiter_ops.{self.name} as torch.ops.aiter_ops.{self.name} is inference only: an input needs grad; "
             f"call aiter_ops.{self.name} (it takes the reference then) or run under torch.inference_mode()"
         )
-        names.update(inlines=runtime.inlines, state=runtime.state, below=torch._C._AutoDispatchBelowAutograd)
-        names["opaque"] = self._opaque = getattr(torch.ops.aiter_ops, self.name).default
-        names["fake"] = self._fake
-        codegen.completion(self.signature, names, self._check is not None, self._strided, self._fake is not None)
+        names = self._names
+        names.update(self._defaults, fn=self._written, check=self._check, fake=self._fake, graded=self._graded)
+        names.update(opaque=self._opaque, error=error, inlines=runtime.inlines, state=runtime.state)
+        names["below"] = torch._C._AutoDispatchBelowAutograd
+        codegen.write(self.signature, names, self._check is not None, self._strided, self._fake is not None)
         names["reference"].__doc__ = self._written.__doc__
         self._checks, self._reference = names["checks"], names["reference"]
 
-    def _completer(self) -> Callable[[], bool]:
-        """A function that completes the op where it is not; torch.compile calls it while tracing, and goes on after."""
+    def _writer(self) -> Callable[[], bool]:
+        """A function that writes the op where it is not; torch.compile calls it while tracing, and goes on after."""
 
         def ready() -> bool:
             if "_reference" not in self.__dict__:
                 with runtime.lock:
                     if "_reference" not in self.__dict__:
-                        self._complete()
+                        self._write()
             return True
 
         ready._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -11,9 +11,8 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,8 +27,7 @@ WAVE64_ARCHS = "gfx9"
 AS_NEWEST = "as the newest known release"
 
 
-@dataclass(frozen=True)
-class Platform:
+class Platform(NamedTuple):
     """What decisions are made from. All fields are plain data, so a platform that is not here can be written down.
 
     vendor: ``amd``, ``nvidia`` or ``cpu``; arch: ``gfx942``, ``sm_90`` or ``cpu``; lds: bytes of shared memory a
@@ -70,13 +68,13 @@ class Platform:
         return self.vendor != "cpu"
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "fp8_dtype": str(self.fp8_dtype).removeprefix("torch.")}
+        return {**self._asdict(), "fp8_dtype": str(self.fp8_dtype).removeprefix("torch.")}
 
 
 def platform_for(arch: str, **facts: Any) -> Platform:
     """A platform that is not here, from its architecture: ``platform_for("gfx950", aiter="0.1.16")``."""
     if arch == "cpu":
-        return replace(Platform(), **facts)
+        return Platform(**facts)
     if not re.fullmatch(r"gfx[0-9a-f]{3,4}|sm_[0-9]{2,3}", arch):
         raise ValueError(f"arch={arch!r}; accepted: cpu, gfx… (gfx942) or sm_… (sm_90)")
     amd = arch.startswith("gfx")
@@ -90,7 +88,7 @@ def platform_for(arch: str, **facts: Any) -> Platform:
         cuda=None if amd else "assumed",
         triton=version_of_triton() or "assumed",
     )
-    return replace(base, **facts)
+    return base._replace(**facts)
 
 
 def distribution_version(*names: str) -> str | None:
@@ -242,8 +240,7 @@ def platform() -> Platform:
         found = _from_torch() or _from_kfd()
     elif torch.version.cuda:
         found = _from_torch() or _from_nvml()
-    return replace(
-        found or Platform(),
+    return (found or Platform())._replace(
         hip=torch.version.hip,
         cuda=torch.version.cuda,
         triton=version_of_triton(),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Union
 
 import torch
@@ -103,7 +104,9 @@ def _literal(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def _param(function: str, p: inspect.Parameter, hint: Any) -> Param:
+@functools.cache
+def _form(hint: Any) -> tuple[str, bool, tuple[str, ...]]:
+    """Type in the schema ("" for none), whether None is taken, and the closed set of strings, of an annotation."""
     optional = False
     if typing.get_origin(hint) in (Union, types.UnionType):
         inner = [a for a in typing.get_args(hint) if a is not type(None)]
@@ -112,34 +115,45 @@ def _param(function: str, p: inspect.Parameter, hint: Any) -> Param:
     choices: tuple[str, ...] = ()
     if typing.get_origin(hint) is Literal:
         choices, hint = typing.get_args(hint), str
-    positional_or_named = p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    if positional_or_named and hint == list[int] and isinstance(p.default, list):
-        return Param(p.name, p.kind, p.default, f"SymInt[{len(p.default)}]", optional)
-    if not positional_or_named or hint not in _SCALARS:
-        raise TypeError(f"{function}: parameter {p.name}: {hint} has no form in a torch schema")
-    return Param(p.name, p.kind, p.default, _SCALARS[hint], optional, choices)
+    return "SymInt[" if hint == list[int] else _SCALARS.get(hint, ""), optional, choices
 
 
-_evaluated: dict[tuple[int, str], tuple[dict[str, Any], Any]] = {}
-"""(identity of a module's names, annotation) -> those names, kept alive, and what the annotation means there."""
+@functools.cache
+def _compiled(annotation: str) -> types.CodeType:
+    return compile(annotation, "<annotation>", "eval")
 
 
 def _hint(annotation: Any, names: dict[str, Any]) -> Any:
-    """As `typing.get_type_hints`; the same text in one module is evaluated once, which is most of the cost of an op."""
-    if not isinstance(annotation, str):
-        return annotation
-    key = id(names), annotation
-    if key not in _evaluated:
-        _evaluated[key] = names, eval(annotation, names)
-    return _evaluated[key][1]
+    """As `typing.get_type_hints`; a text is compiled once, since few are written for hundreds of parameters."""
+    return eval(_compiled(annotation), names) if isinstance(annotation, str) else annotation
+
+
+def _params(fn: Any) -> Iterator[Param]:
+    """As `inspect.signature`, at a fraction of its time: every import of the package reads every op."""
+    code, empty = fn.__code__, inspect.Parameter.empty
+    positional, count = code.co_argcount, code.co_argcount + code.co_kwonlyargcount
+    starred = (code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)).bit_count()
+    values = fn.__defaults__ or ()
+    defaults = {
+        **dict(zip(code.co_varnames[positional - len(values) :], values, strict=False)),
+        **(fn.__kwdefaults__ or {}),
+    }
+    for i, name in enumerate(code.co_varnames[: count + starred]):
+        hint, default = _hint(fn.__annotations__.get(name, empty), fn.__globals__), defaults.get(name, empty)
+        form, optional, choices = _form(hint)
+        if form == "SymInt[":
+            form = f"SymInt[{len(default)}]" if isinstance(default, list) else ""
+        if i < code.co_posonlyargcount or i >= count or not form:
+            raise TypeError(f"{fn.__name__}: parameter {name}: {hint} has no form in a torch schema")
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if i < positional else inspect.Parameter.KEYWORD_ONLY
+        yield Param(name, kind, default, form, optional, choices)
 
 
 def read_signature(fn: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Signature:
     """The `Signature` of a typed Python function. Raises TypeError for what a torch schema cannot say."""
-    names: dict[str, Any] = getattr(fn, "__globals__", {})
-    given = inspect.signature(fn)
-    params = tuple(_param(fn.__name__, p, _hint(p.annotation, names)) for p in given.parameters.values())
-    returns = _hint(given.return_annotation, names)
+    plain = inspect.unwrap(fn)
+    params = tuple(_params(plain))
+    returns = _hint(plain.__annotations__.get("return", inspect.Signature.empty), plain.__globals__)
     if returns is torch.Tensor:
         results = 1
     elif returns is None:

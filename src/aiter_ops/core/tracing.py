@@ -11,23 +11,21 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 log = logging.getLogger("aiter_ops")
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """Calls of one op by one provider with the same tensor shapes and dtypes."""
 
     op: str
     provider: str
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple's own method is of no use here
 
 
 class Recorder(list[Call]):
@@ -131,7 +129,7 @@ def start_trace(target: str) -> Recorder:
         handle = os.open(f"{target}.{owner}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             for row in rows:
-                file.write(json.dumps(row.__dict__) + "\n")
+                file.write(json.dumps(row._asdict()) + "\n")
 
     atexit.register(finish)
     return recorder

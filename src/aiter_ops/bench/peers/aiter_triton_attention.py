@@ -83,6 +83,7 @@ def aiter_mla_rope(kw: Kwargs) -> Call:
     """Its kernel that can turn the key too, called without that; the cache as pages of one token."""
     of = Latents(kw)
     need(of.q.dtype == torch.bfloat16, "bf16 only")
+    of.need_narrow()
     op = aiter("attention.mla_decode_rope", "decode_attention_fwd_grouped_rope")
     keys = of.cache.reshape(-1, 1, of.width)
     indices, rows = of.token_indices(), max(16, min(64, of.heads))

@@ -52,6 +52,10 @@ class Latents:
         self.table = kw["kv_indices"][at].contiguous()
         self.indptr = torch.cat((indptr[:1] * 0, self.lengths.long().cumsum(0))).to(torch.int32)
 
+    def need_narrow(self) -> None:
+        """For kernels whose places in a cache are 32-bit numbers; past that they read elsewhere, or end the process."""
+        need(self.cache.numel() < 2**31, "addresses a cache with 32 bits: fewer than 2^31 elements only")
+
     def token_indices(self) -> torch.Tensor:
         """int32: of every key of every sequence in turn, its place in the cache taken as pages of one token."""
         inside = torch.arange(self.page, device=self.table.device, dtype=torch.int32)

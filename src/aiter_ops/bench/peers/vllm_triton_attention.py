@@ -76,6 +76,7 @@ def decode(kw: Kwargs) -> tuple[Call, torch.Tensor]:
     of = Latents(kw)
     op = source("decode_attention_fwd_grouped", DECODE)
     need(of.q.dtype == torch.bfloat16, "bf16 queries only")
+    of.need_narrow()
     splits = splits_of(of.most, of.q.device)
     parts = torch.empty(of.batch, of.heads, splits, of.value + 1, dtype=torch.float32, device=of.q.device)
     lse = torch.empty(of.batch, of.heads, dtype=torch.float32, device=of.q.device)

@@ -18,10 +18,12 @@ from aiter_ops.ops.layout import shuffled, unshuffled
 from . import common as c
 from .common import BF16, FN, FNUZ, FP16, FP32, INT8
 
-FEW_BITS = 2.0**-12
+FEW_BITS = 2.0**-10
 """NVIDIA's Hopper adds FP8 products in its matrix units to 13 bits after the point of the largest (arXiv:2412.19437,
-section 3.3.2); over at most 128 columns, then in fp32. Four additions a block, each off by less than 2^-13 of it, and
-the blocks' errors of both signs: below 2^-12 of the row's largest value."""
+section 3.3.2); over at most 128 columns, then in fp32. Each of 33 terms of an addition is cut by less than 2^-13 of the
+largest, all towards zero: with terms of both signs about 2^-11.5 of it, four times in a block. Against the largest value
+of a row of results an H100 came to 2^-11.2 at most in all samples and three seeds. A product left out, or a scale of a
+neighbour, is 2^-7 or more."""
 
 
 def samples(make: Make) -> Iterator[Sample]:

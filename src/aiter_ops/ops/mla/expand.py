@@ -21,7 +21,7 @@ from .samples import BF16, FN, FNUZ, FP16, FP32, spoilt, starts, tables
 BLOCK = 128
 """Rows and columns of the weight that share a scale."""
 
-FEW_BITS = Tolerance(fp32=2.0**-12)
+FEW_BITS = Tolerance(fp32=2.0**-10)
 """As gemm_a8w8: Hopper's matrix units add FP8 products with few bits."""
 
 

@@ -31,6 +31,7 @@ def dual_samples(make: Make) -> Iterator[Sample]:
 
     yield pair("decode 1x(256+128)", 1, 256, 128, torch.bfloat16)
     yield pair("ragged 7x(384+512) fp16", 7, 384, 512, FP16)
+    yield pair("many narrow rows 300x(384+512) fp16", 300, 384, 512, FP16)
     yield pair("zero rows", 0, 256, 128, FP32)
     sliced = make.sliced(6, 640, FP32)
     yield Sample(

@@ -19,6 +19,7 @@ def row_inputs(make: Make, odd: bool = True) -> Iterator[Inputs]:
     """Inputs whose last dimension is a multiple of 128; `odd` adds widths that are no multiple of anything."""
     yield "decode 1x256", "small", make.normal(1, 256)
     yield "ragged 7x384 fp16", "small", make.normal(7, 384, dtype=FP16)
+    yield "many narrow rows 300x384 fp16", "small", make.normal(300, 384, dtype=FP16)
     yield "narrow rows 33x128 fp32", "small", make.normal(33, 128, dtype=FP32)
     yield "leading dimensions 2x3x256", "small", make.normal(2, 3, 256, dtype=FP32)
     yield "zero rows", "small", make.normal(0, 256)

@@ -32,6 +32,13 @@ MISSED = object()
 """What a repeat returns where it does not fit after all."""
 
 _ALIGNED = 15
+_QUICK: Callable[..., Tensor] | None
+try:
+    from torch._C._dynamo.guards import _empty_strided_cuda as _QUICK
+except ImportError:
+    _QUICK = None
+"""What Inductor's code allocates with on the current GPU, a third of the time of `new_empty`; None where torch has none."""
+
 _NEW = frozenset(
     getattr(torch.ops.aten, name) for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 )
@@ -47,14 +54,9 @@ class _Memory(NamedTuple):
     def like(self, first: Tensor) -> Callable[[Tensor], Tensor]:
         """How to make it the fastest, given the call's first tensor, whose form does not change."""
         shape, stride, dtype = self
-        dense = torch.empty(shape, device="meta").stride() == stride
-        if dense and shape == first.shape and first.is_contiguous():
-            if dtype is first.dtype:
-                return lambda x: torch.empty_like(x, memory_format=torch.contiguous_format)
-            return lambda x: torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
-        if dense and dtype is first.dtype:
-            return lambda x: x.new_empty(shape)
-        if dense:
+        if _QUICK is not None and first.is_cuda:
+            return lambda x: _QUICK(shape, stride, dtype)
+        if torch.empty(shape, device="meta").stride() == stride:
             return lambda x: x.new_empty(shape, dtype=dtype)
         return lambda x: x.new_empty_strided(shape, stride, dtype=dtype)
 

@@ -24,6 +24,7 @@ from aiter_ops.providers.triton.launch import Launcher, batch_invariant, fp8_pre
 from aiter_ops.providers.triton.tiles.norm import next_power_of_two
 from aiter_ops.providers.triton.tiles.paged import FIXED_SPLITS, WIDEST, PagedTile, paged_tile, splits_of
 
+from .padding import unseen
 from .paged_kernels import FREE, OPEN, paged_kernel
 from .paged_merge import merge_kernel
 
@@ -257,7 +258,7 @@ def paged_attention_lse(
     layout: Literal["nhd", "shuffled"] = "nhd",
     plan: Tensor | None = None,
 ) -> Tensor:
-    lse = torch.full((q.shape[1], q.shape[0]), -torch.inf, dtype=torch.float32, device=q.device)
+    lse = unseen(q, cu_seqlens_q)
     _launch(
         *(q, k_cache, v_cache, out, lse, cu_seqlens_q, seqused_k, block_table, max_q, max_k, scale, causal, window),
         *(softcap, alibi, sinks, (q_descale, k_descale, v_descale), out_scale, layout, plan),

@@ -65,7 +65,9 @@ def start(
     q, k, v = _in_reach(q), _in_reach(k), _in_reach(v)
     (tokens, heads, size), value_size = q.shape, v.shape[2]
     target = machine()
-    tile = attention_tile(target, q.element_size(), size, value_size)
+    # a power of two, so that few are told apart
+    known = () if batch_invariant() else (next_power_of_two(longest[1]),)
+    tile = attention_tile(target, q.element_size(), size, value_size, *known)
     assert tile is not None
     q_ends, k_ends = (e.contiguous() for e in ends)
     sequences = q_ends.shape[0] - 1

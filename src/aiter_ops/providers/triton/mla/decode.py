@@ -11,8 +11,9 @@ from aiter_ops.core.provider import Predicate
 from aiter_ops.ops import formulas as f
 from aiter_ops.ops.mla.plan import parts_in
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.attention.padding import unseen
 from aiter_ops.providers.triton.launch import Launcher, batch_invariant, fp8_predicate, machine
-from aiter_ops.providers.triton.tiles.mla import WIDEST_VALUE, decode_tile, split_count
+from aiter_ops.providers.triton.tiles.mla import WIDEST_VALUE, decode_tile, merge_tile, split_count
 from aiter_ops.providers.triton.tiles.quant import next_power_of_two
 
 from .kernels import decode_kernel, merge_kernel
@@ -21,8 +22,6 @@ _decode = Launcher(decode_kernel, free=9)
 _merge = Launcher(merge_kernel, free=6)
 
 _WEIGHTS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
-MERGED_ROWS = 4
-"""Rows of a program that merges parts."""
 
 
 def _refusal(target: Platform) -> Predicate:
@@ -96,12 +95,13 @@ def _launch(
         tile.options,
     )
     if split:
-        chunks = -(-most_rows // MERGED_ROWS)
+        merged = merge_tile(parts, value, planned)
+        rows = -(-most_rows // merged.rows)
         _merge(
-            batch * chunks,
+            batch * rows * -(-value // merged.columns),
             (out, lse, part, qo_indptr, kv_indptr, kv_last_page_lens, schedule),
-            (parts, heads, tokens, slot_rows, chunks, page_size, out.stride(0), out.stride(1)),
-            (MERGED_ROWS, tile.step, value, blocks[0], planned),
+            (parts, heads, tokens, slot_rows, rows, page_size, out.stride(0), out.stride(1)),
+            (merged.pieces, merged.rows, merged.columns, tile.step, value, planned),
         )
 
 
@@ -148,8 +148,7 @@ def mla_decode_lse(
     causal: bool = True,
     plan: Tensor | None = None,
 ) -> Tensor:
-    # padding is of no sequence, so no program writes there
-    lse = torch.full((q.shape[1], q.shape[0]), -torch.inf, dtype=torch.float32, device=q.device)
+    lse = unseen(q, qo_indptr)
     _launch(
         *(q, kv_buffer, out, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens, max_q, scale),
         *(page_size, logit_cap, q_scale, kv_scale, causal, plan),

@@ -8,7 +8,6 @@ from aiter_ops.providers.triton.attention.softmax import (
     LOG2_E,
     capped,
     inverse_total,
-    joined,
     lse_of,
     power_of,
     stepped,
@@ -302,18 +301,22 @@ def merge_kernel(
     page_size,
     out_token,
     out_head,
+    PIECES: tl.constexpr,
     ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
     VALUE: tl.constexpr,
-    BLOCK_VALUE: tl.constexpr,
     PLANNED: tl.constexpr,
 ):
-    """ROWS rows of a sequence from the slots of its parts, always in the order of the keys.
+    """COLUMNS columns of ROWS rows of a sequence from the slots of its parts, PIECES of them at a time.
 
     A sequence done in one piece is there already; one without keys that a plan left out gets zeros and -inf.
     """
-    b = tl.program_id(0) // tiles
-    r = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
+    CHUNKS: tl.constexpr = (VALUE + COLUMNS - 1) // COLUMNS
+    chunk = tl.program_id(0) % CHUNKS
+    tile = tl.program_id(0) // CHUNKS
+    b = tile // tiles
+    r = tile % tiles * ROWS + tl.arange(0, ROWS)
     start = tl.load(qo_indptr_ptr + b)
     here = r < (tl.load(qo_indptr_ptr + b + 1) - start) * heads
     if PLANNED:
@@ -326,23 +329,33 @@ def merge_kernel(
     if pieces == 1:
         return
     part_lse_ptr = part_ptr + lses_at(parts, slot_rows, VALUE, PLANNED)
-    columns = tl.arange(0, BLOCK_VALUE)
-    mask = here[:, None] & (columns[None, :] < VALUE)
+    columns = chunk * COLUMNS + tl.arange(0, COLUMNS)
+    within = columns < VALUE
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, BLOCK_VALUE], tl.float32)
-    for j in range(pieces):
+    acc = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for done in range(0, pieces, PIECES):
+        j = done + tl.arange(0, PIECES)
         if PLANNED:
-            at = (2 * (first + j) + tl.where(j == 0, 1, 0)).to(tl.int64) * slot_rows + r
+            at = (2 * (first + j) + tl.where(j == 0, 1, 0)).to(tl.int64)[:, None] * slot_rows + r[None, :]
         else:
-            at = tl.cast(j, tl.int64) * slot_rows + start * heads + r
-        power = tl.load(part_lse_ptr + at, mask=here, other=float("-inf"))
-        values = tl.load(part_ptr + at[:, None] * VALUE + columns[None, :], mask=mask, other=0.0)
-        mine, other, peak, total = joined(peak, total, power, tl.where(power == float("-inf"), 0.0, 1.0))
-        acc = acc * mine[:, None] + values * other[:, None]
+            at = j.to(tl.int64)[:, None] * slot_rows + (start * heads + r)[None, :]
+        there = (j < pieces)[:, None] & here[None, :]
+        power = tl.load(part_lse_ptr + at, mask=there, other=float("-inf"))
+        values = tl.load(
+            part_ptr + at[:, :, None] * VALUE + columns[None, None, :],
+            mask=there[:, :, None] & within[None, None, :],
+            other=0.0,
+        )
+        best = tl.maximum(peak, tl.max(power, axis=0))
+        base = tl.where(best == float("-inf"), 0.0, best)
+        mine, other = tl.exp2(peak - base), tl.exp2(power - base[None, :])
+        peak, total = best, total * mine + tl.sum(other, axis=0)
+        acc = acc * mine[:, None] + tl.sum(values * other[:, :, None], axis=0)
     values = acc * inverse_total(total)[:, None]
     token = (start + r // heads).to(tl.int64)
     head = (r % heads).to(tl.int64)
     out_at = out_ptr + (token * out_token + head * out_head)[:, None] + columns[None, :]
-    tl.store(out_at, values.to(out_ptr.dtype.element_ty), mask=mask)
-    tl.store(lse_ptr + head * tokens + token, lse_of(peak, total), mask=here)
+    tl.store(out_at, values.to(out_ptr.dtype.element_ty), mask=here[:, None] & within[None, :])
+    if chunk == 0:
+        tl.store(lse_ptr + head * tokens + token, lse_of(peak, total), mask=here)

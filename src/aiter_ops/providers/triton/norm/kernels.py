@@ -88,8 +88,13 @@ def _flat(x):
 
 @triton.jit
 def _total(x):
-    """Sum over the columns of a tile, [ROWS, 1, 1]."""
-    return tl.sum(_flat(x), axis=1)[:, None, None]
+    """Sum over the columns of a tile, [ROWS, 1, 1].
+
+    Several rows of several groups are not made flat first: the lanes of a row can then be no neighbours of each other,
+    and Triton 3.6 adds those of different rows.
+    """
+    total = tl.sum(_flat(x), axis=1) if x.shape[0] == 1 or x.shape[1] == 1 else tl.sum(tl.sum(x, axis=2), axis=1)
+    return total[:, None, None]
 
 
 @triton.jit

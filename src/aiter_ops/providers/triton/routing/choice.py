@@ -39,8 +39,27 @@ def two_largest(a, b, c, d):
 
 
 @triton.jit
+def largest(x):
+    """The largest of each row of x [ROWS, COUNT, SIZE]; NaN is not looked for.
+
+    Axis by axis: in a tile made flat the lanes of a row can be no neighbours, and Triton 3.6 then mixes rows.
+    """
+    return tl.max(tl.max(x, axis=2), axis=1)
+
+
+@triton.jit
+def keep_best(best, KEPT: tl.constexpr):
+    """Which KEPT of the numbers [ROWS, COUNT] are the largest, of equal ones the first."""
+    count: tl.constexpr = best.shape[1]
+    place = tl.arange(0, count)
+    mine, other = best[:, :, None], best[:, None, :]
+    ahead = (other > mine) | ((other == mine) & (place[None, None, :] < place[None, :, None]))
+    return tl.sum(ahead.to(tl.int32), axis=2) < KEPT
+
+
+@triton.jit
 def choose_unique(keys, K: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr):
-    """The K largest of distinct uint32 keys [ROWS, N], falling, in a tile [ROWS, SLOTS], and the last of them [ROWS].
+    """The K largest of distinct uint32 keys [ROWS, COUNT, SIZE], falling, in a tile [ROWS, SLOTS].
 
     keys - best, modulo 2^32, puts `best` and all above it below all that is still to be had.
     """
@@ -48,25 +67,24 @@ def choose_unique(keys, K: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr
     best = tl.zeros([ROWS], tl.uint32)
     chosen = tl.zeros([ROWS, SLOTS], tl.uint32)
     for j in range(K):
-        best += tl.max(keys - best[:, None], axis=1)
+        best += largest(keys - best[:, None, None])
         chosen = tl.where(slot == j, best[:, None], chosen)
-    return chosen, best
+    return chosen
 
 
 @triton.jit
-def choose(keys, K: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, SLOTS: tl.constexpr):
-    """Places of the K largest int32 keys [ROWS, N], ties to the lower place, in a tile [ROWS, SLOTS], and the keys with
-    those excluded.
+def choose(keys, place, K: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr):
+    """Places of the K largest int32 keys [ROWS, COUNT, SIZE], ties to the lower place, in a tile [ROWS, SLOTS].
+
+    place: [1, COUNT, SIZE], rising.
     """
     slot = tl.arange(0, SLOTS)[None, :]
-    place = tl.arange(0, N)[None, :]
     chosen = tl.zeros([ROWS, SLOTS], tl.int32)
     for j in range(K):
-        top = tl.max(keys, axis=1)
-        at = tl.min(tl.where(keys == top[:, None], place, N), axis=1)
-        keys = tl.where(place == at[:, None], EXCLUDED, keys)
+        at = -largest(tl.where(keys == largest(keys)[:, None, None], -place, EXCLUDED))
+        keys = tl.where(place == at[:, None, None], EXCLUDED, keys)
         chosen = tl.where(slot == j, at[:, None], chosen)
-    return chosen, keys
+    return chosen
 
 
 @triton.jit

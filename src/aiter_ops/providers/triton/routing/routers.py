@@ -15,15 +15,24 @@ from aiter_ops.providers.triton.launch import Launcher, as_rows, machine
 from aiter_ops.providers.triton.tiles.norm import next_power_of_two
 from aiter_ops.providers.triton.tiles.routing import route_tile
 
-from .choice import EXCLUDED, choose, choose_unique, key_of, score_of, short_key_of, two_largest, value_of
+from .choice import (
+    EXCLUDED,
+    choose,
+    choose_unique,
+    keep_best,
+    key_of,
+    largest,
+    score_of,
+    short_key_of,
+    two_largest,
+    value_of,
+)
 
 SUM_FLOOR = tl.constexpr(SMALLEST_SUM)
 
 
 @triton.jit
-def _keep_groups(
-    key, group, GROUPS: tl.constexpr, KEPT: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr, COUNT: tl.constexpr
-):
+def _keep_groups(key, group, GROUPS: tl.constexpr, KEPT: tl.constexpr, PAIRS: tl.constexpr):
     """Wide keys [ROWS, COUNT, SIZE] with all but the KEPT best groups excluded; a group counts by its largest key, or
     with PAIRS by the sum of its two largest numbers.
     """
@@ -33,9 +42,7 @@ def _keep_groups(
         best = tl.where(group < GROUPS, best, EXCLUDED)
     else:
         best = tl.max(key, axis=2)
-    _, left = choose(best, KEPT, ROWS, COUNT, 1)
-    # those chosen are excluded from what is left; groups that are only padding hold no number anyway
-    return tl.where((left == EXCLUDED)[:, :, None], key, EXCLUDED)
+    return tl.where(keep_best(best, KEPT)[:, :, None], key, EXCLUDED)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -91,10 +98,8 @@ def route_kernel(
         high = tl.where(real, short_key_of(x), 0) * N
         keys = (high + (N - 1 - group * SIZE - member)).to(tl.uint32)
         if KEPT < GROUPS:
-            best = tl.max(keys, axis=2)
-            _, last = choose_unique(best, KEPT, ROWS, 1)
-            keys = tl.where((best >= last[:, None])[:, :, None], keys, keys & (N - 1))
-        chosen, _ = choose_unique(tl.reshape(keys, (ROWS, N)), K, ROWS, SLOTS)
+            keys = tl.where(keep_best(tl.max(keys, axis=2), KEPT)[:, :, None], keys, keys & (N - 1))
+        chosen = choose_unique(keys, K, ROWS, SLOTS)
         place = N - 1 - (chosen & (N - 1)).to(tl.int32)
     else:
         compared = z
@@ -102,8 +107,8 @@ def route_kernel(
             compared = score_of(z, SCORING) + tl.load(bias_ptr + expert, mask=real, other=0.0).to(tl.float32)
         key = tl.where(real, key_of(compared), EXCLUDED)
         if KEPT < GROUPS:
-            key = _keep_groups(key, tl.arange(0, COUNT)[None, :], GROUPS, KEPT, BIAS == "choice", ROWS, COUNT)
-        place, _ = choose(tl.reshape(key, (ROWS, N)), K, ROWS, N, SLOTS)
+            key = _keep_groups(key, tl.arange(0, COUNT)[None, :], GROUPS, KEPT, BIAS == "choice")
+        place = choose(key, group * SIZE + member, K, ROWS, SLOTS)
     ids = place // SIZE * PER_GROUP + place % SIZE
 
     slot = tl.arange(0, SLOTS)[None, :]
@@ -117,10 +122,10 @@ def route_kernel(
             weights = tl.exp(picked - top[:, None])
             total = tl.sum(weights, axis=1)
         else:
-            flat = tl.reshape(tl.where(real, z, float("-inf")), (ROWS, N))
-            top = tl.max(flat, axis=1)
+            z = tl.where(real, z, float("-inf"))
+            top = largest(z)
             weights = tl.exp(picked - top[:, None])
-            total = tl.sum(tl.exp(flat - top[:, None]), axis=1)
+            total = tl.sum(tl.sum(tl.exp(z - top[:, None, None]), axis=2), axis=1)
         weights = weights / total[:, None]
     else:
         weights = score_of(picked, SCORING)

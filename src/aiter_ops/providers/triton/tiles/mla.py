@@ -71,6 +71,30 @@ FEW = {"sm90": {(2, 2): T(16, 32, 4, 3, 2, 16, per_unit=2)}}
 
 
 @dataclass(frozen=True)
+class MergeTile:
+    """rows × columns of a result that a program merges, `pieces` parts of a context at a time."""
+
+    pieces: int
+    rows: int
+    columns: int
+
+
+MERGED = 4096
+"""Numbers of parts that a program of 4 warps holds at a time."""
+
+
+def merge_tile(parts: int, value: int, planned: bool) -> MergeTile:
+    """The tile for values of `value` columns in at most so many parts; of a plan, where most sequences have few.
+
+    What a program waits for is memory, once for every `pieces` parts.
+    """
+    width = next_power_of_two(max(value, 16))
+    pieces = 8 if planned else min(next_power_of_two(parts), 32)
+    columns = min(width, MERGED // pieces) if pieces <= 8 else min(width, 128)
+    return MergeTile(pieces, max(1, min(4, MERGED // (pieces * columns))), columns)
+
+
+@dataclass(frozen=True)
 class ExpandTile:
     """tokens × columns of keys or values of one head that a program makes, `depth` latent columns a step."""
 

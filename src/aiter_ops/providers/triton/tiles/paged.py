@@ -53,7 +53,7 @@ class Family(NamedTuple):
 # of the steps in flight the pipeliner (Triton 3.7) gives half to the table, whose entries the caches' addresses wait for:
 # five are two tiles of keys and two of values
 _HOPPER = Family(
-    (T(16, 64, 4, 5), T(32, 64, 4, 5), T(64, 64, 4, 3), T(128, 64, 8, 3)),
+    (T(16, 64, 4, 5), T(32, 64, 4, 5), T(64, 64, 4, 3), T(128, 64, 8, 5)),
     (T(16, 32, 4, 5), T(32, 32, 4, 5), T(64, 32, 4, 3), T(128, 32, 8, 3)),
     coded=2,
 )
@@ -100,19 +100,26 @@ def paged_tile(machine: Platform, rows: int, width: int, cached: int, size: int)
     return tile
 
 
+ROUNDS, LONG = 4, 32
+"""Rounds of programs for contexts that can be long, and steps that a program then has at least."""
+
+
 @lru_cache(4096)
 def splits_of(machine: Platform, tiles: int, steps: int) -> int:
     """Over how many programs each of `tiles` contexts of up to `steps` steps is split: the fewest that keep the
-    machine nearly as busy as it gets.
+    machine nearly as busy as it gets. Long contexts may differ much: their programs come in `ROUNDS` rounds, so that the
+    longest is no long wait at the end.
     """
     slots = (machine.compute_units or UNITS) * FAMILIES[family(machine)].resident
     most = min(MOST_SPLITS, steps // 2)
-    if most <= 1 or 5 * tiles >= 4 * slots:
+    least = min(most, steps // LONG, ROUNDS * slots // tiles)
+    if most <= 1 or (5 * tiles >= 4 * slots and least <= 1):
         return 1
 
     def busy(splits: int) -> float:
         waves = tiles * splits / slots
         return waves / -(-tiles * splits // slots)
 
-    best = max(busy(splits) for splits in range(1, most + 1))
-    return next(splits for splits in range(1, most + 1) if busy(splits) >= 0.85 * best)
+    wanted = range(max(least, 1), most + 1)
+    best = max(map(busy, wanted))
+    return next(splits for splits in wanted if busy(splits) >= 0.85 * best)
