@@ -6,7 +6,6 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,7 +153,7 @@ def test_a_package_of_that_name_that_is_not_amds(path: Path) -> None:
     facts = aiter_facts()
     assert facts["aiter"] is facts["aiter_root"] is None
     assert "is not AMD's AITER (amd-aiter)" in facts["aiter_fault"]
-    machine = replace(platform_for("gfx942"), **facts)
+    machine = platform_for("gfx942")._replace(**facts)
     assert aiter_of(machine)[0] == facts["aiter_fault"]
 
 
