@@ -206,7 +206,7 @@ def test_what_the_import_says_counts_for_the_ops(monkeypatch: pytest.MonkeyPatch
     machine = platform_for("gfx942", aiter=NEWEST)
     monkeypatch.setattr(facts, "platform", lambda: machine)
     entries = {"rmsnorm": "it has no gemma_norm", "layernorm2d_fwd": None}
-    result = {"error": None, "names": 571, "seconds": 3.1, "entries": entries}
+    result = {"error": None, "found": True, "names": 571, "seconds": 3.1, "entries": entries}
     monkeypatch.setattr(facts, "tried", lambda module: result)
     data = facts.report(trial=True)
     assert of(data, "rms_norm")["reason"] == "import failed: rmsnorm: it has no gemma_norm"
@@ -219,7 +219,13 @@ def test_the_command_tells_each_op_and_exits_with_3_where_the_import_fails(monke
     machine = platform_for("gfx942", aiter=NEWEST)
     monkeypatch.setattr(facts, "platform", lambda: machine)
     monkeypatch.setattr(platforms, "platform", lambda: machine)
-    result = {"error": "its import ends the process: SIGABRT", "names": 0, "seconds": None, "entries": {}}
+    result = {
+        "error": "its import ends the process: SIGABRT",
+        "found": True,
+        "names": 0,
+        "seconds": None,
+        "entries": {},
+    }
     monkeypatch.setattr(facts, "tried", lambda module: result)
     monkeypatch.setattr(facts, "_versions", lambda: {"torch": "2", "triton": "3", "aiter": NEWEST})
     runner = CliRunner()

@@ -168,6 +168,7 @@ def test_amds_with_its_metadata_and_without_its_package(path: Path) -> None:
 def test_a_checkout_says_its_release_in_a_file(path: Path) -> None:
     root = written(path)
     assert aiter_facts()["aiter"] is None
+    assert "says no release" in (aiter_facts()["aiter_fault"] or "")
     (root / "_version.py").write_text("__version__ = version = '0.1.17.dev3+g1a2b3c4'\n")
     assert aiter_facts()["aiter"] == "0.1.17.dev3+g1a2b3c4"
 

@@ -6,6 +6,7 @@ ADVICE = (
     ("needs an AMD GPU", "nothing to do: it serves AMD GPUs only"),
     ("needs a GPU; this machine has none", "nothing to do: torch serves on a CPU"),
     ("is not AMD's AITER", "uninstall that package; AMD's is amd-aiter, see docs/install.md"),
+    ("says no release", "install it with pip, so that its release is known: pip install -e PATH/TO/aiter"),
     ("its package aiter is not to be found", "install amd-aiter again"),
     ("AITER is not installed", "install AMD's AITER (distribution amd-aiter) for this ROCm; see docs/install.md"),
     ("needs AITER", "install a release in that window"),

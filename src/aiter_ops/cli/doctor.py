@@ -41,7 +41,7 @@ def command(names: Names = None, diff: Diff = None, trial: Trial = False, json: 
         print_json(data)
     else:
         _show(data, wanted is not None)
-    failed = [name for name, result in data["imports"].items() if result["error"] and data["versions"].get(name)]
+    failed = [name for name, result in data["imports"].items() if result["error"] and result["found"]]
     if failed or any(row.get("broken") for row in data["providers"]):
         raise typer.Exit(3)
     if data["missed"]:

@@ -43,4 +43,4 @@ def tried(module: str, limit: float = LIMIT) -> dict[str, Any]:
 
 
 def _failed(error: str) -> dict[str, Any]:
-    return {"error": error, "names": 0, "seconds": None, "entries": {}}
+    return {"error": error, "found": True, "names": 0, "seconds": None, "entries": {}}

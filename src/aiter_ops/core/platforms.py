@@ -126,7 +126,9 @@ def aiter_facts() -> dict[str, str | None]:
     places = list(spec.submodule_search_locations or ()) if spec else []
     root = next((p for p in places if os.path.isfile(os.path.join(p, "jit", "core.py"))), None)
     if root is not None:
-        return {"aiter": release or _written_release(root), "aiter_root": root, "aiter_fault": None}
+        release = release or _written_release(root)
+        unknown = None if release else f"the AITER in {root} says no release, neither in metadata nor in _version.py"
+        return {"aiter": release, "aiter_root": root, "aiter_fault": unknown}
     fault = None
     if spec is not None:
         fault = f"the Python package aiter here ({spec.origin or ', '.join(places)}) is not AMD's AITER (amd-aiter)"

@@ -55,7 +55,7 @@ def entry(name: str) -> Callable[..., Any]:
 def _import_aiter() -> None:
     """``import aiter``, whole; BrokenAiter otherwise."""
     _show_hip_symbols()
-    release = platforms.platform().aiter
+    release = platforms.platform().aiter or "of unknown release"
     try:
         aiter = importlib.import_module("aiter")
     except Exception as error:

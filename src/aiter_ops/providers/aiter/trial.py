@@ -2,8 +2,9 @@
 
     python -m aiter_ops.providers.aiter.trial
 
-The last line on stdout is JSON: `error` (why AITER cannot be used at all, or null), `names` (how many ``import aiter``
-leaves), `seconds`, and `entries` by name: null where it is as the table has it, else what is wrong.
+The last line on stdout is JSON: `error` (why AITER cannot be used at all, or null), `found` (whether AMD's AITER is here),
+`names` (how many ``import aiter`` leaves), `seconds`, and `entries` by name: null where it is as the table has it, else
+what is wrong.
 """
 
 from __future__ import annotations
@@ -31,19 +32,31 @@ def found() -> dict[str, Any]:
     """What importing AITER gives on this machine."""
     here, start = platform(), time.monotonic()
     if here.aiter_root is None:
-        return {"error": here.aiter_fault or "AITER is not installed", "names": 0, "seconds": 0.0, "entries": {}}
+        return {
+            "error": here.aiter_fault or "AITER is not installed",
+            "found": False,
+            "names": 0,
+            "seconds": 0.0,
+            "entries": {},
+        }
     error = None
     try:
         call._import_aiter()
     except call.BrokenAiter as broken:
         error = str(broken)
-    version = here.aiter or table().newest
-    rows = {name: table().at(name, version) for name in table().entries}
-    entries = {name: _entry(name, row) for name, row in rows.items() if row}
-    names = 0
+    entries, names = {}, 0
     if error is None:
+        version = here.aiter or table().newest
+        rows = {name: table().at(name, version) for name in table().entries}
+        entries = {name: _entry(name, row) for name, row in rows.items() if row}
         names = len(dir(importlib.import_module("aiter")))
-    return {"error": error, "names": names, "seconds": round(time.monotonic() - start, 1), "entries": entries}
+    return {
+        "error": error,
+        "found": True,
+        "names": names,
+        "seconds": round(time.monotonic() - start, 1),
+        "entries": entries,
+    }
 
 
 if __name__ == "__main__":
