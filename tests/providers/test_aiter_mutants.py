@@ -78,6 +78,14 @@ def _noticed(op: aiter_ops.Op, case: Case) -> bool:
         return True
 
 
+@pytest.fixture(autouse=True)
+def _unwritten_is_nan() -> Iterator[None]:
+    """What no kernel writes is NaN, in place of whatever memory holds: a mutant is noticed always or never."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_a_wrong_argument_is_noticed(op: aiter_ops.Op, install_aiter: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "exact_sum", lambda x: None)
