@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from aiter_ops.cli import facts
+from aiter_ops.cli.advice import advice
 from aiter_ops.core import provider as providers
 from aiter_ops.core.op import list_ops
 from aiter_ops.core.platforms import Platform, platform
@@ -58,7 +59,7 @@ def test_every_reason_of_requirements_has_advice():
     ]
     for reason in here:
         assert reason is not None
-        assert facts.advice(reason), reason
+        assert advice(reason), reason
 
 
 def test_only_variables_that_we_or_aiter_read_appear(cli):

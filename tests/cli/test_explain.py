@@ -68,3 +68,52 @@ def test_an_exclusion_is_named_with_its_origin(cli):
     result = cli("explain", "rms_norm", "--as", "sm_90", "--use", "-triton")
     assert result.code == 0
     assert "excluded by rule -triton" in result.out
+
+
+def test_a_machine_is_written_down_with_rocm_aiter_and_shapes(cli):
+    shapes = ("--shape", "x=4x4096", "--shape", "weight=4096")
+    result = cli("explain", "rms_norm", "--as", "gfx950", "--rocm", "7.2", "--aiter", "0.1.16", *shapes, "--json")
+    data = json.loads(result.out)
+    assert (data["provider"], data["platform"]["hip"], data["platform"]["aiter"]) == ("aiter", "7.2", "0.1.16")
+    assert data["arguments"] == "decode 1x256, x=4x4096, weight=4096"
+    odd = cli(
+        "explain", "rms_norm", "--as", "gfx942", "--aiter", "0.1.16", "--shape", "x=3x257", "--shape", "weight=257"
+    )
+    assert "N=257 is no multiple of 2" in odd.out
+    wide = cli("explain", "rms_norm", "--as", "gfx942", "--aiter", "0.1.16", "--shape", "x=3x256:float32")
+    assert "own_dtype" not in wide.out
+    assert "float32" in wide.out
+
+
+def test_rocm_decides_where_evidence_names_it(cli):
+    def reason(rocm):
+        shapes = ("--shape", "a=1024x256", "--shape", "a_scale=1024x2")
+        where = ("--as", "gfx950", "--rocm", rocm, "--aiter", "0.1.12")
+        data = json.loads(cli("explain", "gemm_a8w8_blockscale", *where, *shapes, "--json").out)
+        return next(r["reason"] for r in data["reasons"] if r["provider"] == "aiter")
+
+    assert "with ROCm before 7.2" in reason("7.1")
+    assert "ROCm" not in reason("7.2")
+
+
+def test_a_release_newer_than_the_table_needs_its_sources(cli):
+    unknown = cli("explain", "rms_norm", "--as", "gfx950", "--aiter", "0.1.26")
+    assert "its signatures are not known" in unknown.out
+    known = cli("explain", "rms_norm", "--as", "gfx950", "--aiter", "0.1.26", "--sources", "newest")
+    assert "rms_norm -> aiter" in known.out
+    assert "matched by signature, meaning unverified" in known.out
+
+
+def test_what_cannot_be_asked_says_what_can(cli, tmp_path):
+    for words, said in (
+        (("--rocm", "7.2"), "--rocm 7.2: needs --as ARCH"),
+        (("--as", "gfx950", "--rocm", "new"), "--rocm 'new'; accepted: a release such as 7.2"),
+        (("--as", "gfx950", "--sources", "newest"), "--sources newest: needs --aiter RELEASE"),
+        (("--as", "gfx950", "--aiter", "0.1.26", "--sources", str(tmp_path)), "accepted: 'newest', or a folder"),
+        (("--shape", "x"), "--shape 'x'; accepted: NAME=4x4096[:DTYPE], NAME one of x, weight"),
+        (("--shape", "x=4x256:half_a_dozen"), "accepted: a dtype of torch"),
+        (("--shape", "x=4x512"), "--shape: rms_norm: weight has shape [256]"),
+    ):
+        result = cli("explain", "rms_norm", *words)
+        assert result.code == 2
+        assert said in result.err

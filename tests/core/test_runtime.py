@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -228,13 +229,41 @@ def test_known_bad_rows_exclude_and_only_plus_lifts(doubling: aiter_ops.Provider
     aiter_ops.layer_norm(X, W, None, 1e-6)
 
 
+def test_known_bad_rows_may_speak_of_dtypes_and_more() -> None:
+    where = "https://example.org/issues/3"
+    row = aiter_ops.KnownBad("*", "doubling", "wrong", where, dtypes=(torch.bfloat16, torch.int8))
+    assert row.depends
+    assert row.covers(X.bfloat16(), W)
+    assert row.covers(X, dtype=torch.int8)
+    assert not row.covers(X.half(), W, 1e-6, None)
+    both = replace(row, applies=lambda x, *rest: x.shape[-1] > 32)
+    assert both.covers(torch.zeros(1, 64, dtype=torch.bfloat16))
+    assert not both.covers(torch.zeros(1, 16, dtype=torch.bfloat16))
+    assert not both.covers(torch.zeros(1, 64))
+    assert not replace(row, dtypes=()).depends
+
+
+def test_what_a_provider_says_of_its_library_excludes_or_is_noted() -> None:
+    """Its note is told where it serves; strict passes it over."""
+    mi300 = aiter_ops.platform_for("gfx942", aiter="0.1.20")
+    loaded = {"aiter": RMS.implementations["aiter"]}
+    told = {"aiter": providers.Standing(note="unverified")}
+    given = ("rms_norm", "norm", loaded, ["aiter"], mi300)
+    (noted,) = candidates(*given, Policy(), (), {}, told)
+    assert (noted.out, noted.note) == (None, "unverified")
+    decision = decide("rms_norm", [noted], Policy(), "norm", True, (X.bfloat16(), W.bfloat16(), 1e-6, 0.0, False), {})
+    assert decision.reasons == (("aiter", True, "first in built-in order that serves; unverified"),)
+    assert candidates(*given, Policy(strict=True), (), {}, told)[0].out == "strict: unverified"
+    assert candidates(*given, Policy(), (), {}, {"aiter": providers.Standing("changed")})[0].out == "changed"
+
+
 def test_decide_is_pure_and_answers_for_other_machines() -> None:
     mi300 = aiter_ops.platform_for("gfx942", aiter="0.1.4")
     decision = aiter_ops.explain("rms_norm", on=mi300)
     assert {p: r for p, _, r in decision.reasons}["aiter"] == "needs AITER >= 0.1.5; 0.1.4 is installed"
     assert decision.arguments.startswith("first sample: ")
     loaded = RMS.implementations_loaded()
-    found = [candidates("rms_norm", "norm", loaded, ["torch"], mi300, Policy(), (), {}) for _ in range(2)]
+    found = [candidates("rms_norm", "norm", loaded, ["torch"], mi300, Policy(), (), {}, {}) for _ in range(2)]
     args = RMS.bind((X, W, 1e-6), {})[0]
     choices = [decide("rms_norm", f, Policy(), "norm", True, args, {}) for f in found]
     assert choices[0] == choices[1]

@@ -13,10 +13,11 @@ from aiter_ops.core.compare import compare
 from aiter_ops.core.evidence import version_key
 from aiter_ops.core.platforms import Platform
 from aiter_ops.ops.formulas import FP8
+from aiter_ops.providers.aiter.contract.table import table
 
-from .conftest import SIGNATURES
+TAGS: list[str] = [r for r in table().releases if version_key(r) >= version_key("0.1.5")]
+"""The releases that the provider asks for."""
 
-TAGS: list[str] = SIGNATURES["tags"]
 Case = tuple[str, tuple[Any, ...], dict[str, Any], Any]
 """name, every argument by position and by keyword, the reference's outcome."""
 
@@ -24,8 +25,11 @@ Case = tuple[str, tuple[Any, ...], dict[str, Any], Any]
 def changed(kernels: type) -> list[str]:
     """Releases that change the signature of a function the stand-in has; any other is called as the one before it."""
     functions = {name for name in vars(kernels) if not name.startswith("_")}
-    rows = (r for key, found in SIGNATURES["functions"].items() if key.split(":")[1] in functions for r in found)
-    return sorted({tag for tag, _ in rows}, key=version_key)
+    first = set()
+    for name in functions & set(table().entries):
+        forms = [("", ""), *[(row.module, row.text) for row in table().entries[name]]]
+        first |= {r.first for i, r in enumerate(table().entries[name]) if forms[i] != forms[i + 1]}
+    return sorted({max(release, TAGS[0], key=version_key) for release in first}, key=version_key)
 
 
 def releases(kernels: type, *behaviour: str) -> list[str]:

@@ -60,8 +60,8 @@ class AttentionKernels:
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, given: dict[str, Any], to_v3: bool) -> Tensor:
         left, right, *sink_tokens = given["window_size"]
         assert sink_tokens == ([0] if self.release >= (0, 1, 8) else [])
-        assert given["max_seqlen_q"] > 0
-        assert given["max_seqlen_k"] > 0
+        for most, ends in (("max_seqlen_q", "cu_seqlens_q"), ("max_seqlen_k", "cu_seqlens_k")):
+            assert given[most] >= max(1, int(given[ends].diff().max()))
         longest = given["max_seqlen_k"]
         left, right = (-1 if end >= longest else end for end in (left, right))
         window, slopes, sinks = (left, right), given.get("alibi_slopes"), given.get("sink_ptr")

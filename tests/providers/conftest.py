@@ -2,48 +2,36 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import json
 import sys
 import types
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aiter_ops.core import platforms
-from aiter_ops.core.evidence import version_key
 from aiter_ops.core.platforms import Platform
-from aiter_ops.providers.aiter import call
-
-SIGNATURES = json.loads((Path(__file__).parents[1] / "data" / "aiter_signatures.json").read_text(encoding="utf-8"))
-KINDS = {"pos": inspect.Parameter.POSITIONAL_OR_KEYWORD, "kw": inspect.Parameter.KEYWORD_ONLY}
-
-
-def _default(text: str | None) -> Any:
-    if text is None:
-        return inspect.Parameter.empty
-    try:
-        return ast.literal_eval(text)
-    except ValueError:
-        return text  # a name of AITER's, such as dtypes.fp32
+from aiter_ops.providers.aiter import call, probe
+from aiter_ops.providers.aiter.contract.table import table
 
 
 def signatures(release: str) -> dict[str, inspect.Signature]:
-    """ "module:function" -> its signature in that release."""
-    found = {}
-    for name, rows in SIGNATURES["functions"].items():
-        held = [row for tag, row in rows if version_key(tag) <= version_key(release)]
-        if held and held[-1] is not None:
-            params = [inspect.Parameter(n, KINDS[kind], default=_default(text)) for n, text, kind in held[-1]]
-            found[name] = inspect.Signature(params)
-    return found
+    """ "module:function" -> its signature in that release, of every function the adapters call."""
+    rows = {name: table().at(name, release) for name in table().entries}
+    return {f"{r.module}:{n}": r.signature() for n, r in rows.items() if r and r.visible != "value"}
 
 
-def _bound(signature: inspect.Signature, kernel: Callable[..., Any]) -> Callable[..., Any]:
+Before = Callable[[str, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+"""Sees a call as the adapter makes it, by entry, positions and names, and gives what is called in its place."""
+
+
+def _bound(
+    name: str, signature: inspect.Signature, kernel: Callable[..., Any], before: Before | None
+) -> Callable[..., Any]:
     def function(*args: Any, **kwargs: Any) -> Any:
+        if before:
+            args, kwargs = before(name, args, kwargs)
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
         return kernel(**given.arguments)
@@ -56,7 +44,7 @@ Install = Callable[..., None]
 
 @pytest.fixture
 def install_aiter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """install(machine, kernels, **renamed): the stand-in of ``machine.aiter`` in sys.modules, and `machine` as platform.
+    """install(machine, kernels, before=None, **renamed): the stand-in of ``machine.aiter`` in sys.modules, and `machine` as platform.
 
     kernels: an object with a method per function, called with the release's parameters by name, and perhaps `modules`,
     what else lies in a module. renamed: old parameter name = new one, in every function.
@@ -72,7 +60,7 @@ def install_aiter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
                 sys.modules[step].__path__ = []
         return sys.modules[path]
 
-    def install(machine: Platform, kernels: Any, **renamed: str) -> None:
+    def install(machine: Platform, kernels: Any, before: Before | None = None, **renamed: str) -> None:
         assert machine.aiter is not None
         for name in [n for n in sys.modules if n.split(".")[0] == "aiter"]:
             monkeypatch.delitem(sys.modules, name)
@@ -81,12 +69,17 @@ def install_aiter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
             if not hasattr(kernels, name):
                 continue
             params = [p.replace(name=renamed.get(p.name, p.name)) for p in signature.parameters.values()]
-            setattr(module(path), name, _bound(inspect.Signature(params), getattr(kernels, name)))
+            setattr(module(path), name, _bound(name, inspect.Signature(params), getattr(kernels, name), before))
         for path, members in getattr(kernels, "modules", {}).items():
             vars(module(path)).update(members)
+        vars(module("aiter")).update(dict.fromkeys(probe.CANARY))
         monkeypatch.setattr(platforms, "platform", lambda: machine)
+        forget()
+
+    def forget() -> None:
         call.entry.cache_clear()
+        call._import_aiter.cache_clear()
 
     with monkeypatch.context() as monkeypatch:
         yield install
-    call.entry.cache_clear()
+    forget()

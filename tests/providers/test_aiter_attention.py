@@ -179,7 +179,7 @@ def test_one_query_is_known_bad_on_gfx942() -> None:
 
     def applies(size: int, dtype: torch.dtype, queries: int = 1) -> bool:
         args: tuple[Tensor, ...] = packed(Make(), (queries,), (5,), (2, 2), (size, size), dtype)
-        return bool(ROWS[0].applies and ROWS[0].applies(*op.bind(args, {})[0]))
+        return ROWS[0].covers(*op.bind(args, {})[0])
 
     assert applies(128, torch.float16)
     assert applies(64, torch.bfloat16)

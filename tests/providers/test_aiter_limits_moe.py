@@ -84,8 +84,8 @@ BLOCKS = torch.ones(4, 2), torch.ones(1, 2)
 L = _empty(4, 64)
 
 PRODUCTS: list[tuple[str, Refusal]] = [
-    ("gemm_a16w16", ((X, X, _empty(4)), {}, "gfx942", "0.1.6", "a bias since 0.1.7")),
-    ("gemm_a16w16", ((X, X, _empty(4)), {}, "gfx942", "0.1.7", None)),
+    ("gemm_a16w16", ((X, X, _empty(4)), {}, "gfx942", "0.1.6", "gemm_a16w16 has no bias before 0.1.6.post2")),
+    ("gemm_a16w16", ((X, X, _empty(4)), {}, "gfx942", "0.1.6.post2", None)),
     ("gemm_a16w16", ((X.float(), X.float()), {}, "gfx942", NEWEST, "a is float32")),
     ("gemm_a8w8", (_gemm(), {}, "gfx942", NEWEST, "takes float8_e4m3fnuz on gfx942")),
     ("gemm_a8w8", (_gemm(), {}, "gfx950", "0.1.5", None)),
@@ -268,7 +268,7 @@ def _bad(op: str, args: tuple[Any, ...], named: dict[str, Any], arch: str, relea
     machine = platform_for(arch, aiter=release, hip=hip)
     args, kwargs = aiter_ops.get_op(op).bind(args, named)
     rows = [r for r in PROVIDER.known_bad if r.matches(op, "aiter", machine)]
-    return {r.source.rsplit("/", 1)[1] for r in rows if r.applies is None or r.applies(*args, **kwargs)}
+    return {r.source.rsplit("/", 1)[1] for r in rows if r.covers(*args, **kwargs)}
 
 
 def test_known_bad_rows_speak_of_their_window_only() -> None:
@@ -316,6 +316,24 @@ def test_known_bad_rows_of_routers_and_experts() -> None:
     assert experts(_moe(experts=288, dtype=FN), named, "gfx950") == {"5049"}
     named = {**SHUFFLED, "quant": "per_token", "w1_scale": torch.ones(4, 256), "w2_scale": torch.ones(4, 128)}
     assert experts(_moe(size=128, dtype=FN), named, "gfx950") == {"2898"}
+
+    def block(experts: int, depth: int, size: int) -> dict[str, Any]:
+        scales = torch.ones(experts, 2 * size // 128, depth // 128), torch.ones(experts, depth // 128, size // 128)
+        return {**SHUFFLED, "quant": "per_block", "w1_scale": scales[0], "w2_scale": scales[1]}
+
+    steps = _moe(size=768, dtype=FN), block(4, 128, 768)
+    assert experts(*steps, "gfx950", "0.1.15.post3") == {"3471"}
+    assert (
+        experts(*steps, "gfx950", "0.1.16") == experts(_moe(dtype=FN), block(4, 128, 256), "gfx950", "0.1.15") == set()
+    )
+    with torch.device("meta"):
+        glm = _moe(8, 257, 8, 6144, 256, FNUZ), block(257, 6144, 256)
+        wide = _moe(64, 128, 8, 7168, 256), SHUFFLED
+        few = _moe(63, 128, 8, 7168, 256), SHUFFLED
+        for release, found in (("0.1.19", set()), ("0.1.19.post1", {"4628"}), ("0.1.20", set())):
+            assert experts(*glm, "gfx942", release) == found
+        assert experts(*wide, "gfx942") == {"2946"}
+        assert experts(*few, "gfx942") == experts(*wide, "gfx950") == set()
 
 
 def test_sub_flags() -> None:

@@ -189,5 +189,5 @@ def test_evidence_speaks_of_what_is_refused() -> None:
     values, keywords = aiter_ops.get_op("mla_decode").bind(args, named)
     from aiter_ops.providers.aiter.known_bad import mla
 
-    found = [r.reason for r in mla.ROWS if r.op == "mla_decode" and r.applies and r.applies(*values, **keywords)]
+    found = [r.reason for r in mla.ROWS if r.op == "mla_decode" and r.covers(*values, **keywords)]
     assert found == ["pages of several tokens give wrong results"]

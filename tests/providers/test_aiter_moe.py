@@ -156,7 +156,7 @@ def test_a_renamed_parameter_is_noticed(op: str, name: str, rename: dict[str, st
         ("fused_moe", "bf16, some of the experts", "fused_moe", {"expert_mask": torch.ones(9, dtype=torch.int32)}),
         ("fused_moe", "bf16 gelu", "fused_moe", {"activation": 11}),
         ("fused_moe", "bf16, to fp16, I 64", "fused_moe", {"dtype": torch.bfloat16}),
-        ("fused_moe", "FP8 static", "fused_moe", {"a2_scale": torch.tensor([0.3])}),
+        ("fused_moe", "FP8 static", "fused_moe", {"a2_scale": torch.tensor([30.0])}),
         ("fused_moe", "x holds codes", "fused_moe", {"a1_scale": torch.ones(9, 1)}),
         ("topk_softplus_sqrt", "bias and scaling", "topk_gating", {"routed_scaling_factor": 1.0}),
         ("topk_softplus_sqrt", "bias and scaling", "topk_gating", {"correction_bias": None}),

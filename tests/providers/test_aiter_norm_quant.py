@@ -1,6 +1,6 @@
 """The AITER adapters of norm, activation and quant against a stand-in for every AITER release they serve.
 
-The stand-in has each release's signatures, read from its sources (tests/data/aiter_signatures.json), the limits its
+The stand-in has each release's signatures, read from its sources (contract/releases.json), the limits its
 kernels check, and their maths in PyTorch with AITER's layouts and floors. What is proven is the form of each call,
 argument by argument, and the layout of each result; not what AITER's own kernels compute.
 """

@@ -54,7 +54,7 @@ PATTERNS: tuple[tuple[str, Cause], ...] = (
     (r"has no implementation", Cause.MISSING),
     (r"^(gfx|sm_)\w+ has .*; asked for|^AITER (makes|takes) \w+ on \w+, not float8", Cause.TYPE),
     (r"\bLDS\b", Cause.LDS),
-    (r"^needs AITER|\b(since|before|came with) (AITER )?0\.\d", Cause.RELEASE),
+    (r"^needs AITER|the table|what that release is|\b(since|before|came with) (AITER )?0\.\d", Cause.RELEASE),
     (
         r"multiple of|is no multiple|powers of two for|divi(des|sible)|<=|>=|wider than|aligned|stride"
         r"|takes (group_size|groups) \d",

@@ -44,9 +44,9 @@ def _version(wanted: bool) -> None:
         import torch
 
         from aiter_ops import __version__
-        from aiter_ops.core.platforms import version_of_aiter, version_of_triton
+        from aiter_ops.core.platforms import aiter_facts, version_of_triton
 
-        triton, aiter = version_of_triton() or "not installed", version_of_aiter() or "not installed"
+        triton, aiter = version_of_triton() or "not installed", aiter_facts()["aiter"] or "not installed"
         print(f"aiter-ops {__version__}, torch {torch.__version__}, Triton {triton}, AITER {aiter}")
         raise typer.Exit
 

@@ -153,13 +153,44 @@ def find_provider(name: str | None) -> str | None:
     return name
 
 
-def other_platform(arch: str, aiter: str | None = None) -> Platform:
-    """The platform of --as and --aiter."""
-    from aiter_ops.core.platforms import platform_for
+As = Annotated[str | None, typer.Option("--as", metavar="ARCH", help="Answer for this machine: gfx950, sm_90, cpu.")]
+Aiter = Annotated[str | None, typer.Option(metavar="RELEASE", help="With --as: the AITER there, e.g. 0.1.16.")]
+Rocm = Annotated[str | None, typer.Option(metavar="RELEASE", help="With --as: the ROCm there, e.g. 7.2.")]
+Sources = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="With --aiter: a folder that holds the package aiter, to judge it by; 'newest': as the newest known release.",
+    ),
+]
 
-    if aiter is not None and not re.match(r"\d+\.\d+", aiter):
-        raise UserError(f"--aiter {aiter!r}; accepted: a release such as 0.1.16")
+
+def _package(folder: str) -> str:
+    """AITER's package folder in a checkout, an unpacked wheel or a site-packages; or the folder itself."""
+    for root in (Path(folder) / "aiter", Path(folder)):
+        if (root / "jit" / "core.py").is_file():
+            return str(root)
+    raise UserError(f"--sources {folder}: accepted: 'newest', or a folder with AITER's package in it")
+
+
+def other_platform(
+    arch: str | None, aiter: str | None = None, rocm: str | None = None, sources: str | None = None
+) -> Platform:
+    """The platform of --as, --aiter, --rocm and --sources."""
+    from aiter_ops.core.platforms import AS_NEWEST, platform_for
+
+    given = {"--aiter": aiter, "--rocm": rocm, "--sources": sources}
+    if arch is None:
+        name, value = next((n, v) for n, v in given.items() if v is not None)
+        raise UserError(f"{name} {value}: needs --as ARCH; of this machine it is read from what is installed")
+    for name, value in (("--aiter", aiter), ("--rocm", rocm)):
+        if value is not None and not re.match(r"\d+\.\d+", value):
+            raise UserError(f"{name} {value!r}; accepted: a release such as {'0.1.16' if name == '--aiter' else '7.2'}")
+    if sources is not None and aiter is None:
+        raise UserError(f"--sources {sources}: needs --aiter RELEASE, which these sources are taken for")
+    root = AS_NEWEST if sources == "newest" else _package(sources) if sources else None
+    facts = {"aiter": aiter, "hip": rocm, "aiter_root": root}
     try:
-        return platform_for(arch, **({"aiter": aiter} if aiter else {}))
+        return platform_for(arch, **{n: v for n, v in facts.items() if v is not None})
     except ValueError as error:
         raise UserError(str(error).replace("arch=", "--as ", 1)) from None

@@ -8,19 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Json, UserError, console, print_json, settings, shown
+from .common import Json, UserError, console, find_ops, print_json, settings, shown
 
+Names = Annotated[list[str] | None, typer.Argument(help="Ops or families, each told alone.", metavar="[OP]...")]
+Trial = Annotated[bool, typer.Option("--import", help="Also import AITER, in a child process with a time limit.")]
 Diff = Annotated[
     tuple[Path, Path] | None,
     typer.Option("--diff", metavar="A.json B.json", help="Compare two files that doctor --json wrote."),
 ]
 
 
-def command(diff: Diff = None, json: Json = False) -> None:
+def command(names: Names = None, diff: Diff = None, trial: Trial = False, json: Json = False) -> None:
     """The machine, the versions, what every provider can serve here or why not, and the settings in force.
 
-    No device is touched and AITER is not imported. Exit code 1: a provider that a rule asks for cannot serve;
-    3: a provider's module fails to import.
+    With names, a line for each of these ops and provider, and the functions of AITER that it calls. No device is touched,
+    and without --import AITER is not imported. Exit code 1: a provider that a rule asks for cannot serve; 3: a provider's
+    module fails to import, or with --import its library.
 
     Example: aiter-ops doctor --json > here.json
     """
@@ -30,12 +33,16 @@ def command(diff: Diff = None, json: Json = False) -> None:
         _show_differences(facts.differences(_read(diff[0]), _read(diff[1])), diff, json)
         return
     settings()
-    data = facts.report()
+    wanted = [op.name for op in find_ops(names)] if names else None
+    data = facts.report(trial)
+    if wanted is not None:
+        data["ops"] = [row for row in data["ops"] if row["op"] in wanted]
     if json:
         print_json(data)
     else:
-        _show(data)
-    if any(row.get("broken") for row in data["providers"]):
+        _show(data, wanted is not None)
+    failed = [name for name, result in data["imports"].items() if result["error"] and result["found"]]
+    if failed or any(row.get("broken") for row in data["providers"]):
         raise typer.Exit(3)
     if data["missed"]:
         raise typer.Exit(1)
@@ -74,7 +81,7 @@ def _plain(value: Any) -> str:
     return "-" if value is None else escape(value if isinstance(value, str) else json_module.dumps(value))
 
 
-def _show(data: dict[str, Any]) -> None:
+def _show(data: dict[str, Any], each: bool) -> None:
     from rich.table import Table
 
     shown("doctor")
@@ -95,16 +102,39 @@ def _show(data: dict[str, Any]) -> None:
     out.print(", ".join(versions), markup=False)
     if data["owners"]["triton"]:
         out.print(f"[bold]triton[/bold]     owned by {', '.join(data['owners']['triton'])}")
+    for name, said in data["libraries"].items():
+        for text in said:
+            out.print(f"[bold]{name:<10}[/bold] ", end="")
+            out.print(text, markup=False)
+    for name, has in data["features"].items():
+        if absent := [f"{feature} ({why})" for feature, why in has.items() if why]:
+            out.print(f"[bold]{name:<10}[/bold] ", end="")
+            out.print(f"without {', '.join(absent)}", markup=False)
+    for name, result in data["imports"].items():
+        wrong = {n: text for n, text in result["entries"].items() if text}
+        style, text = "red", result["error"] or f"{len(wrong)} of {len(result['entries'])} functions are not as known"
+        if not result["error"] and not wrong:
+            style, text = "green", f"ends in {result['seconds']} s with {result['names']} names, all functions as known"
+        out.print(f"[bold]import[/bold]     [{style}]{name}[/] ", end="")
+        out.print(text, markup=False)
+        for entry, why in wrong.items():
+            out.print(f"           {entry}: {why}", markup=False)
     for warning in data["warnings"]:
         out.print("[bold yellow]warning[/bold yellow]    ", end="")
         out.print(warning, markup=False)
     out.print()
     view = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("provider", "family", "usable", "why not", "what to do"):
-        view.add_column(column, no_wrap=column in ("provider", "family", "usable"))
-    for row in data["providers"]:
-        view.add_row(*_cells(row))
+    first = ("op", "provider", "usable") if each else ("provider", "family", "usable")
+    for column in (*first, "why not", "what to do"):
+        view.add_column(column, no_wrap=column in first)
+    for row in data["ops"] if each else data["providers"]:
+        view.add_row(*(_op_cells(row) if each else _cells(row)))
     out.print(view)
+    for row in data["ops"] if each else ():
+        for call in row["calls"]:
+            told = call["state"] or (f"{call['cold']} is not compiled yet" if call["cold"] else "as known")
+            out.print(f"[dim]{row['op']} calls {call['place']}.{call['name']}:[/dim] ", end="")
+            out.print(told, markup=False)
     out.print()
     if missed := data["missed"]:
         wishes = sorted({p for wish in missed.values() for p in wish})
@@ -121,6 +151,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
     reasons = "; ".join(r if whole else f"{n} {'op' if n == 1 else 'ops'}: {r}" for r, n in row["reasons"].items())
     count = f"[{style}]{usable} of {ops} ops[/]"
     return [row["provider"], row["family"], count, escape(reasons), escape(row["advice"])]
+
+
+def _op_cells(row: dict[str, Any]) -> list[str]:
+    from rich.markup import escape
+
+    usable = "[dim]no[/]" if not row["usable"] else "[yellow]by arguments[/]" if row["arguments"] else "[green]yes[/]"
+    return [row["op"], row["provider"], usable, escape(row["reason"] or row["note"] or ""), escape(row["advice"])]
 
 
 def _show_settings(data: dict[str, Any]) -> None:

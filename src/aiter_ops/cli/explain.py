@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+import re
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import Json, Strict, Use, UserError, console, find_op, other_platform, print_json, shown, using
+from .common import (
+    Aiter,
+    As,
+    Json,
+    Rocm,
+    Sources,
+    Strict,
+    Use,
+    UserError,
+    console,
+    find_op,
+    other_platform,
+    print_json,
+    shown,
+    using,
+)
 
-Arch = Annotated[str | None, typer.Option("--as", metavar="ARCH", help="Answer for this machine: gfx950, sm_90, cpu.")]
-Aiter = Annotated[str | None, typer.Option(help="With --as: the AITER release there, e.g. 0.1.16.")]
+if TYPE_CHECKING:
+    from aiter_ops.core.op import Op
+    from aiter_ops.core.samples import Sample
+
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option("--shape", metavar="NAME=4x4096[:DTYPE]", help="A tensor of the sample in another shape; repeatable."),
+]
 SampleName = Annotated[str | None, typer.Option("--sample", help="The op's sample to ask about; default: the first.")]
 
 
 def command(
     op: Annotated[str, typer.Argument(help="An op, e.g. rms_norm.")],
-    arch: Arch = None,
+    arch: As = None,
     aiter: Aiter = None,
+    rocm: Rocm = None,
+    sources: Sources = None,
     sample: SampleName = None,
+    shape: Shapes = None,
     use: Use = "",
     strict: Strict = False,
     json: Json = False,
 ) -> None:
     """Which implementation would serve OP, and why each other one was passed over.
 
-    The arguments asked about are one of the op's samples. Exit code 1: a requested provider would not serve.
+    The arguments asked about are one of the op's samples, with --shape in place of its tensors. Exit code 1: a requested
+    provider would not serve.
 
-    Example: aiter-ops explain rms_norm --as gfx950 --aiter 0.1.16
+    Example: aiter-ops explain rms_norm --as gfx950 --rocm 7.2 --aiter 0.1.16 --shape x=4x4096
     """
     from aiter_ops import Refused
     from aiter_ops import explain as decide_for
@@ -34,13 +61,14 @@ def command(
     from aiter_ops.core.platforms import platform
 
     target = find_op(op)
-    if aiter and not arch:
-        raise UserError(f"--aiter {aiter}: needs --as ARCH; this machine's AITER is read from what is installed")
-    machine = other_platform(arch, aiter) if arch else platform()
+    elsewhere = arch or aiter or rocm or sources
+    machine = other_platform(arch, aiter, rocm, sources) if elsewhere else platform()
     by_name = {s.name: s for s in target.samples(size="small")}
     if sample is not None and sample not in by_name:
         raise UserError(f"--sample {sample!r}; accepted: {', '.join(map(repr, by_name))}")
     chosen = by_name[sample] if sample else next(iter(by_name.values()))
+    if shape:
+        chosen = _reshaped(target, chosen, shape)
     with using(use, strict):
         rules = runtime.policy()
         wanted, _ = rules.preference(target.name, target.family)
@@ -55,7 +83,8 @@ def command(
     if json:
         print_json({**decision.as_dict(), "arguments": chosen.name, "platform": machine.as_dict()})
     else:
-        shown(" ".join(["explain", op, *(["--as", arch] if arch else []), *(["--aiter", aiter] if aiter else [])]))
+        given = {"--as": arch, "--rocm": rocm, "--aiter": aiter}
+        shown(" ".join(["explain", op, *(f"{n} {v}" for n, v in given.items() if v)]))
         out = console()
         where = f"as {arch}" if arch else f"on {machine.name}"
         with_aiter = f", AITER {machine.aiter}" if machine.aiter else ""
@@ -67,3 +96,28 @@ def command(
             out.print(reason, markup=False, soft_wrap=True)
     if wanted and decision.provider not in wanted:
         raise typer.Exit(1)
+
+
+def _reshaped(op: Op, sample: Sample, shapes: list[str]) -> Sample:
+    """A sample with tensors of other shapes, not drawn, after the op's own checks; UserError where they fail."""
+    import torch
+
+    from aiter_ops.core.samples import Sample
+
+    bound = inspect.signature(op.written).bind(*sample.args, **sample.kwargs)
+    names = [p.name for p in op.signature.params if p.is_tensor]
+    for text in shapes:
+        found = re.fullmatch(r"(\w+)=(\d+(?:x\d+)*)(?::(\w+))?", text)
+        if not found or found[1] not in names:
+            raise UserError(f"--shape {text!r}; accepted: NAME=4x4096[:DTYPE], NAME one of {', '.join(names)}")
+        old = bound.arguments.get(found[1])
+        dtype = getattr(torch, found[3], None) if found[3] else getattr(old, "dtype", torch.bfloat16)
+        if not isinstance(dtype, torch.dtype):
+            raise UserError(f"--shape {text!r}: accepted: a dtype of torch, e.g. bfloat16 or float8_e4m3fn")
+        bound.arguments[found[1]] = torch.empty([int(n) for n in found[2].split("x")], dtype=dtype)
+    values, named = op.bind(bound.args, bound.kwargs)
+    try:
+        op.checks(*values, **named)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--shape: {error}") from None
+    return Sample(f"{sample.name}, {', '.join(shapes)}", bound.args, bound.kwargs)

@@ -19,6 +19,9 @@ from aiter_ops.core.policy import Policy
 from aiter_ops.core.provider import get_provider, provider_names
 from aiter_ops.core.settings import SETTINGS, VLLM_FLAGS
 
+from . import symbols
+from .importing import tried
+
 WE_READ = (
     *[s.name for s in SETTINGS],
     *VLLM_FLAGS,
@@ -38,25 +41,6 @@ AITER_READS = (
     *("AITER_ROPE_*_BACKEND", "AITER_TRITON_ONLY", "AITER_AOT_IMPORT", "AITER_USE_SYSTEM_TRITON"),
 )
 """Variables AITER's sources read, up to release 0.1.20; shell patterns."""
-
-ADVICE = (
-    ("needs an AMD GPU", "nothing to do: it serves AMD GPUs only"),
-    ("needs a GPU; this machine has none", "nothing to do: torch serves on a CPU"),
-    ("AITER is not installed", "install AMD's AITER (distribution amd-aiter) for this ROCm; see docs/install.md"),
-    ("needs AITER", "install a release in that window"),
-    ("Triton is not installed", "use a GPU build of torch; it brings its Triton"),
-    ("needs Triton", "use a newer GPU build of torch; it brings its Triton"),
-    ("excluded by rule", "remove that rule to use it"),
-    ("AITER_OPS=off", "unset AITER_OPS to use it"),
-    ("AITER_OPS_BATCH_INVARIANT", "unset AITER_OPS_BATCH_INVARIANT to use it"),
-    ("VLLM_ROCM_USE_AITER", "set that variable to 1 to use it"),
-    ("serves ", "nothing to do: it has no kernels for this architecture"),
-)
-
-
-def advice(reason: str) -> str:
-    """What a user can do about a reason; empty where nothing is known."""
-    return next((text for start, text in ADVICE if start in reason), "")
 
 
 def _versions() -> dict[str, str | None]:
@@ -118,28 +102,6 @@ def _environment() -> dict[str, str]:
     return {n: os.environ[n] for n in sorted(os.environ) if any(fnmatch.fnmatchcase(n, p) for p in patterns)}
 
 
-def _family(provider: str, family: str, ops: list[Op], here: Platform, rules: Policy) -> dict[str, Any]:
-    """One line: how many of a family's ops a provider can serve here, and why not the others."""
-    source = get_provider(provider)
-    row: dict[str, Any] = {"provider": provider, "family": family, "ops": len(ops), "reasons": {}, "served": []}
-    if reason := source.requirements.unmet(here):
-        row["reasons"] = {reason: len(ops)}
-    else:
-        try:
-            for op in ops:
-                candidate = next(c for c in runtime.find(op, here, rules) if c.provider == provider)
-                if candidate.out is None:
-                    row["served"].append(op.name)
-                else:
-                    text = "has no implementation" if "has no implementation" in candidate.out else candidate.out
-                    row["reasons"][text] = row["reasons"].get(text, 0) + 1
-        except Exception as error:
-            row["reasons"] = {f"its module fails to import: {type(error).__name__}: {error}": len(ops)}
-            row["broken"] = True
-    row["advice"] = next((a for r in row["reasons"] if (a := advice(r))), "")
-    return row
-
-
 def _missed(ops: list[Op], rows: list[dict[str, Any]], rules: Policy) -> dict[str, tuple[str, ...]]:
     """Ops for which rules name providers none of which serves, with those providers."""
     served = {(name, row["provider"]) for row in rows for name in row["served"]}
@@ -147,16 +109,17 @@ def _missed(ops: list[Op], rows: list[dict[str, Any]], rules: Policy) -> dict[st
     return {n: wish for n, wish in wishes.items() if wish and not any((n, p) in served for p in wish)}
 
 
-def report() -> dict[str, Any]:
-    """Everything `doctor` says, as data."""
+def report(trial: bool = False) -> dict[str, Any]:
+    """Everything `doctor` says, as data. trial: libraries that can be tried are imported, each in a child process."""
     here, rules = platform(), runtime.policy()
+    imports = {n: tried(m) for n in provider_names() if trial and (m := get_provider(n).trial)}
     owners, warnings = _installed()
     settings, written = _settings()
-    families: dict[str, list[Op]] = {}
-    for op in list_ops():
-        families.setdefault(op.family, []).append(op)
-    providers = [_family(p, f, ops, here, rules) for p in provider_names() for f, ops in families.items()]
-    missed = _missed(list(list_ops()), providers, rules)
+    order = list(dict.fromkeys(op.family for op in list_ops()))
+    every = sorted(list_ops(), key=lambda op: order.index(op.family))
+    ops = [symbols.row(op, name, here, rules, imports) for name in provider_names() for op in every]
+    providers = symbols.families(ops)
+    missed = _missed(every, providers, rules)
     return {
         "platform": here.as_dict(),
         "versions": _versions(),
@@ -166,6 +129,10 @@ def report() -> dict[str, Any]:
         "rules": written,
         "environment": _environment(),
         "providers": providers,
+        "ops": ops,
+        "imports": imports,
+        "libraries": {n: list(tell(here)) for n in provider_names() if (tell := get_provider(n).facts)},
+        "features": {n: tell(here) for n in provider_names() if (tell := get_provider(n).features)},
         "missed": {name: list(wish) for name, wish in missed.items()},
     }
 
@@ -183,4 +150,4 @@ def differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
 
 def _keyed(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Rows of a list by what names them, so that lists of other lengths compare."""
-    return {" ".join(str(r[k]) for k in ("name", "provider", "family") if k in r): r for r in rows}
+    return {" ".join(str(r[k]) for k in ("name", "op", "provider", "family") if k in r): r for r in rows}

@@ -8,20 +8,21 @@ from typing import Any, NamedTuple
 from .evidence import KnownBad
 from .platforms import Platform
 from .policy import Policy
-from .provider import Implementation, Predicate
+from .provider import Implementation, Predicate, Standing
 
 
 class Candidate(NamedTuple):
     """One provider for one op on one platform under one policy, before arguments are seen.
 
     out: why it cannot serve at all, or None. predicate: asks the arguments, or None where all are taken.
-    lifted_or_bad: known-bad rows that depend on arguments.
+    note: what is to be known where it serves.
     """
 
     provider: str
     implementation: Implementation | None
     out: str | None
     predicate: Predicate | None = None
+    note: str | None = None
 
 
 class Decision(NamedTuple):
@@ -64,13 +65,13 @@ def _varies(implementation: Implementation, policy: Policy) -> str | None:
 
 
 def _bad_predicate(rows: list[KnownBad], inner: Predicate | None) -> Predicate | None:
-    rows = [r for r in rows if r.applies]
+    rows = [r for r in rows if r.depends]
     if not rows:
         return inner
 
     def predicate(*args: Any, **kwargs: Any) -> str | None:
         for row in rows:
-            if row.applies and row.applies(*args, **kwargs):
+            if row.covers(*args, **kwargs):
                 return str(row)
         return inner(*args, **kwargs) if inner else None
 
@@ -86,10 +87,12 @@ def candidates(
     policy: Policy,
     known_bad: Iterable[KnownBad],
     missing: Mapping[str, str],
+    standings: Mapping[str, Standing],
 ) -> list[Candidate]:
     """Every provider for an op, preferred ones first, as far as they can be judged without arguments.
 
-    `order` is the built-in order; `missing` gives the reason for providers that have no implementation of the op.
+    `order` is the built-in order; `missing` gives the reason for providers that have no implementation of the op,
+    `standings` what providers say of their library on the platform.
     """
     preferred, _ = policy.preference(op, family)
     names = [*preferred, *[n for n in order if n not in preferred]]
@@ -100,17 +103,20 @@ def candidates(
         if implementation is None:
             result.append(Candidate(name, None, missing.get(name) or f"has no implementation of {op}"))
             continue
+        standing = standings.get(name, Standing())
         out = (
             policy.exclusion(op, family, name, implementation.flag)
             or implementation.unmet(platform)
+            or standing.out
             or _varies(implementation, policy)
+            or (f"strict: {standing.note}" if policy.strict and standing.note else None)
         )
         predicate = implementation.predicate(platform) if implementation.predicate and not out else None
         if not out and not policy.lifts(op, family, name):
             bad = [r for r in rows if r.matches(op, name, platform)]
-            out = next((str(r) for r in bad if r.applies is None), None)
+            out = next((str(r) for r in bad if not r.depends), None)
             predicate = _bad_predicate(bad, predicate)
-        result.append(Candidate(name, implementation, out, predicate))
+        result.append(Candidate(name, implementation, out, predicate, standing.note))
     return result
 
 
@@ -147,6 +153,8 @@ def decide(
                 if candidate.provider in preferred
                 else "first in built-in order that serves"
             )
+            if candidate.note:
+                asked += f"; {candidate.note}"
             if policy.batch_invariant and candidate.implementation and not candidate.implementation.batch_invariant:
                 asked += f"; not batch invariant: {VARIES}"
             reasons.append((candidate.provider, True, asked))

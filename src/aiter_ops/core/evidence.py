@@ -6,6 +6,9 @@ import fnmatch
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from .platforms import Platform
 
@@ -27,7 +30,11 @@ def in_window(version: str | None, window: tuple[str | None, str | None]) -> boo
 
 @dataclass(frozen=True, eq=False)
 class KnownBad:
-    """One row of evidence. `op` and `arch` take shell patterns; `applies` sees the op's own parameters."""
+    """One row of evidence. `op` and `arch` take shell patterns; `rocm` and `aiter` are half-open windows of versions.
+
+    dtypes: it speaks of calls with a tensor of one of these, or that ask for one; empty: of any. applies: sees the op's
+    own parameters, and says whether it speaks of them; None: it does. Both hold where both are given.
+    """
 
     op: str
     provider: str
@@ -36,6 +43,7 @@ class KnownBad:
     arch: str = "*"
     rocm: tuple[str | None, str | None] = (None, None)
     aiter: tuple[str | None, str | None] = (None, None)
+    dtypes: tuple[torch.dtype, ...] = ()
     applies: Callable[..., bool] | None = None
 
     def __post_init__(self) -> None:
@@ -43,7 +51,7 @@ class KnownBad:
             raise ValueError(f"known-bad row for {self.op}: source={self.source!r}; a public https address is accepted")
 
     def matches(self, op: str, provider: str, platform: Platform) -> bool:
-        """Whether the row speaks of this op, provider and machine; `applies` is asked where the arguments are known."""
+        """Whether the row speaks of this op, provider and machine; `covers` is asked where the arguments are known."""
         return (
             provider == self.provider
             and fnmatch.fnmatchcase(op, self.op)
@@ -51,6 +59,19 @@ class KnownBad:
             and in_window(platform.hip, self.rocm)
             and in_window(platform.aiter, self.aiter)
         )
+
+    @property
+    def depends(self) -> bool:
+        """Whether it speaks of some arguments only."""
+        return bool(self.dtypes or self.applies)
+
+    def covers(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether it speaks of these arguments of its op."""
+        if self.dtypes:
+            given = (getattr(v, "dtype", v) for v in (*args, *kwargs.values()))
+            if not any(d in self.dtypes for d in given if isinstance(d, torch.dtype)):
+                return False
+        return self.applies is None or self.applies(*args, **kwargs)
 
     def __str__(self) -> str:
         return f"known bad: {self.reason} ({self.source})"

@@ -24,12 +24,16 @@ OCP_ARCHS = ("gfx950", "gfx1200", "gfx1201", "gfx1250", "sm_89", "sm_90", "sm_10
 
 WAVE64_ARCHS = "gfx9"
 
+AS_NEWEST = "as the newest known release"
+
 
 class Platform(NamedTuple):
     """What decisions are made from. All fields are plain data, so a platform that is not here can be written down.
 
     vendor: ``amd``, ``nvidia`` or ``cpu``; arch: ``gfx942``, ``sm_90`` or ``cpu``; lds: bytes of shared memory a
-    workgroup can use; versions are strings or None where the thing is not installed.
+    workgroup can use; versions are strings or None where the thing is not installed. aiter_root: the folder of AITER's
+    package, whose sources tell what it offers; AS_NEWEST: assumed to offer what the newest known release does; None:
+    nothing is known of it but its release. aiter_fault: why an AITER that seems to be here is none, or None.
     """
 
     vendor: str = "cpu"
@@ -44,6 +48,8 @@ class Platform(NamedTuple):
     triton: str | None = None
     triton_interpret: bool = False
     aiter: str | None = None
+    aiter_root: str | None = None
+    aiter_fault: str | None = None
 
     @property
     def fp8_dtype(self) -> torch.dtype:
@@ -106,9 +112,39 @@ def version_of_triton() -> str | None:
     return found.group(1) if found else "unknown"
 
 
-def version_of_aiter() -> str | None:
-    """The version of AMD's AITER. The distribution is ``amd-aiter``; PyPI's ``aiter`` is another project."""
-    return distribution_version("amd-aiter")
+def aiter_facts() -> dict[str, str | None]:
+    """The fields of a Platform about AITER: its release, its folder, and what is wrong. Nothing of it is imported.
+
+    AMD's distribution is ``amd-aiter``; the PyPI name ``aiter`` belongs to another project, whose package is told from
+    AMD's by what lies in it.
+    """
+    release = distribution_version("amd-aiter")
+    try:
+        spec = importlib.util.find_spec("aiter")
+    except (ImportError, ValueError):
+        spec = None
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    root = next((p for p in places if os.path.isfile(os.path.join(p, "jit", "core.py"))), None)
+    if root is not None:
+        release = release or _written_release(root)
+        unknown = None if release else f"the AITER in {root} says no release, neither in metadata nor in _version.py"
+        return {"aiter": release, "aiter_root": root, "aiter_fault": unknown}
+    fault = None
+    if spec is not None:
+        fault = f"the Python package aiter here ({spec.origin or ', '.join(places)}) is not AMD's AITER (amd-aiter)"
+    elif release is not None:
+        fault = f"amd-aiter {release} is installed, but its package aiter is not to be found"
+    return {"aiter": None, "aiter_root": None, "aiter_fault": fault}
+
+
+def _written_release(root: str) -> str | None:
+    """The release of a checkout that no distribution owns, where its build wrote one down."""
+    try:
+        with open(os.path.join(root, "_version.py"), encoding="utf-8") as file:
+            found = re.search(r"""^(?:__version__|version)\b[^'"]*['"]([^'"]+)""", file.read(), re.MULTILINE)
+    except OSError:
+        return None
+    return found.group(1) if found else None
 
 
 def _visible_index(*variables: str) -> str | None:
@@ -211,7 +247,7 @@ def platform() -> Platform:
         cuda=torch.version.cuda,
         triton=version_of_triton(),
         triton_interpret=os.environ.get("TRITON_INTERPRET") == "1",
-        aiter=version_of_aiter(),
+        **aiter_facts(),  # type: ignore[arg-type]
     )
 
 

@@ -28,11 +28,39 @@ BUILT_IN = {
 """The providers of the package in built-in order; the strings are module paths, imported when first needed."""
 
 
+class Call(NamedTuple):
+    """A function of the provider's library that an implementation calls, in library versions first <= v < last."""
+
+    name: str
+    first: str | None = None
+    last: str | None = None
+
+
+class Standing(NamedTuple):
+    """What a provider says of an implementation's calls on a machine: why it is out, or what to know where it is not."""
+
+    out: str | None = None
+    note: str | None = None
+
+
+class Symbol(NamedTuple):
+    """One function of a provider's library on a machine, as `doctor` shows it.
+
+    state: empty where it is as it is called, else what is wrong, or what is not known. cold: the extension module that
+    its first call has to compile, where there is no compiled one yet.
+    """
+
+    name: str
+    place: str
+    state: str = ""
+    cold: str = ""
+
+
 class Requirements(NamedTuple):
     """What must be true of a machine before an implementation is asked about arguments. Unknown means unsupported.
 
     vendors, archs (shell patterns): where it runs; empty: anywhere. gpu: its tensors live on a GPU.
-    triton, aiter: half-open windows of versions, None: not needed.
+    triton, aiter: half-open windows of versions, None: not needed. calls: what it calls of the provider's library.
     """
 
     vendors: tuple[str, ...] = ()
@@ -40,6 +68,7 @@ class Requirements(NamedTuple):
     gpu: bool = False
     triton: tuple[str | None, str | None] | None = None
     aiter: tuple[str | None, str | None] | None = None
+    calls: tuple[Call, ...] = ()
 
     def unmet(self, platform: Platform) -> str | None:
         """The first requirement this platform does not meet, as a reason; None where all are met."""
@@ -57,7 +86,7 @@ class Requirements(NamedTuple):
             if window is None:
                 continue
             if version is None:
-                return f"{name} is not installed"
+                return (platform.aiter_fault if name == "AITER" else None) or f"{name} is not installed"
             if version != "assumed" and not in_window(version, window):
                 return f"needs {name} {_window_text(window)}; {version} is installed"
         return None
@@ -84,6 +113,11 @@ class Implementation(NamedTuple):
     source: Callable[..., Any] | None = None
     batch_invariant: bool = False
 
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """What it calls of the provider's library."""
+        return tuple(call for r in self.requirements for call in r.calls)
+
     def unmet(self, platform: Platform) -> str | None:
         return next((r for r in (q.unmet(platform) for q in self.requirements) if r), None)
 
@@ -104,7 +138,11 @@ class Provider:
     """A source of implementations. Its package holds one module per family, imported when the family is first used.
 
     imports: the module its families cannot be imported without. around: given an op's signature and an implementation of
-    it as the layer runs it, arguments checked, what is run in its place.
+    it as the layer runs it, arguments checked, what is run in its place. stands: given the calls of an implementation
+    whose other requirements are met, whether the library of a machine has them as they are called. symbols: the same,
+    function by function. facts: sentences about the library on a machine, for `doctor`. features: what
+    the library there has, by names for people: empty, or why not. trial: a module that, run in a process of its own, imports the library and prints what it found
+    (see cli/importing.py).
     """
 
     name: str
@@ -113,6 +151,11 @@ class Provider:
     imports: str | None = None
     known_bad: tuple[KnownBad, ...] = ()
     around: Callable[[Signature, Callable[..., Any]], Callable[..., Any]] | None = None
+    stands: Callable[[tuple[Call, ...], Platform], Standing] | None = None
+    symbols: Callable[[tuple[Call, ...], Platform], tuple[Symbol, ...]] | None = None
+    facts: Callable[[Platform], tuple[str, ...]] | None = None
+    features: Callable[[Platform], dict[str, str]] | None = None
+    trial: str | None = None
     distribution: str = "aiter-ops"
 
     def implements(

@@ -121,6 +121,7 @@ def find(op: Op, machine: Platform, rules: Policy) -> list[Candidate]:
     """All candidates of an op on a machine under a policy; loads the providers' modules that can serve there."""
     names = provider.provider_names()
     missing: dict[str, str] = {}
+    standings: dict[str, provider.Standing] = {}
     bad = []
     for name in names:
         if name == "torch":
@@ -131,7 +132,10 @@ def find(op: Op, machine: Platform, rules: Policy) -> list[Candidate]:
             reason = source.requirements.unmet(machine) or provider.load_family(source, op.family)
             if reason:
                 missing[name] = reason
-    return candidates(op.name, op.family, op.implementations_loaded(), names, machine, rules, bad, missing)
+        implementation = op.implementations_loaded().get(name)
+        if source.stands and implementation and implementation.unmet(machine) is None:
+            standings[name] = source.stands(implementation.calls, machine)
+    return candidates(op.name, op.family, op.implementations_loaded(), names, machine, rules, bad, missing, standings)
 
 
 def explain(

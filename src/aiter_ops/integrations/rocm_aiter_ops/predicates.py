@@ -29,7 +29,7 @@ def _archs(accepted: tuple[str, ...]) -> Condition:
         if p.vendor != "amd":
             return f"no AMD GPU here ({p.name})"
         if p.aiter is None:
-            return "AITER (distribution amd-aiter) is not installed"
+            return p.aiter_fault or "AITER (distribution amd-aiter) is not installed"
         return None if p.arch in accepted else f"{p.arch} is none of {', '.join(accepted)}"
 
     return check

@@ -17,10 +17,9 @@ from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 
 from . import PROVIDER, limits
-from .call import entry, needs, rows, shaped_scale, since
+from .call import entry, lacks, needs, rows, shaped_scale, since
 
 LINEAR = "VLLM_ROCM_USE_AITER_LINEAR"
-ACTIVATION = "aiter.ops.activation"
 FP32_FROM = "0.1.9.post1"
 WIDEST_GROUP = 8192
 """Columns of one group that a program of AITER's Triton kernel holds in registers."""
@@ -29,16 +28,16 @@ WIDEST_GROUP = 8192
 def _gated(name: str, x: Tensor, **options: float) -> Tensor:
     flat = rows(x)
     out = torch.empty((flat.shape[0], flat.shape[1] // 2), dtype=x.dtype, device=x.device)
-    entry(name, ACTIVATION)(out, flat, **options)
+    entry(name)(out, flat, **options)
     return out.view(*x.shape[:-1], -1)
 
 
 def _silu(platform: Platform) -> Predicate:
-    fp32, limits_gate = since(platform, FP32_FROM), since(platform, "0.1.14")
+    fp32, unlimited = since(platform, FP32_FROM), lacks(platform, "silu_and_mul", "limit")
 
     def refuse(x: Tensor, limit: float | None) -> str | None:
-        if limit is not None and not limits_gate:
-            return "AITER's silu_and_mul has a limit since 0.1.14"
+        if limit is not None and unlimited:
+            return unlimited
         return limits.half(x, fp32, FP32_FROM) or limits.addressable(x)
 
     return refuse
@@ -53,27 +52,28 @@ def _gelu(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("silu_and_mul", requires=needs("0.1.5"), refuses=_silu)
+@PROVIDER.implements("silu_and_mul", requires=needs("0.1.5", "silu_and_mul"), refuses=_silu)
 def silu_and_mul(x: Tensor, limit: float | None = None) -> Tensor:
     """AITER aiter/ops/activation.py, silu_and_mul, 0.1.5-0.1.20; its `limit` (0: none) since 0.1.14."""
     return _gated("silu_and_mul", x) if limit is None else _gated("silu_and_mul", x, limit=limit)
 
 
-@PROVIDER.implements("gelu_and_mul", requires=needs("0.1.5"), refuses=_gelu)
+@PROVIDER.implements("gelu_and_mul", requires=needs("0.1.5", "gelu_and_mul"), refuses=_gelu)
 def gelu_and_mul(x: Tensor) -> Tensor:
     """AITER aiter/ops/activation.py, gelu_and_mul (the erf form), 0.1.5-0.1.20."""
     return _gated("gelu_and_mul", x)
 
 
-@PROVIDER.implements("gelu_tanh_and_mul", requires=needs("0.1.5"), refuses=_gelu)
+@PROVIDER.implements("gelu_tanh_and_mul", requires=needs("0.1.5", "gelu_tanh_and_mul"), refuses=_gelu)
 def gelu_tanh_and_mul(x: Tensor) -> Tensor:
     """AITER aiter/ops/activation.py, gelu_tanh_and_mul, 0.1.5-0.1.20."""
     return _gated("gelu_tanh_and_mul", x)
 
 
 def _silu_quant(x: Tensor, group_size: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
-    quantise = entry("act_mul_and_fp8_group_quant", "aiter.ops.triton.activation")
-    q, scale = quantise(rows(x), activation="silu", group_size=group_size, dtype_quant=dtype)
+    q, scale = entry("act_mul_and_fp8_group_quant")(
+        rows(x), activation="silu", group_size=group_size, dtype_quant=dtype
+    )
     shape = torch.Size((*x.shape[:-1], x.shape[-1] // 2))
     return q.view(shape), shaped_scale(scale, shape, "row")
 
@@ -91,7 +91,12 @@ def _group(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("silu_and_mul_group_quant", requires=needs("0.1.6.post2"), refuses=_group, flag=LINEAR)
+@PROVIDER.implements(
+    "silu_and_mul_group_quant",
+    requires=needs("0.1.6.post2", "act_mul_and_fp8_group_quant"),
+    refuses=_group,
+    flag=LINEAR,
+)
 def silu_and_mul_group_quant(
     x: Tensor,
     group_size: int = 128,
@@ -116,7 +121,12 @@ def _row(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("silu_and_mul_dynamic_quant", requires=needs("0.1.6.post2"), refuses=_row, flag=LINEAR)
+@PROVIDER.implements(
+    "silu_and_mul_dynamic_quant",
+    requires=needs("0.1.6.post2", "act_mul_and_fp8_group_quant"),
+    refuses=_row,
+    flag=LINEAR,
+)
 def silu_and_mul_dynamic_quant(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """AITER aiter/ops/triton/activation.py, act_mul_and_fp8_group_quant with the row as its group, 0.1.6.post2-0.1.20."""
     return _silu_quant(x, x.shape[-1] // 2, dtype)

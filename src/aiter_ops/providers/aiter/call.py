@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
+import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,32 +16,69 @@ from torch import Tensor
 from aiter_ops.core import platforms
 from aiter_ops.core.evidence import version_key
 from aiter_ops.core.platforms import Platform
-from aiter_ops.core.provider import Requirements
+from aiter_ops.core.provider import Call, Requirements
 from aiter_ops.ops.formulas import SCALE_FLOOR
 
+from . import probe
+from .contract.archs import FULL
+from .contract.table import table
 
-class MissingEntry(RuntimeError):
-    """This AITER has no such function where its release should have one (a partial or truncated install)."""
+log = logging.getLogger("aiter_ops")
+
+
+class BrokenAiter(RuntimeError):
+    """This AITER cannot be called: its import fails or stops early, or a function is not as its release has it."""
 
 
 @functools.cache
-def entry(name: str, *modules: str) -> Callable[..., Any]:
-    """AITER's function `name` from the first of `modules` that has it; releases move modules, newest place first.
+def entry(name: str) -> Callable[..., Any]:
+    """AITER's function `name`, from where this machine's release has it (contract/releases.json).
 
-    Imports AITER at the first call. Raises MissingEntry, naming modules and release; another missing dependency of
-    AITER is raised as it comes.
+    Imports AITER at the first call, and holds what it finds against the table. Raises BrokenAiter, naming the release
+    and the first real error.
     """
-    for module in modules:
-        try:
-            found = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if not error.name or not f"{module}.".startswith(f"{error.name}."):
-                raise
-            continue
-        if hasattr(found, name):
-            return getattr(found, name)  # type: ignore[no-any-return]
-    release = platforms.platform().aiter
-    raise MissingEntry(f"AITER {release} has no {name} in {' or '.join(modules)}; its installation may be incomplete")
+    machine = platforms.platform()
+    row = table().at(name, machine.aiter) if machine.aiter else None
+    if row is None:
+        raise BrokenAiter(f"AITER {machine.aiter} has no {name}")
+    _import_aiter()
+    try:
+        found = getattr(importlib.import_module(row.module), name)
+    except Exception as error:
+        raise BrokenAiter(f"AITER {machine.aiter}: {row.module}, {name}: {type(error).__name__}: {error}") from error
+    if different := probe.unlike(found, name, row):
+        raise BrokenAiter(f"AITER {machine.aiter} is not what that release is; {name}: {different}")
+    return found  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _import_aiter() -> None:
+    """``import aiter``, whole; BrokenAiter otherwise."""
+    _show_hip_symbols()
+    release = platforms.platform().aiter or "of unknown release"
+    try:
+        aiter = importlib.import_module("aiter")
+    except Exception as error:
+        raise BrokenAiter(f"AITER {release} cannot be imported: {type(error).__name__}: {error}") from error
+    if told := probe.truncated(aiter):
+        raise BrokenAiter(f"AITER {release}: {told}")
+
+
+def _show_hip_symbols() -> None:
+    """Make the HIP runtime that torch has loaded visible to AITER's extension modules, which link to none themselves.
+
+    Done right before AITER is imported, and only where torch has a HIP runtime; the library is named by the process's
+    own map of memory, so no other copy is loaded. Warns where that fails.
+    """
+    if torch.version.hip is None:
+        return
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as file:
+            paths = {line.split(maxsplit=5)[-1].strip() for line in file if "libamdhip64" in line}
+        for path in paths:
+            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)
+    except OSError as error:
+        log.warning("the HIP runtime's symbols could not be made visible to AITER: %s", error)
 
 
 def since(platform: Platform, first: str) -> bool:
@@ -47,9 +87,28 @@ def since(platform: Platform, first: str) -> bool:
     return version is not None and (version == "assumed" or version_key(version) >= version_key(first))
 
 
-def needs(first: str, last: str | None = None, archs: tuple[str, ...] = ("gfx942", "gfx950")) -> Requirements:
-    """Releases `first` <= AITER < `last`, on the architectures AITER's makers support in full (MI300, MI350)."""
-    return Requirements(archs=archs, aiter=(first, last))
+def takes(platform: Platform, name: str, parameter: str) -> bool:
+    """Whether the platform's AITER has a parameter of that name in an entry."""
+    row = table().at(name, platform.aiter) if platform.aiter else None
+    return row is not None and parameter in [p.name for p in row.parameters]
+
+
+def lacks(platform: Platform, name: str, parameter: str) -> str | None:
+    """Why an argument of the op cannot be given: this release's entry has no such parameter. None where it has."""
+    if takes(platform, name, parameter):
+        return None
+    first = table().first_with(name, parameter)
+    return f"AITER's {name} has no {parameter}" + (f" before {first}" if first else "")
+
+
+def needs(first: str, *calls: str | Call, last: str | None = None, archs: tuple[str, ...] = FULL) -> Requirements:
+    """Releases `first` <= AITER < `last`, on the architectures AITER's makers support in full unless others are named.
+
+    calls: the entries an adapter calls, in every release that has them, or as a Call in some of those.
+    """
+    return Requirements(
+        archs=archs, aiter=(first, last), calls=tuple(Call(c) if isinstance(c, str) else c for c in calls)
+    )
 
 
 def rows(x: Tensor) -> Tensor:

@@ -21,8 +21,6 @@ from . import PROVIDER, limits
 from .call import entry, needs
 from .rope import exact_products, extent, neighbours
 
-CACHE = "aiter.ops.cache"
-FUSED = ("aiter.ops.triton.fusions.fused_kv_cache", "aiter.ops.triton.fused_kv_cache")
 AUTO = "auto"
 """AITER's kv_cache_dtype where the cache has the dtype of what is written."""
 
@@ -75,7 +73,9 @@ def _caches(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("reshape_and_cache", requires=needs("0.1.5"), refuses=_caches)
+@PROVIDER.implements(
+    "reshape_and_cache", requires=needs("0.1.5", "reshape_and_cache_flash", "reshape_and_cache"), refuses=_caches
+)
 def reshape_and_cache(
     k: Tensor,
     v: Tensor,
@@ -96,9 +96,9 @@ def reshape_and_cache(
     tensors = k[:count], v[:count], k_cache, v_cache, slot_mapping.long()
     if layout == "nhd":
         scale = _any_scale(tensors[-1])
-        entry("reshape_and_cache_flash", CACHE)(*tensors, kv_cache_dtype=AUTO, k_scale=scale, v_scale=scale)
+        entry("reshape_and_cache_flash")(*tensors, kv_cache_dtype=AUTO, k_scale=scale, v_scale=scale)
     else:
-        entry("reshape_and_cache", CACHE)(*tensors, kv_cache_dtype=AUTO, k_scale=None, v_scale=None, asm_layout=True)
+        entry("reshape_and_cache")(*tensors, kv_cache_dtype=AUTO, k_scale=None, v_scale=None, asm_layout=True)
 
 
 def _latents(platform: Platform) -> Predicate:
@@ -120,7 +120,7 @@ def _latents(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("concat_and_cache_mla", requires=needs("0.1.6.post1"), refuses=_latents)
+@PROVIDER.implements("concat_and_cache_mla", requires=needs("0.1.6.post1", "concat_and_cache_mla"), refuses=_latents)
 def concat_and_cache_mla(
     kv_c: Tensor, k_pe: Tensor, cache: Tensor, slot_mapping: Tensor, scale: Tensor | None = None
 ) -> None:
@@ -129,7 +129,7 @@ def concat_and_cache_mla(
         return
     slots = slot_mapping.long()
     rotary = k_pe.squeeze(1) if k_pe.dim() == 3 else k_pe
-    entry("concat_and_cache_mla", CACHE)(kv_c, rotary, cache, slots, kv_cache_dtype=AUTO, scale=_any_scale(slots))
+    entry("concat_and_cache_mla")(kv_c, rotary, cache, slots, kv_cache_dtype=AUTO, scale=_any_scale(slots))
 
 
 def _fused(platform: Platform) -> Predicate:
@@ -171,7 +171,7 @@ def _fused(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("rope_and_cache", requires=needs("0.1.6.post2"), refuses=_fused)
+@PROVIDER.implements("rope_and_cache", requires=needs("0.1.6.post2", "fused_qk_rope_reshape_and_cache"), refuses=_fused)
 def rope_and_cache(
     positions: Tensor,
     q: Tensor,
@@ -190,7 +190,7 @@ def rope_and_cache(
     fused_qk_rope_reshape_and_cache, 0.1.6.post2-0.1.20. What it does with tokens without a slot is in known_bad.kv_cache.
     """
     cos, sin = cos_sin_cache.chunk(2, -1)
-    entry("fused_qk_rope_reshape_and_cache", *FUSED)(
+    entry("fused_qk_rope_reshape_and_cache")(
         *(q, k, v, k_cache, v_cache, slot_mapping, positions, cos, sin),
         k_scale=None,
         v_scale=None,

@@ -16,7 +16,6 @@ from aiter_ops.ops.layout import GATE_UP, ScaleLayout, WeightLayout
 from . import PROVIDER
 from .call import entry, needs, since
 
-SHUFFLE, FP4 = "aiter.ops.shuffle", "aiter.utility.fp4_utils"
 TILES = {"shuffled_16x16": (16, 16), "shuffled_32x16": (32, 16)}
 """Rows and lanes' worth of columns of a tile, in AITER's argument."""
 
@@ -37,13 +36,15 @@ def _weight(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("shuffle_weight", requires=needs("0.1.5"), refuses=_weight)
+@PROVIDER.implements(
+    "shuffle_weight", requires=needs("0.1.5", "shuffle_weight", "shuffle_weight_a16w4"), refuses=_weight
+)
 def shuffle_weight(w: Tensor, layout: WeightLayout = "shuffled_16x16") -> Tensor:
     """AITER aiter/ops/shuffle.py, shuffle_weight, 0.1.5-0.1.20; shuffle_weight_a16w4 with gate and up, since 0.1.7."""
     if layout.endswith(GATE_UP):
-        moved = entry("shuffle_weight_a16w4", SHUFFLE)(w.reshape(_shape(w)).contiguous(), NLane=16, gate_up=True)
+        moved = entry("shuffle_weight_a16w4")(w.reshape(_shape(w)).contiguous(), NLane=16, gate_up=True)
     else:
-        moved = entry("shuffle_weight", SHUFFLE)(w.contiguous(), layout=TILES[layout])
+        moved = entry("shuffle_weight")(w.contiguous(), layout=TILES[layout])
     return moved.view(w.shape)  # type: ignore[no-any-return]
 
 
@@ -60,7 +61,7 @@ def _scale(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("shuffle_scale", requires=needs("0.1.5"), refuses=_scale)
+@PROVIDER.implements("shuffle_scale", requires=needs("0.1.5", "e8m0_shuffle", "shuffle_scale_a16w4"), refuses=_scale)
 def shuffle_scale(scale: Tensor, layout: ScaleLayout = "shuffled_32x8") -> Tensor:
     """AITER aiter/utility/fp4_utils.py, e8m0_shuffle, 0.1.5-0.1.20, whose padding to 256 rows is cut off; with gate and
     up aiter/ops/shuffle.py, shuffle_scale_a16w4, since 0.1.7.
@@ -68,7 +69,7 @@ def shuffle_scale(scale: Tensor, layout: ScaleLayout = "shuffled_32x8") -> Tenso
     experts, rows, columns = _shape(scale)
     flat = scale.reshape(experts * rows, columns).contiguous()
     if layout.endswith(GATE_UP):
-        moved = entry("shuffle_scale_a16w4", SHUFFLE)(flat, experts_cnt=experts, gate_up=True)
+        moved = entry("shuffle_scale_a16w4")(flat, experts_cnt=experts, gate_up=True)
     else:
-        moved = entry("e8m0_shuffle", FP4)(flat)
+        moved = entry("e8m0_shuffle")(flat)
     return moved.view(torch.uint8).flatten()[: flat.numel()].clone().view(scale.shape)  # type: ignore[no-any-return]

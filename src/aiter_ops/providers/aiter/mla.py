@@ -113,7 +113,7 @@ def _decode(
         named.update(q_scale=_unit(q_scale, q), kv_scale=_unit(kv_scale, q))
     if with_lse:
         named["return_lse"] = True
-    result = entry(DECODE, "aiter.mla")(
+    result = entry(DECODE)(
         whole.contiguous(),
         kv_buffer.reshape(-1, 1, 1, kv_buffer.shape[-1]),
         o,
@@ -143,7 +143,9 @@ def _padded(q: Tensor, heads: int) -> Tensor:
     return more.view(q.dtype) if codes else more
 
 
-@PROVIDER.implements("mla_decode", requires=needs("0.1.5"), refuses=lambda p: _refusal(p, False), flag=MLA)
+@PROVIDER.implements(
+    "mla_decode", requires=needs("0.1.5", "mla_decode_fwd"), refuses=lambda p: _refusal(p, False), flag=MLA
+)
 def mla_decode(
     q: Tensor,
     kv_buffer: Tensor,
@@ -166,7 +168,9 @@ def mla_decode(
     _decode(q, kv_buffer, out, *tables, scale, q_scale, kv_scale, False)
 
 
-@PROVIDER.implements("mla_decode_lse", requires=needs(LSE_FROM), refuses=lambda p: _refusal(p, True), flag=MLA)
+@PROVIDER.implements(
+    "mla_decode_lse", requires=needs(LSE_FROM, "mla_decode_fwd"), refuses=lambda p: _refusal(p, True), flag=MLA
+)
 def mla_decode_lse(
     q: Tensor,
     kv_buffer: Tensor,
@@ -235,7 +239,9 @@ def _expand_refusal(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("gather_kv_b_proj", requires=needs("0.1.16"), refuses=_expand_refusal, flag=MLA)
+@PROVIDER.implements(
+    "gather_kv_b_proj", requires=needs("0.1.16", "gather_kv_b_proj"), refuses=_expand_refusal, flag=MLA
+)
 def gather_kv_b_proj(
     kv_buffer: Tensor,
     weight: Tensor,
@@ -253,7 +259,7 @@ def gather_kv_b_proj(
     """
     if k.shape[0] == 0:
         return
-    entry("gather_kv_b_proj", "aiter.ops.triton.gather_kv_b_proj")(
+    entry("gather_kv_b_proj")(
         kv_buffer.reshape(kv_buffer.shape[0], kv_buffer.shape[1], -1),
         _unit(kv_scale, kv_buffer),
         kv_indptr.contiguous(),

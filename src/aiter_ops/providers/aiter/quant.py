@@ -19,7 +19,6 @@ from . import PROVIDER, limits
 from .call import entry, mend_zero_rows, needs, rows, shaped_scale, since
 
 LINEAR = "VLLM_ROCM_USE_AITER_LINEAR"
-QUANT = "aiter.ops.quant"
 GROUPS = (32, 64, 128)
 """Widths that AITER's row quantiser hands to its group kernel, which floors the largest value at 1e-10."""
 
@@ -37,7 +36,7 @@ def _group(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("group_quant", requires=needs("0.1.5"), refuses=_group, flag=LINEAR)
+@PROVIDER.implements("group_quant", requires=needs("0.1.5", "per_group_quant_hip"), refuses=_group, flag=LINEAR)
 def group_quant(
     x: Tensor,
     group_size: int = 128,
@@ -49,7 +48,7 @@ def group_quant(
 
     ue8m0 is refused: since 0.1.19 it can write E8M0 bytes, not fp32 powers of two.
     """
-    q, scale = entry("per_group_quant_hip", QUANT)(
+    q, scale = entry("per_group_quant_hip")(
         rows(x), quant_dtype=dtype, group_size=group_size, transpose_scale=scale_layout != "row"
     )
     return q.view(x.shape), shaped_scale(scale, x.shape, scale_layout)
@@ -64,7 +63,9 @@ def _row(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("per_token_quant", requires=needs("0.1.5"), refuses=_row, flag=LINEAR)
+@PROVIDER.implements(
+    "per_token_quant", requires=needs("0.1.5", "dynamic_per_token_scaled_quant"), refuses=_row, flag=LINEAR
+)
 def per_token_quant(
     x: Tensor, dtype: torch.dtype | None = None, scale_upper_bound: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -75,7 +76,7 @@ def per_token_quant(
     flat = rows(x)
     q = torch.empty(flat.shape, dtype=dtype, device=x.device)
     scale = torch.empty((flat.shape[0], 1), dtype=torch.float32, device=x.device)
-    entry("dynamic_per_token_scaled_quant", QUANT)(q, flat, scale, shuffle_scale=False)
+    entry("dynamic_per_token_scaled_quant")(q, flat, scale, shuffle_scale=False)
     if flat.shape[1] not in GROUPS:
         mend_zero_rows(q, scale)
     return q.view(x.shape), scale.view(*x.shape[:-1], 1)
@@ -88,13 +89,15 @@ def _tensor(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("per_tensor_quant", requires=needs("0.1.5"), refuses=_tensor, flag=LINEAR)
+@PROVIDER.implements(
+    "per_tensor_quant", requires=needs("0.1.5", "dynamic_per_tensor_quant"), refuses=_tensor, flag=LINEAR
+)
 def per_tensor_quant(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """AITER aiter/ops/quant.py, dynamic_per_tensor_quant, 0.1.5-0.1.20. A tensor of zeros is mended as a row of zeros."""
     flat = rows(x)
     q = torch.empty(flat.shape, dtype=dtype, device=x.device)
     scale = torch.empty(1, dtype=torch.float32, device=x.device)
-    entry("dynamic_per_tensor_quant", QUANT)(q, flat, scale)
+    entry("dynamic_per_tensor_quant")(q, flat, scale)
     mend_zero_rows(q, scale)
     return q.view(x.shape), scale
 
@@ -106,12 +109,14 @@ def _static(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("per_tensor_quant_static", requires=needs("0.1.5"), refuses=_static, flag=LINEAR)
+@PROVIDER.implements(
+    "per_tensor_quant_static", requires=needs("0.1.5", "static_per_tensor_quant"), refuses=_static, flag=LINEAR
+)
 def per_tensor_quant_static(x: Tensor, scale: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """AITER aiter/ops/quant.py, static_per_tensor_quant, 0.1.5-0.1.20."""
     flat = rows(x)
     q = torch.empty(flat.shape, dtype=dtype, device=x.device)
-    entry("static_per_tensor_quant", QUANT)(q, flat, scale.reshape(1))
+    entry("static_per_tensor_quant")(q, flat, scale.reshape(1))
     return q.view(x.shape)
 
 
@@ -128,16 +133,20 @@ def _mxfp4(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("mxfp4_quant", requires=needs("0.1.5", archs=("gfx950",)), refuses=_mxfp4, flag=LINEAR)
+@PROVIDER.implements(
+    "mxfp4_quant",
+    requires=needs("0.1.5", "dynamic_mxfp4_quant", "per_1x32_f4_quant_hip", archs=("gfx950",)),
+    refuses=_mxfp4,
+    flag=LINEAR,
+)
 def mxfp4_quant(x: Tensor, rounding: Literal["floor", "even", "up"] = "even") -> tuple[Tensor, Tensor]:
     """even: AITER aiter/ops/triton/quant (dynamic_mxfp4_quant), 0.1.5-0.1.20; a block with Inf has scale 254 there.
     floor (before 0.1.16), up (since): AITER aiter/ops/quant.py, per_1x32_f4_quant_hip.
     """
     if rounding == "even":
-        quantise = entry("dynamic_mxfp4_quant", "aiter.ops.triton.quant.quant", "aiter.ops.triton.quant")
-        packed, e8m0 = quantise(rows(x), scaling_mode="even")
+        packed, e8m0 = entry("dynamic_mxfp4_quant")(rows(x), scaling_mode="even")
     else:
-        packed, e8m0 = entry("per_1x32_f4_quant_hip", QUANT)(rows(x), shuffle=False)
+        packed, e8m0 = entry("per_1x32_f4_quant_hip")(rows(x), shuffle=False)
     lead = x.shape[:-1]
     return packed.view(torch.uint8).view(*lead, -1), e8m0.view(torch.uint8).contiguous().view(*lead, -1)
 
@@ -151,10 +160,12 @@ def _mxfp8(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("mxfp8_quant", requires=needs("0.1.16", archs=("gfx950",)), refuses=_mxfp8, flag=LINEAR)
+@PROVIDER.implements(
+    "mxfp8_quant", requires=needs("0.1.16", "per_1x32_mx_quant_hip", archs=("gfx950",)), refuses=_mxfp8, flag=LINEAR
+)
 def mxfp8_quant(x: Tensor, rounding: Literal["floor", "even", "up"] = "floor") -> tuple[Tensor, Tensor]:
     """AITER aiter/ops/quant.py, per_1x32_mx_quant_hip, 0.1.16-0.1.20 (in 0.1.15 it rounds scales down)."""
-    q, e8m0 = entry("per_1x32_mx_quant_hip", QUANT)(
+    q, e8m0 = entry("per_1x32_mx_quant_hip")(
         rows(x), quant_dtype=torch.float8_e4m3fn, shuffle=False, scale_type=torch.float8_e8m0fnu
     )
     return q.view(x.shape), e8m0.view(torch.uint8).view(*x.shape[:-1], -1)

@@ -19,7 +19,6 @@ from . import PROVIDER, limits
 from .call import entry, needs
 
 TRITON_ROPE = "VLLM_ROCM_USE_AITER_TRITON_ROPE"
-ROPE = ("aiter.ops.triton.rope.rope", "aiter.ops.triton.rope")
 NEOX, GPTJ = 0, 1
 """AITER's rotate_style."""
 
@@ -71,7 +70,14 @@ def _rotary(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("rotary_embedding", requires=needs("0.1.5"), refuses=_rotary, flag=TRITON_ROPE)
+@PROVIDER.implements(
+    "rotary_embedding",
+    requires=needs(
+        "0.1.5", "rope_cached_thd_positions_2c_fwd_inplace", "rope_cached_thd_positions_offsets_2c_fwd_inplace"
+    ),
+    refuses=_rotary,
+    flag=TRITON_ROPE,
+)
 def rotary_embedding(
     positions: Tensor,
     q: Tensor,
@@ -94,6 +100,6 @@ def rotary_embedding(
     tensors = [heads_of(x, head_size)[..., first : first + width] for x in (q, k)]
     how = {"rotate_style": NEOX if is_neox else GPTJ, "reuse_freqs_front_part": True, "nope_first": False}
     if offsets is None:
-        entry("rope_cached_thd_positions_2c_fwd_inplace", *ROPE)(*tensors, cos, sin, positions, **how)
+        entry("rope_cached_thd_positions_2c_fwd_inplace")(*tensors, cos, sin, positions, **how)
     else:
-        entry("rope_cached_thd_positions_offsets_2c_fwd_inplace", *ROPE)(*tensors, cos, sin, positions, offsets, **how)
+        entry("rope_cached_thd_positions_offsets_2c_fwd_inplace")(*tensors, cos, sin, positions, offsets, **how)

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from aiter_ops.core import platforms
 from aiter_ops.core.platforms import Platform
-from aiter_ops.core.provider import Predicate
+from aiter_ops.core.provider import Call, Predicate
 from aiter_ops.ops.routing.choice import normalised, without_padding
 
 from . import PROVIDER, limits
 from .call import entry, needs, rows, since
 
 MOE = "VLLM_ROCM_USE_AITER_MOE"
-MOE_OP, TOPK = "aiter.ops.moe_op", "aiter.ops.topk"
 GATING_FROM = "0.1.14"
 """topk_gating, in place of Composable Kernel's topk_sigmoid."""
 
@@ -60,7 +59,7 @@ def _softmax(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("topk_softmax", requires=needs("0.1.5"), refuses=_softmax, flag=MOE)
+@PROVIDER.implements("topk_softmax", requires=needs("0.1.5", "topk_softmax"), refuses=_softmax, flag=MOE)
 def topk_softmax(
     logits: Tensor,
     k: int,
@@ -75,7 +74,7 @@ def topk_softmax(
     """
     z = logits if bias is None else logits.float() + bias.float()
     weights, ids = _results(z, k)
-    entry("topk_softmax", MOE_OP)(weights, ids, torch.empty_like(ids), rows(z), renormalize or softmax_after_topk)
+    entry("topk_softmax")(weights, ids, torch.empty_like(ids), rows(z), renormalize or softmax_after_topk)
     return _shown(weights, ids, logits, num_valid_tokens)
 
 
@@ -94,7 +93,12 @@ def _sigmoid(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("topk_sigmoid", requires=needs("0.1.7"), refuses=_sigmoid, flag=MOE)
+@PROVIDER.implements(
+    "topk_sigmoid",
+    requires=needs("0.1.7", Call("topk_sigmoid", last=GATING_FROM), "topk_gating"),
+    refuses=_sigmoid,
+    flag=MOE,
+)
 def topk_sigmoid(
     logits: Tensor, k: int, renormalize: bool, num_valid_tokens: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -104,7 +108,7 @@ def topk_sigmoid(
     """
     weights, ids = _results(logits, k)
     if since(platforms.platform(), GATING_FROM):
-        entry("topk_gating", TOPK)(
+        entry("topk_gating")(
             weights,
             ids,
             rows(logits),
@@ -114,7 +118,7 @@ def topk_sigmoid(
             score_func="sigmoid",
         )
     else:
-        entry("topk_sigmoid", MOE_OP)(weights, ids, rows(logits))
+        entry("topk_sigmoid")(weights, ids, rows(logits))
         weights = normalised(weights, renormalize)
     return _shown(weights, ids, logits, num_valid_tokens)
 
@@ -133,7 +137,7 @@ def _softplus(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("topk_softplus_sqrt", requires=needs(GATING_FROM), refuses=_softplus, flag=MOE)
+@PROVIDER.implements("topk_softplus_sqrt", requires=needs(GATING_FROM, "topk_gating"), refuses=_softplus, flag=MOE)
 def topk_softplus_sqrt(
     logits: Tensor,
     k: int,
@@ -144,7 +148,7 @@ def topk_softplus_sqrt(
 ) -> tuple[Tensor, Tensor]:
     """AITER aiter/ops/topk.py, topk_gating (score_func="sqrtsoftplus"), 0.1.14-0.1.20; fp32 biases go with any logits."""
     weights, ids = _results(logits, k)
-    entry("topk_gating", TOPK)(
+    entry("topk_gating")(
         weights,
         ids,
         rows(logits),
@@ -183,7 +187,7 @@ def _grouped(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("grouped_topk", requires=needs("0.1.5"), refuses=_grouped, flag=MOE)
+@PROVIDER.implements("grouped_topk", requires=needs("0.1.5", "grouped_topk"), refuses=_grouped, flag=MOE)
 def grouped_topk(
     logits: Tensor,
     k: int,
@@ -196,7 +200,7 @@ def grouped_topk(
 ) -> tuple[Tensor, Tensor]:
     """AITER aiter/ops/topk.py, grouped_topk, 0.1.5-0.1.20."""
     weights, ids = _results(logits, k)
-    entry("grouped_topk", TOPK)(
+    entry("grouped_topk")(
         rows(logits),
         weights,
         ids,
@@ -246,7 +250,12 @@ def _biased(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("biased_grouped_topk", requires=needs("0.1.5"), refuses=_biased, flag=MOE)
+@PROVIDER.implements(
+    "biased_grouped_topk",
+    requires=needs("0.1.5", "moe_fused_gate", "biased_grouped_topk_hip"),
+    refuses=_biased,
+    flag=MOE,
+)
 def biased_grouped_topk(
     logits: Tensor,
     bias: Tensor,
@@ -266,7 +275,7 @@ def biased_grouped_topk(
     z, correction = rows(logits.float()), bias.float().contiguous()
     weights, ids = _results(logits, k)
     if _fused(logits.shape[-1], groups, renormalize):
-        entry("moe_fused_gate", TOPK)(
+        entry("moe_fused_gate")(
             z,
             correction,
             weights,
@@ -278,7 +287,7 @@ def biased_grouped_topk(
             routed_scaling_factor=1.0,
         )
     else:
-        entry("biased_grouped_topk_hip", TOPK)(
+        entry("biased_grouped_topk_hip")(
             z,
             correction,
             weights,

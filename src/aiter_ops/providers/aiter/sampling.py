@@ -33,7 +33,7 @@ def _greedy(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("greedy", requires=needs("0.1.12"), refuses=_greedy, batch_invariant=True)
+@PROVIDER.implements("greedy", requires=needs("0.1.12", "greedy_sample"), refuses=_greedy, batch_invariant=True)
 def greedy(logits: Tensor) -> Tensor:
     """AITER aiter/ops/sample.py, greedy_sample, 0.1.12-0.1.20 (csrc/kernels/sample_kernels.cu); before, since
     0.1.5.post4, it ran on the default stream, whatever the current one was.
@@ -43,5 +43,5 @@ def greedy(logits: Tensor) -> Tensor:
     """
     x = rows(logits)
     tokens = torch.empty((len(x),), dtype=torch.int32, device=x.device)
-    entry("greedy_sample", "aiter.ops.sample")(tokens, x)
+    entry("greedy_sample")(tokens, x)
     return tokens

@@ -19,16 +19,12 @@ from aiter_ops.ops.attention.paged_checks import cache_sizes
 from aiter_ops.ops.formulas import FP8
 
 from .. import PROVIDER, limits
-from ..call import entry, needs, since
+from ..call import entry, lacks, needs, since
 
 FIRST = "0.1.7"
-UNIFIED = "aiter.ops.triton.attention.unified_attention", "aiter.ops.triton.unified_attention"
-"""The module moved in 0.1.10."""
-
 SCALES_FROM = "0.1.12"
 """Scales of the caches hold for any dtype; before, for FP8 alone."""
 
-SHUFFLED_FROM = "0.1.15.post1"
 SHORTCUT_FROM = "0.1.15.post1"
 """With max_seqlen_q of 1 the b-th sequence is taken to have the b-th row."""
 
@@ -55,7 +51,8 @@ def _sizes(q: Tensor, k_cache: Tensor, layout: str) -> str | None:
 
 
 def _unified(platform: Platform) -> Predicate:
-    scales, shuffles = since(platform, SCALES_FROM), since(platform, SHUFFLED_FROM)
+    scales = since(platform, SCALES_FROM)
+    unshuffled = lacks(platform, "unified_attention", "shuffled_kv_cache")
 
     def dtypes(q: Tensor, k_cache: Tensor, out: Tensor) -> str | None:
         if q.dtype in FP8:
@@ -96,8 +93,8 @@ def _unified(platform: Platform) -> Predicate:
     ) -> str | None:
         if not causal:
             return "AITER's unified_attention is causal"
-        if layout == "shuffled" and not shuffles:
-            return f"AITER's unified_attention takes no shuffled caches before {SHUFFLED_FROM}"
+        if layout == "shuffled" and unshuffled:
+            return unshuffled
         if alibi is not None and sinks is not None:
             return "AITER's ALiBi is shifted by a number for each row, which sinks do not follow"
         given = k_descale is not None or v_descale is not None
@@ -116,7 +113,7 @@ def _unified(platform: Platform) -> Predicate:
 
 @PROVIDER.implements(
     "paged_attention",
-    requires=needs(FIRST),
+    requires=needs(FIRST, "unified_attention"),
     refuses=_unified,
     flag="VLLM_ROCM_USE_AITER_UNIFIED_ATTENTION",
 )
@@ -156,7 +153,7 @@ def paged_attention(
         one = torch.ones(1, dtype=torch.float32, device=q.device) if k_descale is None or v_descale is None else None
         k_descale, v_descale = (one if t is None else t.reshape(1) for t in (k_descale, v_descale))
     more: dict[str, Any] = {"shuffled_kv_cache": True} if layout == "shuffled" else {}
-    entry("unified_attention", *UNIFIED)(
+    entry("unified_attention")(
         q if q.stride(2) == 1 else q.contiguous(),
         k_cache,
         v_cache,

@@ -19,10 +19,9 @@ from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.ops.attention.packed import rows_of_sequences
 from aiter_ops.providers.aiter import PROVIDER, limits
-from aiter_ops.providers.aiter.call import entry, needs, since
+from aiter_ops.providers.aiter.call import entry, lacks, needs, since
 
 MHA = "VLLM_ROCM_USE_AITER_MHA"
-MODULE = "aiter.ops.mha"
 WIDEST = 256
 """Columns of a head in Composable Kernel (csrc/py_itfs_ck/mha_varlen_fwd_kernels.cu)."""
 V3_SIZES = ((128, 128), (192, 128))
@@ -53,7 +52,8 @@ def _without_composable_kernel() -> bool:
 
 
 def _plain(platform: Platform, lse: bool) -> Predicate:
-    sunk, capped, two_sizes = since(platform, "0.1.10"), since(platform, "0.1.8"), since(platform, "0.1.7")
+    unsunk = lacks(platform, "flash_attn_varlen_func", "sink_ptr")
+    capped, two_sizes = since(platform, "0.1.8"), since(platform, "0.1.7")
 
     def refuse(
         q: Tensor,
@@ -74,8 +74,8 @@ def _plain(platform: Platform, lse: bool) -> Predicate:
         to_v3 = q.dtype == torch.bfloat16 and sizes in V3_SIZES and max(window) <= 0 and alibi is None
         if sizes[0] != sizes[1] and (sizes != V3_SIZES[1] or not two_sizes):
             return f"AITER's kernel takes one size of q and v, or 192 and 128 since 0.1.7; they are {sizes}"
-        if sinks is not None and not sunk:
-            return "AITER's flash_attn_varlen_func has sinks since 0.1.10"
+        if sinks is not None and unsunk:
+            return unsunk
         if sinks is not None and to_v3 and softcap == 0.0:
             return f"AITER's v3 assembly, which it takes for bfloat16 and heads of {sizes}, drops sinks"
         if softcap > 0 and to_v3 and not capped:
@@ -141,7 +141,7 @@ def _attend(
 ) -> Any:
     """AITER's result, written to `out`, which is contiguous."""
     more = {} if sinks is None else {"sink_ptr": sinks.float().contiguous()}
-    return entry("flash_attn_varlen_func", MODULE)(
+    return entry("flash_attn_varlen_func")(
         q,
         k,
         v,
@@ -160,7 +160,9 @@ def _attend(
     )
 
 
-@PROVIDER.implements("flash_attn_varlen", requires=needs("0.1.5"), refuses=_refuse_plain, flag=MHA)
+@PROVIDER.implements(
+    "flash_attn_varlen", requires=needs("0.1.5", "flash_attn_varlen_func"), refuses=_refuse_plain, flag=MHA
+)
 def flash_attn_varlen(
     q: Tensor,
     k: Tensor,
@@ -183,7 +185,9 @@ def flash_attn_varlen(
     return out
 
 
-@PROVIDER.implements("flash_attn_varlen_lse", requires=needs("0.1.5"), refuses=_refuse_lse, flag=MHA)
+@PROVIDER.implements(
+    "flash_attn_varlen_lse", requires=needs("0.1.5", "flash_attn_varlen_func"), refuses=_refuse_lse, flag=MHA
+)
 def flash_attn_varlen_lse(
     q: Tensor,
     k: Tensor,
@@ -211,7 +215,9 @@ def flash_attn_varlen_lse(
     return out, lse.masked_fill(nothing, -torch.inf)
 
 
-@PROVIDER.implements("flash_attn_varlen_out", requires=needs("0.1.5"), refuses=_refuse_out, flag=MHA)
+@PROVIDER.implements(
+    "flash_attn_varlen_out", requires=needs("0.1.5", "flash_attn_varlen_func"), refuses=_refuse_out, flag=MHA
+)
 def flash_attn_varlen_out(
     q: Tensor,
     k: Tensor,
@@ -277,7 +283,12 @@ def _refuse_fp8(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("flash_attn_varlen_fp8", requires=needs("0.1.8"), refuses=_refuse_fp8, flag=MHA)
+@PROVIDER.implements(
+    "flash_attn_varlen_fp8",
+    requires=needs("0.1.8", "flash_attn_varlen_fp8_pertensor_func"),
+    refuses=_refuse_fp8,
+    flag=MHA,
+)
 def flash_attn_varlen_fp8(
     q: Tensor,
     k: Tensor,
@@ -300,7 +311,7 @@ def flash_attn_varlen_fp8(
     writes bf16. It has no out: rows of no sequence are set to zero here.
     """
     scales = (s.reshape(1) if s.numel() == 1 else s.contiguous() for s in (q_descale, k_descale, v_descale))
-    out = entry("flash_attn_varlen_fp8_pertensor_func", MODULE)(
+    out = entry("flash_attn_varlen_fp8_pertensor_func")(
         q,
         k,
         v,

@@ -12,19 +12,17 @@ from torch import Tensor
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.providers.aiter import PROVIDER, limits
-from aiter_ops.providers.aiter.call import entry, needs, rows, since
+from aiter_ops.providers.aiter.call import entry, lacks, needs, rows
 
 TRITON_GEMM = "VLLM_ROCM_USE_AITER_TRITON_GEMM"
-A16W16 = ("aiter.ops.triton.gemm.basic.gemm_a16w16", "aiter.ops.triton.gemm_a16w16")
-"""Its place since 0.1.10, and before."""
 
 
 def _limits(platform: Platform) -> Predicate:
-    biased = since(platform, "0.1.7")
+    unbiased = lacks(platform, "gemm_a16w16", "bias")
 
     def refuse(a: Tensor, b: Tensor, bias: Tensor | None, out_dtype: torch.dtype | None) -> str | None:
-        if bias is not None and not biased:
-            return "AITER's Triton gemm_a16w16 has a bias since 0.1.7"
+        if bias is not None and unbiased:
+            return unbiased
         return (
             limits.half(a, name="a")
             or limits.addressable(a)
@@ -35,12 +33,12 @@ def _limits(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("gemm_a16w16", requires=needs("0.1.5"), refuses=_limits, flag=TRITON_GEMM)
+@PROVIDER.implements("gemm_a16w16", requires=needs("0.1.5", "gemm_a16w16"), refuses=_limits, flag=TRITON_GEMM)
 def gemm_a16w16(a: Tensor, b: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-    """AITER aiter/ops/triton/gemm/basic/gemm_a16w16.py, gemm_a16w16, 0.1.5-0.1.20; its bias, added in fp32, since 0.1.7.
+    """AITER aiter/ops/triton/gemm/basic/gemm_a16w16.py, gemm_a16w16, 0.1.5-0.1.20; its bias, added in fp32, since 0.1.6.post2.
 
     K and N are any number: its kernel masks what is beyond (aiter/ops/triton/_triton_kernels, v0.1.7-v0.1.20).
     """
     added = {} if bias is None else {"bias": bias.contiguous()}
-    y = entry("gemm_a16w16", *A16W16)(rows(a), b.contiguous(), dtype=out_dtype or a.dtype, **added)
+    y = entry("gemm_a16w16")(rows(a), b.contiguous(), dtype=out_dtype or a.dtype, **added)
     return y.view(*a.shape[:-1], -1)  # type: ignore[no-any-return]

@@ -18,11 +18,6 @@ FP4BMM = "VLLM_ROCM_USE_AITER_FP4BMM"
 GROUPED = "batched_gemm_a8w8_a_per_token_group_prequant_w_per_batched_tensor_quant"
 
 
-def _triton(name: str) -> tuple[str, str]:
-    """The places of a batched Triton entry since 0.1.10, and before."""
-    return f"aiter.ops.triton.gemm.batched.{name}", f"aiter.ops.triton.{name}"
-
-
 def _sizes(x: Tensor, w: Tensor) -> str | None:
     reach = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     return (
@@ -41,7 +36,7 @@ def _plain(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("bmm_a16w16", requires=needs("0.1.5"), refuses=_plain, flag=TRITON_GEMM)
+@PROVIDER.implements("bmm_a16w16", requires=needs("0.1.5", "batched_gemm_bf16"), refuses=_plain, flag=TRITON_GEMM)
 def bmm_a16w16(
     x: Tensor,
     w: Tensor,
@@ -53,9 +48,7 @@ def bmm_a16w16(
     type. It adds the bias [B, 1, N] after rounding to the bias's type: fp32 keeps it.
     """
     added = None if bias is None else bias.float().unsqueeze(1).contiguous()
-    y: Tensor = entry("batched_gemm_bf16", *_triton("batched_gemm_bf16"))(
-        x.contiguous(), w.contiguous(), bias=added, dtype=out_dtype or x.dtype
-    )
+    y: Tensor = entry("batched_gemm_bf16")(x.contiguous(), w.contiguous(), bias=added, dtype=out_dtype or x.dtype)
     return y.transpose(0, 1).clone(memory_format=torch.contiguous_format) if transpose_bm else y
 
 
@@ -80,7 +73,7 @@ def _fp8(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("bmm_a8w8_group_prequant", requires=needs("0.1.5"), refuses=_fp8, flag=FP8BMM)
+@PROVIDER.implements("bmm_a8w8_group_prequant", requires=needs("0.1.5", GROUPED), refuses=_fp8, flag=FP8BMM)
 def bmm_a8w8_group_prequant(
     x: Tensor,
     w: Tensor,
@@ -94,7 +87,7 @@ def bmm_a8w8_group_prequant(
     0.1.5-0.1.20, with strides of x as they are. It rounds the product to the bias's type before it adds: fp32 keeps it.
     """
     added = None if bias is None else bias.float().unsqueeze(1).contiguous()
-    return entry(GROUPED, *_triton(GROUPED))(  # type: ignore[no-any-return]
+    return entry(GROUPED)(  # type: ignore[no-any-return]
         x,
         w.contiguous(),
         w_scale.reshape(1),
@@ -120,7 +113,9 @@ def _mxfp4(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("bmm_a16wfp4", requires=needs("0.1.8", archs=GFX950), refuses=_mxfp4, flag=FP4BMM)
+@PROVIDER.implements(
+    "bmm_a16wfp4", requires=needs("0.1.8", "batched_gemm_a16wfp4", archs=GFX950), refuses=_mxfp4, flag=FP4BMM
+)
 def bmm_a16wfp4(
     x: Tensor,
     w: Tensor,
@@ -130,7 +125,7 @@ def bmm_a16wfp4(
     prequant: bool = False,
 ) -> Tensor:
     """AITER aiter/ops/triton/gemm/batched/batched_gemm_a16wfp4.py, batched_gemm_a16wfp4, 0.1.8-0.1.20."""
-    return entry("batched_gemm_a16wfp4", *_triton("batched_gemm_a16wfp4"))(  # type: ignore[no-any-return]
+    return entry("batched_gemm_a16wfp4")(  # type: ignore[no-any-return]
         x,
         w.contiguous(),
         w_scale.contiguous(),

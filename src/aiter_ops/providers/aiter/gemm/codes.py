@@ -13,7 +13,6 @@ from aiter_ops.providers.aiter import PROVIDER, limits
 from aiter_ops.providers.aiter.call import entry, needs, rows, since
 
 LINEAR = "VLLM_ROCM_USE_AITER_LINEAR"
-A8W8 = "aiter.ops.gemm_op_a8w8"
 BF16 = torch.bfloat16
 READ, WRITTEN = 16, 8
 """Elements of K and of N that Composable Kernel reads and writes at once (IsSupportedArgument); else it throws."""
@@ -72,7 +71,9 @@ def _a8w8(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("gemm_a8w8", requires=needs("0.1.5"), refuses=_a8w8, flag=LINEAR)
+@PROVIDER.implements(
+    "gemm_a8w8", requires=needs("0.1.5", "gemm_a8w8_CK", "gemm_a8w8_bpreshuffle"), refuses=_a8w8, flag=LINEAR
+)
 def gemm_a8w8(
     a: Tensor,
     b: Tensor,
@@ -92,9 +93,9 @@ def gemm_a8w8(
     tensors = flat, b.contiguous(), _spread(a_scale, (flat.shape[0], 1)), _spread(b_scale, (1, n))
     if layout == "plain":
         added = None if bias is None else bias.contiguous()
-        y = entry("gemm_a8w8_CK", A8W8)(*tensors, bias=added, dtype=out_dtype or BF16, splitK=0)
+        y = entry("gemm_a8w8_CK")(*tensors, bias=added, dtype=out_dtype or BF16, splitK=0)
     else:
-        y = entry("gemm_a8w8_bpreshuffle", A8W8)(*tensors, dtype=out_dtype or BF16)
+        y = entry("gemm_a8w8_bpreshuffle")(*tensors, dtype=out_dtype or BF16)
     return y.view(*a.shape[:-1], n)  # type: ignore[no-any-return]
 
 
@@ -129,7 +130,12 @@ def _blockscale(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("gemm_a8w8_blockscale", requires=needs("0.1.5"), refuses=_blockscale, flag=LINEAR)
+@PROVIDER.implements(
+    "gemm_a8w8_blockscale",
+    requires=needs("0.1.5", "gemm_a8w8_blockscale", "gemm_a8w8_blockscale_bpreshuffle"),
+    refuses=_blockscale,
+    flag=LINEAR,
+)
 def gemm_a8w8_blockscale(
     a: Tensor,
     b: Tensor,
@@ -150,5 +156,5 @@ def gemm_a8w8_blockscale(
         name, scale = "gemm_a8w8_blockscale", scale.contiguous()
     else:
         name, scale = "gemm_a8w8_blockscale_bpreshuffle", _by_column(scale)
-    y = entry(name, A8W8)(flat, b.contiguous(), scale, b_scale.contiguous(), dtype=out_dtype or BF16)
+    y = entry(name)(flat, b.contiguous(), scale, b_scale.contiguous(), dtype=out_dtype or BF16)
     return y.view(*a.shape[:-1], b.shape[0])  # type: ignore[no-any-return]

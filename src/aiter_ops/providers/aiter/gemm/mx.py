@@ -12,24 +12,18 @@ import torch
 from torch import Tensor
 
 from aiter_ops.core.platforms import Platform
-from aiter_ops.core.provider import Predicate
+from aiter_ops.core.provider import Call, Predicate
 from aiter_ops.ops.layout import padded_scale, scale_shuffled
 from aiter_ops.providers.aiter import PROVIDER, limits
 from aiter_ops.providers.aiter.call import entry, needs, rows, since
 
 LINEAR = "VLLM_ROCM_USE_AITER_LINEAR"
-A4W4 = "aiter.ops.gemm_op_a4w4"
 SHUFFLED_FROM = "0.1.9"
 """gemm_a4w4 allocates its result; before, it wrote into a tensor padded by the caller."""
 
 GFX950 = ("gfx950",)
 K_BLOCK = 256
 """K that the kernels read at once; what is beyond K they mask without saying by what."""
-
-
-def _triton(name: str) -> tuple[str, str]:
-    """The places of a Triton entry since 0.1.10, and before."""
-    return f"aiter.ops.triton.gemm.basic.{name}", f"aiter.ops.triton.{name}"
 
 
 def _sizes(a: Tensor, b: Tensor) -> str | None:
@@ -66,14 +60,12 @@ def _a8(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("gemm_a8wfp4", requires=needs("0.1.5", archs=GFX950), refuses=_a8, flag=LINEAR)
+@PROVIDER.implements("gemm_a8wfp4", requires=needs("0.1.5", "gemm_a8wfp4", archs=GFX950), refuses=_a8, flag=LINEAR)
 def gemm_a8wfp4(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
     """AITER aiter/ops/triton/gemm/basic/gemm_a8wfp4.py, gemm_a8wfp4, 0.1.5-0.1.20; it writes into the tensor given."""
     flat = rows(a)
     y = torch.empty((flat.shape[0], b.shape[0]), dtype=out_dtype or torch.bfloat16, device=a.device)
-    entry("gemm_a8wfp4", *_triton("gemm_a8wfp4"))(
-        flat, b.contiguous(), y, rows(a_scale), b_scale.contiguous(), dtype=y.dtype
-    )
+    entry("gemm_a8wfp4")(flat, b.contiguous(), y, rows(a_scale), b_scale.contiguous(), dtype=y.dtype)
     return y.view(*a.shape[:-1], -1)
 
 
@@ -93,7 +85,7 @@ def _a16(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("gemm_a16wfp4", requires=needs("0.1.8", archs=GFX950), refuses=_a16, flag=LINEAR)
+@PROVIDER.implements("gemm_a16wfp4", requires=needs("0.1.8", "gemm_a16wfp4", archs=GFX950), refuses=_a16, flag=LINEAR)
 def gemm_a16wfp4(
     a: Tensor,
     b: Tensor,
@@ -103,7 +95,7 @@ def gemm_a16wfp4(
     prequant: bool = False,
 ) -> Tensor:
     """AITER aiter/ops/triton/gemm/basic/gemm_a16wfp4.py, gemm_a16wfp4, 0.1.8-0.1.20; parts of K in order, not atomic."""
-    y = entry("gemm_a16wfp4", *_triton("gemm_a16wfp4"))(
+    y = entry("gemm_a16wfp4")(
         rows(a), b.contiguous(), b_scale.contiguous(), atomic_add=False, dtype=out_dtype or a.dtype
     )
     return y.view(*a.shape[:-1], -1)  # type: ignore[no-any-return]
@@ -137,7 +129,12 @@ def _a4(platform: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("gemm_a4w4", requires=needs("0.1.5", archs=GFX950), refuses=_a4, flag=LINEAR)
+@PROVIDER.implements(
+    "gemm_a4w4",
+    requires=needs("0.1.5", "gemm_afp4wfp4", Call("gemm_a4w4", SHUFFLED_FROM), archs=GFX950),
+    refuses=_a4,
+    flag=LINEAR,
+)
 def gemm_a4w4(
     a: Tensor,
     b: Tensor,
@@ -153,12 +150,11 @@ def gemm_a4w4(
     """
     flat, scale, dtype = rows(a), rows(a_scale), out_dtype or torch.bfloat16
     if layout == "plain":
-        product = entry("gemm_afp4wfp4", *_triton("gemm_afp4wfp4"))
-        y = product(flat, b.contiguous(), scale, b_scale.contiguous(), dtype=dtype)
+        y = entry("gemm_afp4wfp4")(flat, b.contiguous(), scale, b_scale.contiguous(), dtype=dtype)
     else:
         scale = scale_shuffled(padded_scale(scale), "shuffled_32x8")
         codes, exponents = torch.float4_e2m1fn_x2, torch.float8_e8m0fnu
-        y = entry("gemm_a4w4", A4W4)(
+        y = entry("gemm_a4w4")(
             flat.view(codes),
             b.contiguous().view(codes),
             scale.view(exponents),

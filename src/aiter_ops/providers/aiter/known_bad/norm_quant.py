@@ -14,18 +14,6 @@ from .sources import AITER
 HIP_WIDEST = 8192
 
 
-def _int8(*args: Any, **kwargs: Any) -> bool:
-    return torch.int8 in [v for v in (*args, *kwargs.values()) if isinstance(v, torch.dtype)]
-
-
-def _fp16(x: Tensor, *args: Any, **kwargs: Any) -> bool:
-    return x.dtype == torch.float16 and x.shape[-1] <= HIP_WIDEST
-
-
-def _bf16(x: Tensor, *args: Any, **kwargs: Any) -> bool:
-    return x.dtype == torch.bfloat16
-
-
 def _hip_rows(x: Tensor, *args: Any, **kwargs: Any) -> bool:
     return x.shape[-1] <= HIP_WIDEST
 
@@ -36,7 +24,7 @@ _INT8 = tuple(
         "aiter",
         "int8 codes are cut towards zero instead of rounded, and values past 127 wrap around",
         f"{AITER}/pull/4637",
-        applies=_int8,
+        dtypes=(torch.int8,),
     )
     for op in (
         "per_token_quant",
@@ -66,7 +54,8 @@ _FP16 = tuple(
         "the HIP kernel's sum of squares is wrong in fp16 runs of SGLang (v_fmac_f32 in inline assembly)",
         f"{AITER}/pull/2241",
         aiter=("0.1.10.post1", "0.1.12"),
-        applies=_fp16,
+        dtypes=(torch.float16,),
+        applies=_hip_rows,
     )
     for op in ("rms_norm", "add_rms_norm", "rms_norm_dynamic_quant", "add_rms_norm_dynamic_quant")
 )
@@ -78,7 +67,7 @@ _TRUNCATED = tuple(
         "on gfx942 the sum of x and residual is cut to bf16 instead of rounded, a bias that grows with the layers",
         f"{AITER}/issues/5151",
         arch="gfx94*",
-        applies=_bf16,
+        dtypes=(torch.bfloat16,),
     )
     for op in ("add_rms_norm", "add_rms_norm_dynamic_quant")
 )

@@ -19,7 +19,6 @@ from aiter_ops.providers.aiter.call import entry, needs, since
 from . import slots
 
 MOE = "VLLM_ROCM_USE_AITER_MOE"
-ENUM, FUSED, ON_INPUT = "aiter.ops.enum", "aiter.fused_moe", "aiter.fused_moe_bf16_asm"
 ACTIVATIONS = {"silu": "Silu", "gelu": "Gelu"}
 QUANTS = {"none": "No", "per_tensor": "per_Tensor", "per_token": "per_Token", "per_block": "per_128x128"}
 """AITER's names; its enums are asked for their numbers at run time."""
@@ -168,7 +167,7 @@ def _fused(platform: Platform) -> Predicate:
 
 def _enum(kind: str, name: str) -> object:
     """A member of one of AITER's enums."""
-    return getattr(entry(kind, ENUM), name)
+    return getattr(entry(kind), name)
 
 
 def _shuffled(w: Tensor) -> Tensor:
@@ -185,7 +184,12 @@ def _weight_scale(scale: Tensor | None, quant: str) -> Tensor | None:
     return scale.reshape(scale.shape[0], *(() if quant == "per_tensor" else (-1,)), 1).contiguous()
 
 
-@PROVIDER.implements("fused_moe", requires=needs("0.1.5"), refuses=_fused, flag=MOE)
+@PROVIDER.implements(
+    "fused_moe",
+    requires=needs("0.1.5", "fused_moe", "asm_moe_tkw1", "ActivationType", "QuantType"),
+    refuses=_fused,
+    flag=MOE,
+)
 def fused_moe(
     x: Tensor,
     w1: Tensor,
@@ -232,7 +236,7 @@ def fused_moe(
     operands = x.contiguous(), _shuffled(w1), _shuffled(w2), weights, ids
     scales = _weight_scale(w1_scale, quant), _weight_scale(w2_scale, quant)
     if apply_weight_on_input:
-        out = entry("asm_moe_tkw1", ON_INPUT)(
+        out = entry("asm_moe_tkw1")(
             *operands,
             fc1_scale=scales[0],
             fc2_scale=scales[1],
@@ -240,7 +244,7 @@ def fused_moe(
             activation=_enum("ActivationType", ACTIVATIONS[activation]),
         )
     else:
-        out = entry("fused_moe", FUSED)(
+        out = entry("fused_moe")(
             *operands,
             expert_mask=mask,
             activation=_enum("ActivationType", ACTIVATIONS[activation]),

@@ -14,8 +14,6 @@ from aiter_ops.providers.aiter.call import aligned_rows, entry, needs, shaped_sc
 
 from .plain import HIP_WIDEST, RMSNORM
 
-QK = "aiter.ops.fused_qk_rmsnorm_group_quant"
-
 
 def _pair(q: Tensor, q_weight: Tensor, kv: Tensor, kv_weight: Tensor, multiple: int) -> str | None:
     return (
@@ -48,14 +46,14 @@ def _inputs(q: Tensor, q_weight: Tensor, kv: Tensor, kv_weight: Tensor) -> dict[
     }
 
 
-@PROVIDER.implements("dual_rms_norm", requires=needs("0.1.14"), refuses=_dual, flag=RMSNORM)
+@PROVIDER.implements("dual_rms_norm", requires=needs("0.1.14", "fused_qk_rmsnorm"), refuses=_dual, flag=RMSNORM)
 def dual_rms_norm(
     q: Tensor, q_weight: Tensor, kv: Tensor, kv_weight: Tensor, q_eps: float, kv_eps: float
 ) -> tuple[Tensor, Tensor]:
     """AITER aiter/ops/fused_qk_rmsnorm_group_quant.py, fused_qk_rmsnorm, 0.1.14-0.1.20; its quant_type stays No."""
     tensors = _inputs(q, q_weight, kv, kv_weight)
     out = torch.empty(tensors["q"].shape, dtype=q.dtype, device=q.device)
-    entry("fused_qk_rmsnorm", QK)(out, **tensors, q_epsilon=q_eps, k_epsilon=kv_eps)
+    entry("fused_qk_rmsnorm")(out, **tensors, q_epsilon=q_eps, k_epsilon=kv_eps)
     return out.view(q.shape), tensors["k_out"].view(kv.shape)
 
 
@@ -74,7 +72,12 @@ def _dynamic(machine: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("dual_rms_norm_dynamic_quant", requires=needs("0.1.14"), refuses=_dynamic, flag=RMSNORM)
+@PROVIDER.implements(
+    "dual_rms_norm_dynamic_quant",
+    requires=needs("0.1.14", "fused_qk_rmsnorm_per_token_quant"),
+    refuses=_dynamic,
+    flag=RMSNORM,
+)
 def dual_rms_norm_dynamic_quant(
     q: Tensor,
     q_weight: Tensor,
@@ -89,7 +92,7 @@ def dual_rms_norm_dynamic_quant(
     flat = tensors["q"]
     codes = torch.empty(flat.shape, dtype=dtype, device=q.device)
     scale = torch.empty((flat.shape[0], 1), dtype=torch.float32, device=q.device)
-    entry("fused_qk_rmsnorm_per_token_quant", QK)(codes, scale, **tensors, q_epsilon=q_eps, k_epsilon=kv_eps)
+    entry("fused_qk_rmsnorm_per_token_quant")(codes, scale, **tensors, q_epsilon=q_eps, k_epsilon=kv_eps)
     return codes.view(q.shape), scale.view(*q.shape[:-1], 1), tensors["k_out"].view(kv.shape)
 
 
@@ -116,7 +119,9 @@ def _group(machine: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("dual_rms_norm_group_quant", requires=needs("0.1.13"), refuses=_group, flag=RMSNORM)
+@PROVIDER.implements(
+    "dual_rms_norm_group_quant", requires=needs("0.1.13", "fused_qk_rmsnorm_group_quant"), refuses=_group, flag=RMSNORM
+)
 def dual_rms_norm_group_quant(
     q: Tensor,
     q_weight: Tensor,
@@ -137,7 +142,7 @@ def dual_rms_norm_group_quant(
     flat = tensors["q"]
     codes = torch.empty(flat.shape, dtype=dtype, device=q.device)
     scale = torch.empty((flat.shape[0], flat.shape[1] // group_size), dtype=torch.float32, device=q.device)
-    entry("fused_qk_rmsnorm_group_quant", QK)(
+    entry("fused_qk_rmsnorm_group_quant")(
         codes,
         scale,
         **tensors,

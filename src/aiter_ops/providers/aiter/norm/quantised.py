@@ -14,10 +14,7 @@ from aiter_ops.ops.formulas import SCALE_FLOOR
 from aiter_ops.providers.aiter import PROVIDER, limits
 from aiter_ops.providers.aiter.call import entry, mend_zero_rows, needs, rows, shaped_scale, since
 
-from .plain import FP32_FROM, HIP_WIDEST, RMS, RMSNORM
-
-FUSED = ("aiter.ops.triton.quant.fused_fp8_quant", "aiter.ops.triton.fused_fp8_quant")
-"""Its place since 0.1.10, and before."""
+from .plain import FP32_FROM, HIP_WIDEST, RMSNORM
 
 
 def _dynamic_limits(
@@ -55,7 +52,12 @@ def _floored(x: Tensor) -> bool:
     return x.dtype in limits.HALF and x.shape[-1] <= HIP_WIDEST and since(platforms.platform(), "0.1.10.post1")
 
 
-@PROVIDER.implements("rms_norm_dynamic_quant", requires=needs("0.1.5.post4"), refuses=_dynamic, flag=RMSNORM)
+@PROVIDER.implements(
+    "rms_norm_dynamic_quant",
+    requires=needs("0.1.5.post4", "rmsnorm2d_fwd_with_dynamicquant"),
+    refuses=_dynamic,
+    flag=RMSNORM,
+)
 def rms_norm_dynamic_quant(
     x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -67,13 +69,18 @@ def rms_norm_dynamic_quant(
     flat = rows(x)
     q = torch.empty(flat.shape, dtype=dtype, device=x.device)
     scale = torch.empty((flat.shape[0], 1), dtype=torch.float32, device=x.device)
-    entry("rmsnorm2d_fwd_with_dynamicquant", RMS)(q, flat, scale, weight.contiguous(), epsilon=eps)
+    entry("rmsnorm2d_fwd_with_dynamicquant")(q, flat, scale, weight.contiguous(), epsilon=eps)
     if not _floored(flat):
         mend_zero_rows(q, scale)
     return q.view(x.shape), scale.view(*x.shape[:-1], 1)
 
 
-@PROVIDER.implements("add_rms_norm_dynamic_quant", requires=needs("0.1.5.post4"), refuses=_add_dynamic, flag=RMSNORM)
+@PROVIDER.implements(
+    "add_rms_norm_dynamic_quant",
+    requires=needs("0.1.5.post4", "rmsnorm2d_fwd_with_add_dynamicquant"),
+    refuses=_add_dynamic,
+    flag=RMSNORM,
+)
 def add_rms_norm_dynamic_quant(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,9 +89,7 @@ def add_rms_norm_dynamic_quant(
     flat = rows(x)
     q, h = torch.empty(flat.shape, dtype=dtype, device=x.device), torch.empty_like(flat)
     scale = torch.empty((flat.shape[0], 1), dtype=torch.float32, device=x.device)
-    entry("rmsnorm2d_fwd_with_add_dynamicquant", RMS)(
-        q, flat, rows(residual), h, scale, weight.contiguous(), epsilon=eps
-    )
+    entry("rmsnorm2d_fwd_with_add_dynamicquant")(q, flat, rows(residual), h, scale, weight.contiguous(), epsilon=eps)
     if not _floored(flat):
         mend_zero_rows(q, scale)
     return q.view(x.shape), scale.view(*x.shape[:-1], 1), h.view(x.shape)
@@ -118,7 +123,7 @@ def _add_static(machine: Platform) -> Predicate:
 def _fused_static(
     x: Tensor, residual: Tensor | None, weight: Tensor, scale: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    q, _, _, h = entry("fused_rms_fp8_per_tensor_static_quant", *FUSED)(
+    q, _, _, h = entry("fused_rms_fp8_per_tensor_static_quant")(
         rows(x),
         weight.contiguous(),
         inp1_epsilon=eps,
@@ -129,7 +134,12 @@ def _fused_static(
     return q, h
 
 
-@PROVIDER.implements("rms_norm_static_quant", requires=needs("0.1.6.post2"), refuses=_static, flag=RMSNORM)
+@PROVIDER.implements(
+    "rms_norm_static_quant",
+    requires=needs("0.1.6.post2", "fused_rms_fp8_per_tensor_static_quant"),
+    refuses=_static,
+    flag=RMSNORM,
+)
 def rms_norm_static_quant(
     x: Tensor, weight: Tensor | None, scale: Tensor, eps: float, dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -139,7 +149,12 @@ def rms_norm_static_quant(
     return _fused_static(x, None, weight, scale, eps, dtype)[0].view(x.shape)
 
 
-@PROVIDER.implements("add_rms_norm_static_quant", requires=needs("0.1.6.post2"), refuses=_add_static, flag=RMSNORM)
+@PROVIDER.implements(
+    "add_rms_norm_static_quant",
+    requires=needs("0.1.6.post2", "fused_rms_fp8_per_tensor_static_quant"),
+    refuses=_add_static,
+    flag=RMSNORM,
+)
 def add_rms_norm_static_quant(
     x: Tensor, residual: Tensor, weight: Tensor | None, scale: Tensor, eps: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -207,7 +222,7 @@ def _fused_group(
     dtype: torch.dtype | None,
     layout: str,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    (q, scale), _, _, h = entry("fused_rms_fp8_group_quant", *FUSED)(
+    (q, scale), _, _, h = entry("fused_rms_fp8_group_quant")(
         rows(x),
         weight.contiguous(),
         inp1_epsilon=eps,
@@ -219,7 +234,9 @@ def _fused_group(
     return q, shaped_scale(scale, x.shape, layout), h
 
 
-@PROVIDER.implements("rms_norm_group_quant", requires=needs("0.1.6.post2"), refuses=_group, flag=RMSNORM)
+@PROVIDER.implements(
+    "rms_norm_group_quant", requires=needs("0.1.6.post2", "fused_rms_fp8_group_quant"), refuses=_group, flag=RMSNORM
+)
 def rms_norm_group_quant(
     x: Tensor,
     weight: Tensor | None,
@@ -235,7 +252,12 @@ def rms_norm_group_quant(
     return q.view(x.shape), scale
 
 
-@PROVIDER.implements("add_rms_norm_group_quant", requires=needs("0.1.6.post2"), refuses=_add_group, flag=RMSNORM)
+@PROVIDER.implements(
+    "add_rms_norm_group_quant",
+    requires=needs("0.1.6.post2", "fused_rms_fp8_group_quant"),
+    refuses=_add_group,
+    flag=RMSNORM,
+)
 def add_rms_norm_group_quant(
     x: Tensor,
     residual: Tensor,
@@ -278,7 +300,12 @@ def _gated(machine: Platform) -> Predicate:
     return refuse
 
 
-@PROVIDER.implements("gated_rms_norm_group_quant", requires=needs("0.1.13"), refuses=_gated, flag=RMSNORM)
+@PROVIDER.implements(
+    "gated_rms_norm_group_quant",
+    requires=needs("0.1.13", "fused_rms_gated_fp8_group_quant"),
+    refuses=_gated,
+    flag=RMSNORM,
+)
 def gated_rms_norm_group_quant(
     x: Tensor,
     weight: Tensor | None,
@@ -300,7 +327,7 @@ def gated_rms_norm_group_quant(
     assert weight is not None
     assert dtype is not None
     top = torch.finfo(dtype).max
-    q, scale = entry("fused_rms_gated_fp8_group_quant", FUSED[0])(
+    q, scale = entry("fused_rms_gated_fp8_group_quant")(
         rows(x),
         weight.contiguous(),
         None if bias is None else bias.contiguous(),
