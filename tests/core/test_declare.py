@@ -228,7 +228,8 @@ def test_parameters_leave_the_names_of_the_generated_code() -> None:
     for target in aiter_ops.list_ops():
         target.checks  # noqa: B018 - writes the op
         given = {*target.signature.defaults, *target._defaults, target.name, "__builtins__"}
-        assert target._names.keys() - given <= codegen._TAKEN
+        # torch.compile leaves names of its own there, all of them with two underscores
+        assert {n for n in target._names if not n.startswith("__")} - given <= codegen._TAKEN
 
 
 def test_signatures_are_read_as_inspect_does() -> None:

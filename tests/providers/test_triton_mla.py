@@ -51,15 +51,15 @@ def launches(arch: str, *lengths: int, op: str = "mla_decode", **named: object) 
 
 def test_a_full_machine_needs_one_launch_and_few_sequences_a_merge() -> None:
     assert launches("sm_90", *[500] * 64, heads=128) == [("decode_kernel", 128)]
-    assert launches("sm_90", 8192, heads=128) == [("decode_kernel", 2 * 32), ("merge_kernel", 32)]
-    assert launches("gfx942", *[8192] * 16, heads=16) == [("decode_kernel", 16 * 8), ("merge_kernel", 16 * 4)]
+    assert launches("sm_90", 8192, heads=128) == [("decode_kernel", 2 * 32), ("merge_kernel", 128 * 4)]
+    assert launches("gfx942", *[8192] * 16, heads=16) == [("decode_kernel", 16 * 8), ("merge_kernel", 16 * 16)]
 
 
 def test_a_plan_decides_the_number_of_programs() -> None:
     plan = aiter_ops.get_op("mla_decode_plan").reference
     planned = {"planner": plan, "programs": 128, "heads": 128}
-    assert launches("sm_90", 3000, 100, **planned) == [("decode_kernel", 64 * 2), ("merge_kernel", 2 * 32)]
-    assert launches("gfx942", 3000, 100, **planned) == [("decode_kernel", 64 * 4), ("merge_kernel", 2 * 32)]
+    assert launches("sm_90", 3000, 100, **planned) == [("decode_kernel", 64 * 2), ("merge_kernel", 2 * 128)]
+    assert launches("gfx942", 3000, 100, **planned) == [("decode_kernel", 64 * 4), ("merge_kernel", 2 * 128)]
     # RDNA follows none: contexts are split evenly
     assert launches("gfx1201", *[300] * 16, **planned) == [("decode_kernel", 16 * 8)]
 
