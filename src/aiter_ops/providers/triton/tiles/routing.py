@@ -38,8 +38,9 @@ def route_tile(machine: Platform, experts: int, groups: int) -> RouteTile:
     return RouteTile(max(1, lanes * EACH // total), *width, min(max(1, total // (lanes * MOST_EACH)), 16))
 
 
-ALONE = 2048
-"""Up to so many slots one program sorts alone; a second launch would cost more than it saves."""
+ALONE = 256
+"""Up to so many slots one program sorts alone. A step of 128 slots takes it 2 to 6 µs (8 to 512 experts, H100), a second
+launch about as much as one or two of them."""
 
 MOST_CHUNKS = 128
 """Every program reads the counts of all chunks, so their number stays near that of compute units."""
