@@ -67,6 +67,26 @@ def test_every_op(name):
     assert (served == 0) == (name in REFUSED), f"{name}: {served} samples were served"
 
 
+def test_rows_say_what_ran_what_was_refused_and_what_failed(monkeypatch):
+    from aiter_ops.check import emulate as room
+
+    ops = [aiter_ops.get_op(name) for name in ("silu_and_mul", "mxfp8_quant")]
+    right, refused = room.verify_emulated(ops, ["gfx942"])
+    assert (right.verdict, right.device) == ("ok", "gfx942, emulated")
+    assert right.run > 8
+    assert 0 < right.error <= right.tolerance
+    assert (refused.verdict, refused.run) == ("not here", 0)
+    assert "float8_e4m3fn" in refused.detail
+
+    def wrong(op, sample, target):
+        raise EmulationError("8 bytes of tensor [4] depend on undefined registers or LDS")
+
+    monkeypatch.setattr(room, "emulate", wrong)
+    (row,) = room.verify_emulated(ops[:1], ["gfx942"])
+    assert row.bad
+    assert "undefined registers" in row.detail
+
+
 def test_a_wrong_argument_is_found():
     """The same kernel with another eps, and with a tensor that is too short."""
     op = aiter_ops.get_op("rms_norm")

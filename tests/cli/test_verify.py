@@ -189,3 +189,22 @@ def test_the_same_seed_gives_the_same_figures(cli, plug):
     first, again, other = (rows(cli(*line, "--seed", s)) for s in ("1", "1", "2"))
     assert first == again
     assert first != other
+
+
+def test_what_emulation_does_not_know_is_said_in_one_line(cli):
+    pytest.importorskip("triton")
+    for args, said in (
+        (("--emulate", "gfx950"), "accepted: gfx942"),
+        (("rms_norm", "--emulate", "gfx942", "--device", "cpu"), "--device has no meaning with --emulate"),
+        (("rms_norm", "--emulate", "gfx942", "--provider", "torch"), "--provider has no meaning"),
+    ):
+        done = cli("verify", *args)
+        assert done.code == 2
+        assert said in done.err
+
+
+def test_machine_code_is_executed_and_told_of(cli):
+    pytest.importorskip("triton")
+    done = cli("verify", "layer_norm", "--emulate", "gfx942")
+    assert done.code == 0
+    assert "gfx942 machine code, executed on the CPU: 1 ok" in done.out

@@ -5,7 +5,7 @@ proves.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,18 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aiter_ops.amdgcn import Counts, EmulationError, Machine, Memory, Pointer, Program, parse
+from aiter_ops.amdgcn import Counts, EmulationError, Machine, Memory, Pointer, Program, Unsupported, parse
 from aiter_ops.core.compare import Verdict
 from aiter_ops.core.op import Op
-from aiter_ops.core.platforms import Platform, fp8_as_on
+from aiter_ops.core.platforms import Platform, fp8_as_on, platform_for
 from aiter_ops.core.samples import Sample
 from aiter_ops.providers.triton.launch import Job, running_for
 
 from .aot import compiled_for
-from .trial import _poisoned
+from .trial import Row, _poisoned
 
 POISONS = (0xFFFFFFFF, 0x5A5A5A5A)
 """What registers and LDS hold at first, in two runs that must agree to the bit."""
+
+
+ARCHS = ("gfx942",)
+"""Architectures whose machine code is executed."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,40 @@ def emulate(op: Op, sample: Sample, target: Platform, change: Callable[[Program]
         got = op.run(implementation.fn, args, kwargs)
     out.verdict = op.compare(got, want)
     return out
+
+
+def verify_emulated(ops: Iterable[Op], archs: Iterable[str], seed: int = 0) -> Iterator[Row]:
+    """A `Row` per architecture and op, as they are done: its Triton implementation over its small samples."""
+    ops = list(ops)
+    for arch in archs:
+        for op in ops:
+            yield _row(op, platform_for(arch), seed)
+
+
+def _row(op: Op, target: Platform, seed: int) -> Row:
+    row = Row(op.name, op.family, "triton", f"{target.arch}, emulated", "not here")
+    for sample in op.samples(size="small", seed=seed):
+        try:
+            result = emulate(op, sample, target)
+        except EmulationError as error:  # of the program, or of what is not modelled
+            if isinstance(error, Unsupported):
+                row.verdict, row.detail = "not here", f"sample '{sample.name}': {error}".splitlines()[0]
+                return row
+            return row.fail(sample, str(error).splitlines()[0])
+        except Exception as error:  # of the compiler
+            return row.fail(sample, f"{type(error).__name__}: {error}".splitlines()[0])
+        if result.verdict is None:
+            row.refused += 1
+            row.refusals.append(f"{sample.name}: {result.refused}")
+            continue
+        row.run += 1
+        row.verdict = "ok"
+        row.note(result.verdict)
+        if not result.verdict.ok:
+            return row.fail(sample, result.verdict.detail)
+    if not row.run:
+        row.detail = row.refusals[0].partition(": ")[2] if row.refusals else "has no small sample"
+    return row
 
 
 def _launch(kernel: Kernel, program: Program, job: Job, grid: int, tensors: tuple[Tensor, ...], counts: Counts) -> None:

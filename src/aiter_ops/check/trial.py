@@ -46,6 +46,16 @@ class Row:
     def bad(self) -> bool:
         return self.verdict in ("failed", "crashed")
 
+    def note(self, verdict: Verdict) -> None:
+        """Keep the error that is largest beside its tolerance."""
+        ratio, most = (e / t if t else e for e, t in ((verdict.error, verdict.tolerance), (self.error, self.tolerance)))
+        if ratio > most or not self.tolerance:
+            self.error, self.tolerance = verdict.error, verdict.tolerance
+
+    def fail(self, sample: Sample, detail: str) -> Row:
+        self.verdict, self.detail = "failed", f"sample '{sample.name}': {detail}"
+        return self
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -155,14 +165,13 @@ def verify_one(op: Op, provider: str, device: torch.device, size: str | None, se
         row.detail = "the tensors are not on a GPU"
         return row
     row.verdict = "reference" if provider == "torch" else "ok"
-    worst = -1.0
     for sample in op.samples(device, seed, size):
         args, kwargs = op.bind(sample.args, sample.kwargs)
         if candidate.predicate and (reason := candidate.predicate(*args, **kwargs)):
             row.refused += 1
             row.refusals.append(f"{sample.name}: {reason}")
             if _promised(op, provider, sample):
-                return _fail(row, sample, f"refused, though the support matrix promises it: {reason}")
+                return row.fail(sample, f"refused, though the support matrix promises it: {reason}")
             continue
         row.run += 1
         try:
@@ -171,16 +180,14 @@ def verify_one(op: Op, provider: str, device: torch.device, size: str | None, se
             else:
                 verdict, wrong = _against(op, sample, candidate.implementation.fn)
         except Exception as error:
-            return _fail(row, sample, f"{type(error).__name__}: {error}")
+            return row.fail(sample, f"{type(error).__name__}: {error}")
         if wrong:
-            return _fail(row, sample, wrong)
+            return row.fail(sample, wrong)
         if verdict is None:
             continue
-        ratio = verdict.error / verdict.tolerance if verdict.tolerance else verdict.error
-        if ratio > worst:
-            worst, row.error, row.tolerance = ratio, verdict.error, verdict.tolerance
+        row.note(verdict)
         if not verdict.ok:
-            return _fail(row, sample, verdict.detail)
+            return row.fail(sample, verdict.detail)
     if row.run == 0:
         row.verdict, row.detail = "not here", "every sample is refused"
     return row
@@ -189,8 +196,3 @@ def verify_one(op: Op, provider: str, device: torch.device, size: str | None, se
 def _promised(op: Op, provider: str, sample: Sample) -> bool:
     machine: Platform = platform()
     return not machine.triton_interpret and support.promised(op.name, provider, machine, sample.name)
-
-
-def _fail(row: Row, sample: Sample, detail: str) -> Row:
-    row.verdict, row.detail = "failed", f"sample '{sample.name}': {detail}"
-    return row

@@ -33,6 +33,13 @@ Names = Annotated[list[str] | None, typer.Argument(help="Ops or families; withou
 ProviderName = Annotated[str | None, typer.Option(help="Only this provider; exit code 1 where it serves nothing.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: the GPU where there is one.")]
 SizeName = Annotated[Size | None, typer.Option(help="Samples; default: small on a CPU, all on a GPU.")]
+Emulate = Annotated[
+    str,
+    typer.Option(
+        help="Execute what Triton compiles for these architectures, by commas, as machine code on the CPU: gfx942.",
+        metavar="ARCHS",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed the samples are drawn from.")]
 
 
@@ -42,6 +49,7 @@ def command(
     device: Device = None,
     size: SizeName = None,
     seed: Seed = 0,
+    emulate: Emulate = "",
     use: Use = "",
     json: Json = False,
 ) -> None:
@@ -58,6 +66,11 @@ def command(
 
     chosen = find_ops(names)
     wanted = find_provider(provider)
+    if emulate:
+        _emulated(
+            chosen, names or [], emulate, seed, json, {"--provider": provider, "--device": device, "--size": size}
+        )
+        return
     where = _device(device)
     with using(use):
         rules = runtime.policy()
@@ -79,6 +92,29 @@ def command(
         for name in missed:
             console().print(f"{name}: {'/'.join(wishes[name])} was asked for by a rule and is not here", style="red")
     if failed or missed or idle:
+        raise typer.Exit(1)
+
+
+def _emulated(ops: list[Any], names: list[str], archs: str, seed: int, json: bool, others: dict[str, object]) -> None:
+    """With --emulate: Triton's implementations over the small samples, no device needed."""
+    try:
+        from aiter_ops.check.emulate import ARCHS, verify_emulated
+    except ImportError as error:
+        raise UserError(f"--emulate needs NumPy and Triton: {error}", code=1) from None
+    wanted = [a.strip() for a in archs.split(",")]
+    for arch in wanted:
+        if arch not in ARCHS:
+            raise UserError(f"--emulate {arch!r}; accepted: {', '.join(ARCHS)}")
+    for option, value in others.items():
+        if value is not None and (option, value) != ("--provider", "triton"):
+            raise UserError(f"{option} has no meaning with --emulate, which runs Triton's small samples on the CPU")
+    rows = list(_watched(verify_emulated(ops, wanted, seed), len(ops) * len(wanted)))
+    failed = [r for r in rows if r.bad]
+    if json:
+        print_json({"seed": seed, "rows": [r.as_dict() for r in rows], "failed": len(failed)})
+    else:
+        _table(rows, [*names, "--emulate", archs], None, f"{', '.join(wanted)} machine code, executed on the CPU")
+    if failed or all(r.verdict == "not here" for r in rows):
         raise typer.Exit(1)
 
 
@@ -125,7 +161,7 @@ def _watched(steps: Iterable[Row], count: int) -> Iterator[Row]:
 _STYLE = {"ok": "green", "reference": "cyan", "failed": "bold red", "crashed": "bold red", "not here": "dim"}
 
 
-def _table(rows: list[Row], names: list[str], provider: str | None) -> None:
+def _table(rows: list[Row], names: list[str], provider: str | None, where: str | None = None) -> None:
     from rich.table import Table
 
     from aiter_ops.core.platforms import platform
@@ -153,4 +189,4 @@ def _table(rows: list[Row], names: list[str], provider: str | None) -> None:
         out.print(f"{who}: {n} ops not checked here: {why}", style="dim", markup=False)
     counts = {v: sum(r.verdict == v for r in rows) for v in _STYLE}
     text = ", ".join(f"{n} {v}" for v, n in counts.items() if n)
-    out.print(f"{platform().name}: {text}", style="bold", markup=False)
+    out.print(f"{where or platform().name}: {text}", style="bold", markup=False)
