@@ -55,6 +55,9 @@ def _cases(op: aiter_ops.Op, machine: Platform) -> list[tuple[str, tuple[Any, ..
         half = _halved(args)
         if any(a is not b for a, b in zip(args, half, strict=True)):
             cases.append((f"{sample.name}, bf16", half, op.reference(*half)))
+        if "q_eps" in op.parameters:  # two that differ by more than rounding
+            far = tuple({"q_eps": 0.5, "kv_eps": 0.01}.get(n, v) for n, v in zip(op.parameters, args, strict=True))
+            cases.append((f"{sample.name}, epsilons far apart", far, op.reference(*far)))
     return cases
 
 
