@@ -142,6 +142,18 @@ def test_a_contender_that_writes_nothing_is_wrong_whoever_wrote_before(name: str
     assert target.check(contender(right, "ours")).verdict == "ok"
 
 
+def test_nothing_is_held_against_a_reference_that_gives_nan(wanted: Any) -> None:
+    """NaN equals NaN, so whatever else is in those rows would pass."""
+    op = get_op("merge_attn_states")
+    case = cases(op, Shapes(gpu=False))[0]
+    kwargs = argument_sets(op, case, torch.device("cpu"), 1)[0]
+    next(iter(kwargs.values())).view(-1)[3] = torch.nan
+    target = wanted(op, case, kwargs)
+    found = target.check(contender(lambda given: lambda: op.reference(**given), kind="ours"))
+    assert found.verdict == "wrong"
+    assert "NaN" in found.detail
+
+
 def test_a_contender_may_return_what_it_does_not_write(wanted: Any) -> None:
     op, case = small("paged_attention_lse")
     target = wanted(op, case, drawn(case)[0])
