@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import codegen, runtime, tracing
+from . import codegen, library, runtime, tracing
 from .compare import Tolerance, Verdict, compare, own_copy
 from .decide import Refused
 from .platforms import Platform, fp8_dtype, platform
@@ -24,23 +24,6 @@ from .provider import (
 )
 from .samples import Make, Sample, SampleSource
 from .schema import read_signature, require_same_signature
-
-_library = torch.library.Library("aiter_ops", "DEF")
-
-
-def _define(name: str, schema: str, fake: Callable[..., Any]) -> None:
-    """`Library.define` and `torch.library.register_fake`, which takes half a millisecond an op.
-
-    It looks for the caller's source line and, in a schema that is there, for script objects, which no op has.
-    """
-    try:
-        entry = torch._library.simple_registry.singleton.find(f"aiter_ops::{name}")
-        _library.define(schema)
-        entry.fake_impl.register(fake, "aiter_ops.core.op", lib=_library)
-    except (AttributeError, TypeError):  # no public interface: other releases of torch may have another
-        if not hasattr(torch.ops.aiter_ops, name):
-            _library.define(schema)
-        torch.library.register_fake(f"aiter_ops::{name}", fake, lib=_library)
 
 
 class Cost(NamedTuple):
@@ -113,9 +96,9 @@ class Op:
     # --- torch registration -------------------------------------------------------------------------------------
 
     def _register(self) -> None:
-        _define(self.name, self.signature.schema, self._run_fake)
-        _library.impl(self.name, self._run, "CompositeExplicitAutograd")
-        _library.impl(self.name, self._run_below_autograd, "Autograd")
+        library.define(self.name, self.signature.schema, self._run_fake)
+        library.LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
+        library.LIBRARY.impl(self.name, self._run_below_autograd, "Autograd")
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         return self._slot(*args, **kwargs)
