@@ -66,7 +66,7 @@ def test_a_router_is_one_launch_and_sorting_one_or_two() -> None:
         ("route_kernel", 1)
     ]
     ids = torch.zeros(2000, 8, dtype=torch.int32)
-    assert [name for name, _ in launches("moe_align", ids[:256], 16, 256)] == ["place_kernel"]
+    assert [name for name, _ in launches("moe_align", ids[:32], 16, 256)] == ["place_kernel"]
     assert [name for name, _ in launches("moe_align", ids, 16, 256)] == ["count_kernel", "place_kernel"]
 
 
