@@ -337,7 +337,7 @@ def test_one_map_stands_for_a_mask_until_it_changes():
     assert first.tolist() == [0, -1, 1]
     assert _map_of(mask) is first
     mask[1] = 1
-    assert _map_of(mask).tolist() == [0, 1, 2]  # type: ignore[union-attr]
+    assert _map_of(mask).tolist() == [0, 1, 2]
 
 
 def test_enums_have_aiters_numbers():

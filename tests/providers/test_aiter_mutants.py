@@ -99,7 +99,7 @@ def own(case: Case) -> Case:
         return made.setdefault(id(value), own_copy(value))
 
     name, args, kwargs, *rest = case
-    return name, tuple(map(copied, args)), {n: copied(v) for n, v in kwargs.items()}, *rest  # type: ignore[return-value]
+    return name, tuple(map(copied, args)), {n: copied(v) for n, v in kwargs.items()}, *rest
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)

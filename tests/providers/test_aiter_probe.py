@@ -145,32 +145,32 @@ def _installed(folder: Path, release: str) -> None:
 
 
 def test_no_aiter_at_all() -> None:
-    assert aiter_facts() == {"aiter": None, "aiter_root": None, "aiter_fault": None}
+    assert aiter_facts() == (None, None, None)
 
 
 def test_a_package_of_that_name_that_is_not_amds(path: Path) -> None:
     (path / "aiter.py").write_text("raise SystemExit\n")
     facts = aiter_facts()
-    assert facts["aiter"] is facts["aiter_root"] is None
-    assert "is not AMD's AITER (amd-aiter)" in facts["aiter_fault"]
-    machine = platform_for("gfx942")._replace(**facts)
-    assert aiter_of(machine)[0] == facts["aiter_fault"]
+    assert facts.release is facts.root is None
+    assert "is not AMD's AITER (amd-aiter)" in facts.fault
+    machine = platform_for("gfx942")._replace(aiter=facts.release, aiter_root=facts.root, aiter_fault=facts.fault)
+    assert aiter_of(machine)[0] == facts.fault
 
 
 def test_amds_with_its_metadata_and_without_its_package(path: Path) -> None:
     _installed(path, "0.1.16")
-    assert aiter_facts()["aiter_fault"] == "amd-aiter 0.1.16 is installed, but its package aiter is not to be found"
+    assert aiter_facts().fault == "amd-aiter 0.1.16 is installed, but its package aiter is not to be found"
     root = written(path, "0.1.16")
-    assert aiter_facts() == {"aiter": "0.1.16", "aiter_root": str(root), "aiter_fault": None}
+    assert aiter_facts() == ("0.1.16", str(root), None)
     assert "aiter" not in sys.modules
 
 
 def test_a_checkout_says_its_release_in_a_file(path: Path) -> None:
     root = written(path)
-    assert aiter_facts()["aiter"] is None
-    assert "says no release" in (aiter_facts()["aiter_fault"] or "")
+    assert aiter_facts().release is None
+    assert "says no release" in (aiter_facts().fault or "")
     (root / "_version.py").write_text("__version__ = version = '0.1.17.dev3+g1a2b3c4'\n")
-    assert aiter_facts()["aiter"] == "0.1.17.dev3+g1a2b3c4"
+    assert aiter_facts().release == "0.1.17.dev3+g1a2b3c4"
 
 
 # --- at import --------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def _version(wanted: bool) -> None:
         from aiter_ops import __version__
         from aiter_ops.core.platforms import aiter_facts, version_of_triton
 
-        triton, aiter = version_of_triton() or "not installed", aiter_facts()["aiter"] or "not installed"
+        triton, aiter = version_of_triton() or "not installed", aiter_facts().release or "not installed"
         print(f"aiter-ops {__version__}, torch {torch.__version__}, Triton {triton}, AITER {aiter}")
         raise typer.Exit
 

@@ -112,8 +112,16 @@ def version_of_triton() -> str | None:
     return found.group(1) if found else "unknown"
 
 
-def aiter_facts() -> dict[str, str | None]:
-    """The fields of a Platform about AITER: its release, its folder, and what is wrong. Nothing of it is imported.
+class AiterFacts(NamedTuple):
+    """The fields of a Platform about AITER: its release, its folder, and what is wrong."""
+
+    release: str | None = None
+    root: str | None = None
+    fault: str | None = None
+
+
+def aiter_facts() -> AiterFacts:
+    """What this machine has of AITER. Nothing of it is imported.
 
     AMD's distribution is ``amd-aiter``; the PyPI name ``aiter`` belongs to another project, whose package is told from
     AMD's by what lies in it.
@@ -128,13 +136,13 @@ def aiter_facts() -> dict[str, str | None]:
     if root is not None:
         release = release or _written_release(root)
         unknown = None if release else f"the AITER in {root} says no release, neither in metadata nor in _version.py"
-        return {"aiter": release, "aiter_root": root, "aiter_fault": unknown}
+        return AiterFacts(release, root, unknown)
     fault = None
     if spec is not None:
         fault = f"the Python package aiter here ({spec.origin or ', '.join(places)}) is not AMD's AITER (amd-aiter)"
     elif release is not None:
         fault = f"amd-aiter {release} is installed, but its package aiter is not to be found"
-    return {"aiter": None, "aiter_root": None, "aiter_fault": fault}
+    return AiterFacts(fault=fault)
 
 
 def _written_release(root: str) -> str | None:
@@ -242,12 +250,15 @@ def platform() -> Platform:
         found = _from_torch() or _from_kfd()
     elif torch.version.cuda:
         found = _from_torch() or _from_nvml()
+    aiter = aiter_facts()
     return (found or Platform())._replace(
         hip=torch.version.hip,
         cuda=torch.version.cuda,
         triton=version_of_triton(),
         triton_interpret=os.environ.get("TRITON_INTERPRET") == "1",
-        **aiter_facts(),  # type: ignore[arg-type]
+        aiter=aiter.release,
+        aiter_root=aiter.root,
+        aiter_fault=aiter.fault,
     )
 
 

@@ -43,12 +43,12 @@ def entry(name: str) -> Callable[..., Any]:
         raise BrokenAiter(f"AITER {machine.aiter} has no {name}")
     _import_aiter()
     try:
-        found = getattr(importlib.import_module(row.module), name)
+        found: Callable[..., Any] = getattr(importlib.import_module(row.module), name)
     except Exception as error:
         raise BrokenAiter(f"AITER {machine.aiter}: {row.module}, {name}: {type(error).__name__}: {error}") from error
     if different := probe.unlike(found, name, row):
         raise BrokenAiter(f"AITER {machine.aiter} is not what that release is; {name}: {different}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 @functools.cache

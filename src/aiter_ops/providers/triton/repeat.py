@@ -9,6 +9,7 @@ kernels with the addresses of the new tensors. Checks of arguments are part of w
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -55,7 +56,11 @@ class _Memory(NamedTuple):
         """How to make it the fastest, given the call's first tensor, whose form does not change."""
         shape, stride, dtype = self
         if _QUICK is not None and first.is_cuda:
-            return lambda x: _QUICK(shape, stride, dtype)
+            # no public interface: tried once, so that a release of torch where it does otherwise is served too
+            with contextlib.suppress(Exception):
+                made = _QUICK(shape, stride, dtype)
+                if (made.shape, made.stride(), made.dtype, made.device) == (shape, stride, dtype, first.device):
+                    return lambda x: _QUICK(shape, stride, dtype)
         if torch.empty(shape, device="meta").stride() == stride:
             return lambda x: x.new_empty(shape, dtype=dtype)
         return lambda x: x.new_empty_strided(shape, stride, dtype=dtype)

@@ -79,10 +79,10 @@ def _row(machine: Platform) -> str:
     return next((name for name in TILES if arch.startswith(name)), "other")
 
 
-SHORTER: dict[str, dict[tuple[int, int], tuple[int, T]]] = {"sm90": {(2, 1): (8192, T(64, 64, 4, 3))}}
+SHORTER: dict[str, dict[tuple[int, int], tuple[int, T]]] = {"sm90": {(2, 1): (4096, T(64, 64, 4, 3))}}
 """By family, bytes of an element and column: up to how many keys another tile serves, and which. Two programs to a
-multiprocessor, where a sequence's diagonal is much of its work: 11 % less time at 1k and 8 % at 4k on an H100. Keys and
-values by tensor descriptors were slower there with either tile (Triton 3.6: 0 to 25 %)."""
+multiprocessor, where a sequence's diagonal is much of its work: on an H100 11 % less time at 1k, 8 % at 2k, 2 % at 4k, none
+at 8k. Keys and values by tensor descriptors were slower there with either tile (Triton 3.6: 0 to 40 %)."""
 
 
 @lru_cache(256)
