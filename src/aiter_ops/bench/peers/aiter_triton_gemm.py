@@ -59,7 +59,8 @@ def aiter_bmm_a16w16(kw: Kwargs) -> Call:
     (batch, m, _), n, dtype = x.shape, w.shape[1], product_dtype(kw)
     y = x.new_empty((m, batch, n) if turned else (batch, m, n), dtype=dtype)
     into = y.transpose(0, 1) if turned else y
-    rows = [t | {"NUM_KSPLIT": 1} for t in gemm_tiles(m) if t["NUM_KSPLIT"] in (1, 2)]
+    single = {"NUM_KSPLIT": 1, "SPLITK_BLOCK_SIZE": x.shape[2]}
+    rows = [t | single for t in gemm_tiles(m) if t["NUM_KSPLIT"] in (1, 2)]
 
     def make(config: dict[str, Any]) -> Call:
         def call() -> torch.Tensor:
