@@ -19,6 +19,12 @@ LEAST_STEPS = 4
 """A split has at least so many steps, were the longest context all of the cache's pages."""
 
 
+OWN_PLAN = 4, 2**18
+"""From so many sequences of so many keys in all (times the programs of 64 rows each), a plan of uneven lengths is worth
+its making where the caller brings none.
+"""
+
+
 @dataclass(frozen=True)
 class DecodeTile:
     """rows: heads × queries of a program, at most. step: keys of a step. halves: products the value's columns are done
@@ -143,6 +149,16 @@ def decode_tile(machine: Platform, q_bytes: int, kv_bytes: int, rows: int, plann
     most = tile.planned_rows if planned and tile.planned_rows else tile.rows
     # Hopper's matrix instructions have 64 rows
     return tile if machine.vendor == "nvidia" else replace(tile, rows=min(most, max(16, next_power_of_two(rows))))
+
+
+def worth_a_plan(machine: Platform, tile: DecodeTile, batch: int, tiles: int, most_keys: int) -> bool:
+    """Whether a call without a plan makes one: the lengths, which only the device knows, may be uneven."""
+    return (
+        family(machine) == "sm90"
+        and tile.planned_rows >= tile.rows
+        and batch >= OWN_PLAN[0]
+        and most_keys * tiles >= OWN_PLAN[1]
+    )
 
 
 def split_count(machine: Platform, tile: DecodeTile, batch: int, tiles: int, most_keys: int, fixed: bool) -> int:
