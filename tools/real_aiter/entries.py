@@ -8,10 +8,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -99,6 +99,23 @@ class _Closed(importlib.abc.MetaPathFinder):
         return None
 
 
+def _core() -> ModuleType:
+    """In place of AITER's builder of extensions, which looks for ROCm when it is imported."""
+    module = ModuleType("aiter.jit.core")
+
+    def compile_ops(built: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        def declare(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                raise NotTritonError(f"{function.__name__} is compiled ({built})")
+
+            return call
+
+        return declare
+
+    module.compile_ops = compile_ops  # type: ignore[attr-defined]
+    return module
+
+
 def install(op: Op, aiter: Source) -> Platform:
     """Make the entries of an op's adapter importable in this process, and this process's platform `machine(aiter)`."""
     here = machine(aiter)
@@ -106,6 +123,7 @@ def install(op: Op, aiter: Source) -> Platform:
     closed = {row.module for row in wanted if not runs(row)}
     sys.path.insert(0, aiter.root)
     sys.meta_path.insert(0, _Closed(closed))
+    sys.modules["aiter.jit.core"] = _core()
     platforms.platform = lambda: here  # type: ignore[assignment]
     import_as_amd(sorted({row.module for row in wanted} - closed), here.compute_units)
     return here

@@ -47,24 +47,29 @@ def prepare() -> None:
     triton.runtime.driver.set_active(OnPaper())
     # AITER assumes of some numbers what is false for the first program, which compilers make no use of
     interpreter.InterpreterBuilder.create_assume = lambda self, condition: None
+    # the interpreter knows these as functions, not as methods
+    tl.tensor.floor = lambda x: tl.math.floor(x, _semantic=interpreter.interpreter_semantic)
     stock = interpreter._convert_float
 
     def convert(values: Any, source: Any, target: Any, rounding: Any) -> Any:
         """The interpreter's own loses a carry when it rounds to FP8."""
-        if source == tl.float32 and target == tl.float8e4nv:
+        if source in (tl.float32, tl.float16) and target == tl.float8e4nv:
             return torch.from_numpy(values.copy()).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
         return stock(values, source, target, rounding)
 
     interpreter._convert_float = convert
 
 
-def in_fp16(value: Any) -> Any:
-    """bf16, with which the interpreter computes wrongly, as fp16, with the strides it has."""
-    if value is torch.bfloat16:
-        return torch.float16
-    if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16:
-        return value.to(torch.float16)
-    return value
+def cannot(error: BaseException) -> str | None:
+    """Why an error is the interpreter's or this machine's and says nothing of AITER; None where it may be AITER's."""
+    from triton.runtime.errors import InterpreterError
+
+    cause: BaseException = error
+    while isinstance(cause, InterpreterError) and cause.__cause__:
+        cause = cause.__cause__
+    if isinstance(error, InterpreterError) and isinstance(cause, AttributeError):
+        return f"Triton's interpreter cannot: {cause}"
+    return "asks for a GPU" if "expected a CUDA" in str(error) else None
 
 
 def too_large(*values: Any) -> bool:

@@ -69,7 +69,10 @@ def results(request: Request) -> Iterator[str | Result]:
     op = get_op(request.op)
     if request.interpret:
         interpreter.prepare()
-    here = install(op, request.source)
+    try:
+        here = install(op, request.source)
+    except Exception as error:
+        raise BrokenAiter(f"cannot be imported here: {type(error).__name__}: {_first_line(error)}") from error
     implementation = op.implementations["aiter"]
     wanted = entries(op, request.source.release)
     if broken := [f"{s.name}: {s.state}" for s in probe.symbols(implementation.calls, here) if s.state]:
@@ -78,19 +81,75 @@ def results(request: Request) -> Iterator[str | Result]:
             raise BrokenAiter("; ".join(mine))
     device = "cpu" if request.interpret else "cuda"
     samples = op.samples(device, request.seed, "small" if request.interpret else None)
-    chosen = [s for i, s in enumerate(samples) if i % request.step == request.first][request.done :]
-    for sample in chosen:
+    for i, sample in enumerate(samples):
+        if i % request.step != request.first or i // request.step < request.done:
+            continue
         yield sample.name
         yield tried(op, implementation, prepared(op, sample, here, request.interpret), here, request.interpret)
 
 
 def prepared(op: Op, sample: Sample, here: Platform, interpret: bool) -> Sample:
-    """The sample with every argument given; bf16 as fp16 where the interpreter computes."""
-    args, kwargs = op.bind(sample.args, sample.kwargs, here)
-    if interpret:
-        args = tuple(map(interpreter.in_fp16, args))
-        kwargs = {name: interpreter.in_fp16(value) for name, value in kwargs.items()}
-    return Sample(sample.name, args, kwargs, sample.size)
+    """The sample with every argument given, in types that the adapter takes and that can be computed with here.
+
+    What the adapter refuses is tried in 16 bits where it is in fp32, and with activations to be quantised (prequant),
+    where these are calls of the op: AITER takes little else. The interpreter computes wrongly with bf16: there fp16.
+    """
+    half = torch.float16 if interpret else torch.bfloat16
+    refuses = op.implementations["aiter"].refuses
+    plain = Sample(sample.name, *_cast(op, sample.args, sample.kwargs, {torch.bfloat16: half}), sample.size)
+    forms = [_bound(op, plain, here)]
+    forms.append(_renamed(forms[0], f"in {str(half)[6:]}", *_cast(op, *_arguments(forms[0]), {torch.float32: half})))
+    if "prequant" in op.parameters:
+        forms += [_bound(op, _renamed(form, "prequant", *_with(op, form, "prequant", True)), here) for form in forms]
+    taken = (form for form in forms if _is_call(op, form) and refuses(*form.args, **form.kwargs) is None)
+    return next(taken, forms[0])
+
+
+def _arguments(sample: Sample) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return sample.args, sample.kwargs
+
+
+def _bound(op: Op, sample: Sample, here: Platform) -> Sample:
+    """The sample with every argument given."""
+    return Sample(sample.name, *op.bind(sample.args, sample.kwargs, here), sample.size)
+
+
+def _renamed(sample: Sample, what: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sample:
+    return Sample(f"{sample.name}, {what}", args, kwargs, sample.size)
+
+
+def _with(op: Op, sample: Sample, name: str, value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a sample that has all, with another value of one."""
+    if name in sample.kwargs:
+        return sample.args, {**sample.kwargs, name: value}
+    at = op.parameters.index(name)
+    return (*sample.args[:at], value, *sample.args[at + 1 :]), sample.kwargs
+
+
+def _cast(
+    op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], types: dict[torch.dtype, torch.dtype]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with tensors of one type in another; fp32 vectors and scales stay what they are."""
+
+    def cast(name: str, value: Any) -> Any:
+        if isinstance(value, torch.dtype):
+            return types.get(value, value)
+        if not isinstance(value, torch.Tensor) or value.dtype not in types:
+            return value
+        if value.dtype == torch.float32 and (value.dim() < 2 or "scale" in name or name == "cos_sin_cache"):
+            return value
+        return value.to(types[value.dtype])
+
+    positional = tuple(cast(name, value) for name, value in zip(op.parameters, args, strict=False))
+    return positional, {name: cast(name, value) for name, value in kwargs.items()}
+
+
+def _is_call(op: Op, sample: Sample) -> bool:
+    try:
+        op.checks(*sample.args, **sample.kwargs)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def tried(op: Op, implementation: Implementation, sample: Sample, here: Platform, interpret: bool) -> Result:
@@ -99,19 +158,18 @@ def tried(op: Op, implementation: Implementation, sample: Sample, here: Platform
     result = Result(op.name, sample.name, "right")
     rows = [row for row in KNOWN_BAD if row.matches(op.name, "aiter", here) and row.covers(*args, **kwargs)]
     result.known_bad = "; ".join(map(str, rows))
-    predicate = implementation.predicate(here) if implementation.predicate else None
-    if predicate and (reason := predicate(*args, **kwargs)):
+    if reason := implementation.refuses(*args, **kwargs):
         result.outcome, result.detail = "refused", reason
     elif isinstance(args[0], torch.Tensor) and not args[0].numel():
         result.outcome = "empty"
     elif interpret and interpreter.too_large(*args, *kwargs.values()):
         result.outcome, result.detail = "left out", "too large for the interpreter"
     else:
-        _compared(op, implementation, sample, result)
+        _compared(op, implementation, sample, result, interpret)
     return result
 
 
-def _compared(op: Op, implementation: Implementation, sample: Sample, result: Result) -> None:
+def _compared(op: Op, implementation: Implementation, sample: Sample, result: Result, interpret: bool) -> None:
     try:
         verdict, broken = against(op, sample, implementation.fn)
     except BrokenAiter as error:
@@ -120,6 +178,8 @@ def _compared(op: Op, implementation: Implementation, sample: Sample, result: Re
             result.outcome, result.detail = "not triton", str(error.__cause__)
     except Exception as error:
         result.outcome, result.detail = "failed", f"{type(error).__name__}: {_first_line(error)}"
+        if interpret and (why := interpreter.cannot(error)):
+            result.outcome, result.detail = "left out", why
     else:
         if verdict is None:
             result.outcome, result.detail = "wrong", broken or ""
@@ -162,8 +222,6 @@ def main() -> int:
                 return ENDS_CONTEXT
     except BrokenAiter as error:
         say("out", str(error))
-    except ImportError as error:
-        say("out", f"cannot be imported here: {type(error).__name__}: {error}")
     return 0
 
 
