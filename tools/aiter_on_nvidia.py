@@ -39,7 +39,9 @@ def concerned(names: list[str], release: str) -> list[Op]:
     """The ops with an entry that can run here, those that take long first. ValueError for a name that has none."""
     able = [op for op in aiter_ops.list_ops() if any(runs(row) for row in entries(op, release).values())]
     if unknown := sorted(set(names) - {op.name for op in able}):
-        raise ValueError(f"{', '.join(unknown)}: no adapter to a Triton entry; {', '.join(o.name for o in able)} have one")
+        raise ValueError(
+            f"{', '.join(unknown)}: no adapter to a Triton entry; {', '.join(o.name for o in able)} have one"
+        )
     able = [op for op in able if not names or op.name in names]
     return sorted(able, key=lambda op: op.name not in FIRST)
 

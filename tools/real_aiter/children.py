@@ -114,7 +114,7 @@ def run_request(request: Request, until: float, command: Command = command) -> F
                 found.out.append(said["out"])
                 at_end = True
         how = child.end()
-        if not how and child.process.returncode == 0 or at_end:
+        if (not how and child.process.returncode == 0) or at_end:
             return found
         deaths += 1
         if begun is not None:

@@ -60,6 +60,10 @@ def prepare() -> None:
     interpreter._convert_float = convert
 
 
+BEYOND = {"mxfp4_quant": "its kernel negates masks with `not`, which the interpreter takes as Python does"}
+"""Ops whose kernels the interpreter gets wrong, with the reason."""
+
+
 def cannot(error: BaseException) -> str | None:
     """Why an error is the interpreter's or this machine's and says nothing of AITER; None where it may be AITER's."""
     from triton.runtime.errors import InterpreterError

@@ -55,7 +55,9 @@ def from_dict(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Found]]:
 def bad(found: dict[str, Found]) -> int:
     """Samples that are not right and that no evidence speaks of, and ops that could not be tried."""
     every = [r for one in found.values() for r in one.results]
-    return sum(r.outcome in SERVED[1:] and not r.known_bad for r in every) + sum(bool(one.out) for one in found.values())
+    return sum(r.outcome in SERVED[1:] and not r.known_bad for r in every) + sum(
+        bool(one.out) for one in found.values()
+    )
 
 
 def markdown(where: dict[str, Any], found: dict[str, Found], ops: Iterable[Op]) -> str:
@@ -163,4 +165,4 @@ def put(page: Path, name: str, text: str) -> None:
     before = page.read_text(encoding="utf-8")
     if not place.search(before):
         raise ValueError(f"{page} has no place for a table named {name}")
-    page.write_text(place.sub(lambda _: f"\n{text}\n", before), encoding="utf-8")
+    page.write_text(place.sub(lambda _: f"\n{text.strip()}\n\n", before), encoding="utf-8")

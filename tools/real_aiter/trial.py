@@ -164,6 +164,8 @@ def tried(op: Op, implementation: Implementation, sample: Sample, here: Platform
         result.outcome = "empty"
     elif interpret and interpreter.too_large(*args, *kwargs.values()):
         result.outcome, result.detail = "left out", "too large for the interpreter"
+    elif interpret and op.name in interpreter.BEYOND:
+        result.outcome, result.detail = "left out", interpreter.BEYOND[op.name]
     else:
         _compared(op, implementation, sample, result, interpret)
     return result
