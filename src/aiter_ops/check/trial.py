@@ -111,7 +111,7 @@ class _Trial:
         return None
 
 
-def _against(op: Op, sample: Sample, fn: Any) -> tuple[Verdict | None, str | None]:
+def against(op: Op, sample: Sample, fn: Any) -> tuple[Verdict | None, str | None]:
     """The verdict on the numbers, and what else is wrong."""
     want = _Trial(op, sample, op.reference)
     with _poisoned():
@@ -178,7 +178,7 @@ def verify_one(op: Op, provider: str, device: torch.device, size: str | None, se
             if provider == "torch":
                 verdict, wrong = None, _reference(op, sample)
             else:
-                verdict, wrong = _against(op, sample, candidate.implementation.fn)
+                verdict, wrong = against(op, sample, candidate.implementation.fn)
         except Exception as error:
             return row.fail(sample, f"{type(error).__name__}: {error}")
         if wrong:
