@@ -139,7 +139,7 @@ class LatentAttention:
         self.cache = both.new_zeros(pages, PAGE, self.rank + self.rope)
 
     def plan(self, s):
-        programs = ops.platform().compute_units or 1
+        programs = ops.platform().compute_units or 128
         return ops.mla_decode_plan(s.ends, s.page_ends, s.last_page, self.heads, PAGE, s.most_rows, programs)
 
     def __call__(self, x, s, angles):
