@@ -227,3 +227,18 @@ def test_the_table_counts_and_names(tool: Any, tmp_path: Path):
     assert page.read_text() == "before\n<!-- begin gpu -->\n\n| new |\n\n<!-- end gpu -->\nafter\n"
     with pytest.raises(ValueError, match="no place"):
         tool.table.put(page, "cpu", "x")
+
+
+def test_what_was_wrong_on_the_gpu_has_its_cause(tool: Any):
+    """Numbers AITER gave on an NVIDIA GPU, from the page: other roundings, known and computed, give them to the bit."""
+    causes = importlib.import_module("real_aiter.causes")
+    page = (TOOLS.parent / "docs" / "aiter-on-nvidia.md").read_text(encoding="utf-8")
+    wrong = list(causes.wrong_on(page))
+    assert len(wrong) == 37
+    assert {found.op for found in wrong} == set(causes.CAUSES)
+    checked = list(causes.check(page, size="small"))
+    assert len(checked) >= 20
+    assert all(same for _, same in checked), [found for found, same in checked if not same]
+    moved = checked[0][0]._replace(got=checked[0][0].got + 0.5, differ=checked[0][0].differ + 1)
+    sample = next(s for s in aiter_ops.get_op(moved.op).samples() if s.name in moved.sample)
+    assert not causes.explained(moved, sample)

@@ -173,7 +173,7 @@ def tried(op: Op, implementation: Implementation, sample: Sample, here: Platform
 
 def _compared(op: Op, implementation: Implementation, sample: Sample, result: Result, interpret: bool) -> None:
     try:
-        verdict, broken = against(op, sample, implementation.fn)
+        verdict, broken = against(op, sample, implementation)
     except BrokenAiter as error:
         result.outcome, result.detail = "failed", str(error)
         if isinstance(error.__cause__, NotTritonError):
