@@ -38,7 +38,9 @@ def layout_of(gate_mode: str) -> ExpertLayout:
 def codes(name: str, w: Tensor) -> Tensor:
     """Packed codes as bytes. NotHonoured for another format of that quantisation type, MXFP8 or int4."""
     if w.dtype not in (torch.uint8, FP4X2):
-        raise NotHonoured(f"fused_moe: {name} is {w.dtype}; with quant_method=3 (per_1x32) it is MXFP4: torch.uint8, {FP4X2}")
+        raise NotHonoured(
+            f"fused_moe: {name} is {w.dtype}; with quant_method=3 (per_1x32) it is MXFP4: torch.uint8, {FP4X2}"
+        )
     return w.view(torch.uint8)
 
 
