@@ -140,6 +140,20 @@ def test_opcheck():
     torch.library.opcheck(overload(2), args, named)
 
 
+def test_it_compiles_without_a_break():
+    layer = Layer()
+    w1, w2, s1, s2 = layer.interleaved()
+
+    def run(x: Tensor) -> Tensor:
+        return r.fused_moe(
+            *(x, w1, w2, layer.weights, layer.ids), quant_method=3, w1_scale=s1, w2_scale=s2, gate_mode="interleave"
+        )
+
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        close(torch.compile(run, fullgraph=True, backend="aot_eager")(layer.x), layer.want)
+
+
 def test_scales_are_put_in_rows_once_until_they_change():
     from aiter_ops.integrations.rocm_aiter_ops.mxfp4 import row_scales
 
@@ -168,7 +182,7 @@ def test_what_is_not_honoured_is_refused():
         with pytest.raises(NotHonoured, match=words):
             layer.call(made, mode, **named)
     coded = tuple(w.view(torch.float8_e4m3fn) for w in made[:2])
-    with pytest.raises(NotHonoured, match="w1 is torch.float8_e4m3fn"):
+    with pytest.raises(NotHonoured, match=r"w1 is torch\.float8_e4m3fn"):
         layer.call((*coded, *made[2:]), "")
     with pytest.raises(ValueError, match="w1_scale has shape"):
         layer.call((*made[:2], layer.s1, made[3]), "")

@@ -21,6 +21,16 @@ PROGRAMS = 128
 """Programs a plan is made for where the number of compute units is not known."""
 
 
+def planned_programs() -> int:
+    """Programs of a plan on this machine; 0 where AITER is installed, whose adapter takes none."""
+    here = ops.platform()
+    return 0 if here.aiter is not None else here.compute_units or PROGRAMS
+
+
+# torch.compile evaluates it while tracing: the machine does not change under compiled code.
+planned_programs._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def scale_of_codes(scale: Tensor | None, codes: Tensor) -> Tensor | None:
     """`scale` where `codes` is FP8, else None."""
     return scale if codes.dtype in FP8 else None
@@ -62,9 +72,7 @@ def rocm_mla_decode_fwd(
     if 0 < len(missing) < len(work):
         raise ValueError(f"mla_decode_fwd: the schedule is six tensors or none; missing: {', '.join(missing)}")
     plan = None
-    here = ops.platform()
-    if not missing and here.aiter is None and kv_indptr is not None and kv_last_page_lens is not None:
-        programs = here.compute_units or PROGRAMS
+    if not missing and (programs := planned_programs()) and kv_indptr is not None and kv_last_page_lens is not None:
         plan = ops.mla_decode_plan(qo_indptr, kv_indptr, kv_last_page_lens, q.shape[1], 1, max_seqlen_qo, programs)
     ops.mla_decode(
         *(q, kv_buffer.view(-1, 1, q.shape[-1]), o, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens),
