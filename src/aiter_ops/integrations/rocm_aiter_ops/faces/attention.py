@@ -39,7 +39,7 @@ def scale_of_codes(scale: Tensor | None, codes: Tensor) -> Tensor | None:
 # --- MLA --------------------------------------------------------------------------------------------------------------
 
 
-@face("mla_decode", row=8, op="rocm_aiter_mla_decode_fwd", mutates=("o",), methods=())
+@face("mla_decode", "mla_decode_plan", row=8, op="rocm_aiter_mla_decode_fwd", mutates=("o",), methods=())
 def rocm_mla_decode_fwd(
     q: Tensor,
     kv_buffer: Tensor,
@@ -71,8 +71,8 @@ def rocm_mla_decode_fwd(
     missing = [name for name, tensor in zip(WORK, work, strict=True) if tensor is None]
     if 0 < len(missing) < len(work):
         raise ValueError(f"mla_decode_fwd: the schedule is six tensors or none; missing: {', '.join(missing)}")
-    plan = None
-    if not missing and (programs := planned_programs()) and kv_indptr is not None and kv_last_page_lens is not None:
+    plan = None  # int(): the compiler would guard on the type of what it evaluated itself, and cannot
+    if not missing and (programs := int(planned_programs())) and kv_indptr is not None and kv_last_page_lens is not None:
         plan = ops.mla_decode_plan(qo_indptr, kv_indptr, kv_last_page_lens, q.shape[1], 1, max_seqlen_qo, programs)
     ops.mla_decode(
         *(q, kv_buffer.view(-1, 1, q.shape[-1]), o, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens),
@@ -82,7 +82,7 @@ def rocm_mla_decode_fwd(
     )
 
 
-@face("mla_decode")
+@face("mla_decode", "mla_decode_plan")
 def mla_decode_fwd(
     q: Tensor,
     kv_buffer: Tensor,
