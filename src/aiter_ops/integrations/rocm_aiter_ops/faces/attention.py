@@ -17,19 +17,6 @@ from ..table import face, only
 WORK = ("work_meta_data", "work_indptr", "work_info_set", "reduce_indptr", "reduce_final_map", "reduce_partial_map")
 """AITER's schedule of MLA decoding, get_mla_metadata_v1: all six tensors or none."""
 
-PROGRAMS = 128
-"""Programs a plan is made for where the number of compute units is not known."""
-
-
-def planned_programs() -> int:
-    """Programs of a plan on this machine; 0 where AITER is installed, whose adapter takes none."""
-    here = ops.platform()
-    return 0 if here.aiter is not None else here.compute_units or PROGRAMS
-
-
-# torch.compile evaluates it while tracing: the machine does not change under compiled code.
-planned_programs._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
 
 def scale_of_codes(scale: Tensor | None, codes: Tensor) -> Tensor | None:
     """`scale` where `codes` is FP8, else None."""
@@ -39,7 +26,7 @@ def scale_of_codes(scale: Tensor | None, codes: Tensor) -> Tensor | None:
 # --- MLA --------------------------------------------------------------------------------------------------------------
 
 
-@face("mla_decode", "mla_decode_plan", row=8, op="rocm_aiter_mla_decode_fwd", mutates=("o",), methods=())
+@face("mla_decode", row=8, op="rocm_aiter_mla_decode_fwd", mutates=("o",), methods=())
 def rocm_mla_decode_fwd(
     q: Tensor,
     kv_buffer: Tensor,
@@ -64,25 +51,20 @@ def rocm_mla_decode_fwd(
     """Writes softmax(sm_scale·q·Kᵀ)·K[:, :Dv] to `o`; kv_buffer [tokens, ..., Dk], one token a page.
 
     The six tensors of AITER's schedule say how its persistent kernel splits the work, and change no result: they are not
-    read. The layer shares the work evenly too, by a plan of its own from the same lengths; where AITER is installed there
-    is none, for its adapter takes no plan.
+    read. The layer splits the work itself, by a plan of its own where contexts are uneven.
     """
     work = (work_meta_data, work_indptr, work_info_set, reduce_indptr, reduce_final_map, reduce_partial_map)
     missing = [name for name, tensor in zip(WORK, work, strict=True) if tensor is None]
     if 0 < len(missing) < len(work):
         raise ValueError(f"mla_decode_fwd: the schedule is six tensors or none; missing: {', '.join(missing)}")
-    plan = None  # int(): the compiler would guard on the type of what it evaluated itself, and cannot
-    if not missing and (programs := int(planned_programs())) and kv_indptr is not None and kv_last_page_lens is not None:
-        plan = ops.mla_decode_plan(qo_indptr, kv_indptr, kv_last_page_lens, q.shape[1], 1, max_seqlen_qo, programs)
     ops.mla_decode(
         *(q, kv_buffer.view(-1, 1, q.shape[-1]), o, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens),
         *(max_seqlen_qo, sm_scale, 1, logit_cap, scale_of_codes(q_scale, q), scale_of_codes(kv_scale, kv_buffer)),
         causal,
-        plan,
     )
 
 
-@face("mla_decode", "mla_decode_plan")
+@face("mla_decode")
 def mla_decode_fwd(
     q: Tensor,
     kv_buffer: Tensor,
