@@ -63,10 +63,13 @@ def bad(found: dict[str, Found]) -> int:
 def markdown(where: dict[str, Any], found: dict[str, Found], ops: Iterable[Op]) -> str:
     """The table of ops, what stands behind its numbers, and what was not run."""
     release, every = where["aiter"], [r for one in found.values() for r in one.results]
-    count = Counter(r.outcome for r in every if not r.known_bad)
+    count = Counter(r.outcome for r in every if not r.known_bad or r.outcome == "refused")
     lines = [
-        f"AITER {release}, commit `{where['commit']}`; {where['device']}; torch {where['torch']},"
-        f" Triton {where['triton']}, Python {where['python']}.",
+        *_wrapped(
+            f"AITER {release}, commit `{where['commit']}`; {where['device']}; torch {where['torch']},"
+            f" Triton {where['triton']}, Python {where['python']}.",
+            "",
+        ),
         f"{count['right']} samples right, {sum(count[o] for o in SERVED[1:])} not, {count['refused']} refused.",
         "",
         "| op | AITER's entries | right | not right | refused | known bad | worst error / allowed |",
@@ -81,7 +84,7 @@ def markdown(where: dict[str, Any], found: dict[str, Found], ops: Iterable[Op]) 
         names = [f"`{name}`" for name, row in entries(op, release).items() if not runs(row)]
         if names:
             lines += _wrapped(f"- `{op.name}`: {', '.join(names)}")
-    lines += ["", *_wrapped(f"Without an adapter: {', '.join(f'`{name}`' for name in none)}.")]
+    lines += ["", *_wrapped(f"Without an adapter: {', '.join(f'`{name}`' for name in none)}.", "")]
     return "\n".join(lines) + "\n"
 
 
@@ -96,7 +99,7 @@ def _row(op: Op, one: Found, release: str) -> str:
         ", ".join(names),
         str(count["right"]),
         str(sum(count[o] for o in SERVED[1:])) + (f" ({'; '.join(one.out)})" if one.out else ""),
-        str(count["refused"]),
+        str(sum(r.outcome == "refused" for r in one.results)),
         ", ".join(f"{n} {what}" for what, n in sorted(evidence.items(), reverse=True)) or "–",
         f"{worst:.2g}",
     ]
@@ -123,7 +126,7 @@ def _details(found: dict[str, Found]) -> list[str]:
         for r in chosen:
             lines += _wrapped(f"- `{r.op}`, {r.sample}: {r.outcome}" + (f", {r.detail}" if r.detail else ""))
             if r.known_bad:
-                lines += _wrapped(f"  {r.known_bad}", "  ")
+                lines += _wrapped(f"  {r.known_bad}")
     for outcome, title in (
         ("refused", "Refused by the adapter"),
         ("not triton", "Led to another entry, so not run"),
@@ -147,13 +150,13 @@ def _all(found: dict[str, Found]) -> list[Result]:
     return [r for one in found.values() for r in one.results]
 
 
-def _wrapped(text: str, indent: str = "") -> list[str]:
-    """Lines of a Markdown item, none longer than the docs allow."""
+def _wrapped(text: str, indent: str = "  ") -> list[str]:
+    """Lines of a Markdown item or paragraph, none longer than the docs allow."""
     lines, line = [], ""
     for word in text.split(" "):
         if line and len(line) + 1 + len(word) > WIDTH:
             lines.append(line)
-            line = f"{indent or '  '}{word}"
+            line = f"{indent}{word}"
         else:
             line = f"{line} {word}" if line else word
     return [*lines, line]
