@@ -14,7 +14,7 @@ import pytest
 
 from aiter_ops.providers.aiter.contract import table as reader
 
-from .aiter_package import NEWEST, written
+from .standin import NEWEST, written
 
 PATH = Path(__file__).parents[2] / "tools" / "aiter_contract.py"
 DATA = json.loads(reader.DATA.read_text(encoding="utf-8"))

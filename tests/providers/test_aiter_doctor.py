@@ -18,7 +18,7 @@ from aiter_ops.core.platforms import Platform, platform_for
 from aiter_ops.providers.aiter import PROVIDER, probe
 from aiter_ops.providers.aiter.contract import extract
 
-from .aiter_package import NEWEST, written
+from .standin import NEWEST, written
 
 
 @pytest.fixture(autouse=True)

@@ -15,13 +15,12 @@ import aiter_ops
 from aiter_ops.core.platforms import platform_for
 from aiter_ops.core.samples import Make
 from aiter_ops.ops.layout import scale_shuffled, shuffled
+from aiter_ops.providers.aiter.call import BrokenAiter
 
-from .aiter_calls import TAGS, Case, cases, of, releases, serve
-from .aiter_kernels_gemm import GemmKernels
+from .aiter_calls import TAGS, Case, cases, groups, of, releases, renamed, serve
 
 Install = Callable[..., None]
 OPS = of(("gemm", "layout"))
-RELEASES = releases(GemmKernels, "0.1.5.post4", "0.1.7", "0.1.8")
 MADE: dict[tuple[str, str], list[Case]] = {}
 
 
@@ -78,14 +77,13 @@ def case(op: str, arch: str, name: str) -> tuple[aiter_ops.Op, Case]:
     return target, next(c for c in made(target, arch) if c[0] == name)
 
 
-@pytest.mark.parametrize(
-    ("release", "arch"), [(r, "gfx950") for r in RELEASES] + [(r, "gfx942") for r in (RELEASES[0], RELEASES[-1])]
-)
+@pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
+@pytest.mark.parametrize("release", releases(OPS))
 def test_every_release_is_called_as_it_can_be(release: str, arch: str, install_aiter: Install) -> None:
     machine = platform_for(arch, aiter=release)
-    install_aiter(machine, GemmKernels(machine))
+    install_aiter(machine)
     for op in OPS:
-        if op.implementations["aiter"].unmet(machine) is None:
+        if release in groups(op) and op.implementations["aiter"].unmet(machine) is None:
             served = serve(op, made(op, arch), release)
             assert served, f"{op.name}: nothing of its samples is served by AITER {release} on {arch}"
 
@@ -107,7 +105,7 @@ def test_every_release_is_called_as_it_can_be(release: str, arch: str, install_a
 )
 def test_the_forms_that_matter_are_among_those_served(op: str, name: str, install_aiter: Install) -> None:
     machine = platform_for("gfx950", aiter=TAGS[-1])
-    install_aiter(machine, GemmKernels(machine))
+    install_aiter(machine)
     target, found = case(op, "gfx950", name)
     assert serve(target, [found], TAGS[-1]) == [name]
 
@@ -133,8 +131,8 @@ def test_each_op_with_an_entry_has_an_adapter() -> None:
 def test_a_renamed_parameter_is_noticed(op: str, name: str, rename: dict[str, str], install_aiter: Install) -> None:
     machine = platform_for("gfx950", aiter=TAGS[-1])
     target, (_, args, kwargs, _) = case(op, "gfx950", name)
-    install_aiter(machine, GemmKernels(machine), **rename)
-    with pytest.raises(TypeError, match=r"missing a required|unexpected keyword"):
+    install_aiter(machine, changes=renamed(target, rename))
+    with pytest.raises(BrokenAiter, match="it also takes"):
         target.implementations["aiter"].fn(*args, **kwargs)
 
 
@@ -159,10 +157,7 @@ def test_a_dropped_argument_is_noticed(
     op: str, name: str, entry: str, dropped: dict[str, object], install_aiter: Install
 ) -> None:
     machine = platform_for("gfx950", aiter=TAGS[-1])
-    kernels = GemmKernels(machine)
-    whole = getattr(kernels, entry)
-    setattr(kernels, entry, lambda **given: whole(**{**given, **dropped}))
-    install_aiter(machine, kernels)
+    install_aiter(machine, dropped={entry: dropped})
     target, (_, args, kwargs, want) = case(op, "gfx950", name)
     assert not target.compare(target.implementations["aiter"].fn(*args, **kwargs), want).ok
 
@@ -178,7 +173,7 @@ def test_a_scale_in_the_order_it_comes_in_would_be_noticed(
     op: str, name: str, module: str, helper: str, install_aiter: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = platform_for("gfx950", aiter=TAGS[-1])
-    install_aiter(machine, GemmKernels(machine))
+    install_aiter(machine)
     target, (_, args, kwargs, want) = case(op, "gfx950", name)
     monkeypatch.setattr(sys.modules[f"aiter_ops.providers.aiter.{module}"], helper, lambda scale, *layout: scale)
     assert not target.compare(target.implementations["aiter"].fn(*args, **kwargs), want).ok
@@ -186,6 +181,6 @@ def test_a_scale_in_the_order_it_comes_in_would_be_noticed(
 
 def test_no_mark_of_aiter_stays_on_a_weight(install_aiter: Install) -> None:
     machine = platform_for("gfx950", aiter=TAGS[-1])
-    install_aiter(machine, GemmKernels(machine))
+    install_aiter(machine)
     w = torch.zeros(32, 64, dtype=torch.bfloat16)
     assert not hasattr(aiter_ops.get_op("shuffle_weight").implementations["aiter"].fn(w), "is_shuffled")

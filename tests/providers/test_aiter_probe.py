@@ -19,7 +19,7 @@ from aiter_ops.providers.aiter import call, probe
 from aiter_ops.providers.aiter.contract import archs, extract
 from aiter_ops.providers.aiter.contract.table import Parameter, parameters, table
 
-from .aiter_package import NEWEST, written
+from .standin import NEWEST, written
 
 RMS = aiter_ops.get_op("rms_norm")
 
