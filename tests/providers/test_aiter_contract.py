@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 import aiter_ops
 from aiter_ops.core.evidence import in_window, version_key
 from aiter_ops.core.platforms import platform_for
-from aiter_ops.core.provider import Implementation
 from aiter_ops.providers.aiter import limits
 from aiter_ops.providers.aiter.contract.meanings import MEANINGS
 from aiter_ops.providers.aiter.contract.table import parameters, table, text_of
 
-from .aiter_calls import TAGS
-from .aiter_forms import OPS, arch_of, room_of
+from .aiter_calls import TAGS, Case, groups, window
+from .aiter_forms import OPS, arch_of, cases_of, right
 
 Install = Callable[..., None]
+Seen = tuple[str, int, frozenset[str]]
+"""A call as an adapter makes it: entry, how many arguments by position, which by name."""
 
 RENAMED = {("topk_softmax", i): "arg0 to arg4 up to 0.1.5.post3, in the same order" for i in range(5)}
 """Positions whose parameter has another name in some release, and why the meaning is the same."""
-
-TRIED = 3
-"""Cases for each op and release; all of them are computed in the tests of its family."""
-
-
-def window(implementation: Implementation) -> list[str]:
-    """The releases an adapter states to serve."""
-    return [t for t in TAGS if all(in_window(t, r.aiter or (None, None)) for r in implementation.requirements)]
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -107,37 +100,93 @@ def test_every_adapter_says_what_it_calls_and_since_when() -> None:
             assert any(rows), f"{op.name}: AITER {release} has none of {implementation.calls}"
 
 
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
-def test_every_call_binds_in_every_release_of_the_window(
-    op: aiter_ops.Op, install_aiter: Install, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each argument by name to a parameter of that name, by position to one with the name it has in every release."""
+# --- every release ----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_tells_the_releases_of_a_group_apart() -> None:
+    """By rows; that no source names a release inside a group is how groups are made, and the next test has the control."""
+    for op in OPS:
+        found = groups(op)
+        assert [r for members in found.values() for r in members] == window(op.implementations["aiter"]), op.name
+        for first, members in found.items():
+            rows = [[table().at(c.name, r) for c in op.implementations["aiter"].calls] for r in members]
+            assert all(row == rows[0] for row in rows), (op.name, first)
+
+
+def test_releases_that_sources_name_begin_groups() -> None:
+    """FP8 and LSE of MLA by the adapter, with the files it imports; scales of caches and shortcuts by the stand-in too."""
+    assert {"0.1.7", "0.1.9", "0.1.10.post2", "0.1.13", "0.1.17", "0.1.20"} <= set(groups(aiter_ops.get_op("mla_decode")))
+    assert {"0.1.12", "0.1.15.post1"} <= set(groups(aiter_ops.get_op("paged_attention")))
+    assert {"0.1.10.post1", "0.1.18"} <= set(groups(aiter_ops.get_op("add_rms_norm_dynamic_quant")))
+    assert "0.1.10.post2" in groups(aiter_ops.get_op("fused_moe"))
+    assert list(groups(aiter_ops.get_op("gelu_and_mul"))) == ["0.1.5", "0.1.6.post2", "0.1.9.post1"]
+
+
+@pytest.fixture
+def watched(install_aiter: Install, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Seen]]:
+    """watched(release, arch): the stand-in, and the list that its calls go to."""
     monkeypatch.setattr(limits, "exact_sum", lambda x: None)
-    implementation, arch, room = op.implementations["aiter"], arch_of(op), room_of(op)
-    newest, places = table(), defaultdict(set)
-    seen: list[tuple[str, int, frozenset[str]]] = []
 
-    def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        seen.append((name, len(args), frozenset(kwargs)))
-        return args, kwargs
+    def watch(release: str, arch: str) -> list[Seen]:
+        seen: list[Seen] = []
 
-    for release in window(implementation):
-        machine = platform_for(arch, aiter=release)
-        install_aiter(machine, room.kernels(machine), before=note)
-        seen.clear()
-        tried = 0
-        for _, args, kwargs, _ in room.cases(op, arch):
-            if tried < TRIED and implementation.refuses(*args, **kwargs) is None:
-                op.run(implementation.fn, args, kwargs)  # binds, or raises
-                tried += 1
-        assert tried, release
-        declared = {c.name for c in implementation.calls if in_window(release, (c.first, c.last))}
-        assert seen, release
-        for name, count, named in seen:
-            assert name in declared, f"{name} is called by AITER {release} and not declared"
-            for i, parameter in enumerate(newest.at(name, release).parameters[:count]):
-                places[name, i].add(parameter.name)
-            must = {m.parameter for m in MEANINGS if m.entry == name and m.given}
-            assert {m for m in must if m in [p.name for p in newest.at(name, release).parameters]} <= named, release
-    for place, names in places.items():
-        assert len(names) == 1 or place in RENAMED, f"{op.name}: {place} is {names} by release"
+        def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            seen.append((name, len(args), frozenset(kwargs)))
+            return args, kwargs
+
+        install_aiter(platform_for(arch, aiter=release), before=note)
+        return seen
+
+    return watch
+
+
+FORMS: dict[str, list[Case]] = {}
+
+
+def forms(op: aiter_ops.Op, watched: Callable[..., list[Seen]]) -> list[Case]:
+    """For every form of a call that the adapter makes in the newest release, and every type, the smallest case of it."""
+    if op.name not in FORMS:
+        found: dict[tuple[torch.dtype, tuple[Seen, ...]], Case] = {}
+        tried = sorted(cases_of(op, arch_of(op)), key=lambda c: sum(v.numel() for v in c[1] if isinstance(v, torch.Tensor)))
+        seen = watched(TAGS[-1], arch_of(op))
+        for case in tried:
+            seen.clear()
+            if op.implementations["aiter"].refuses(*case[1], **case[2]) is None:
+                op.run(op.implementations["aiter"].fn, case[1], case[2])
+                if seen:  # the layer serves what has no elements
+                    found.setdefault((case[1][0].dtype, tuple(seen)), case)
+        FORMS[op.name] = list(found.values())
+    return FORMS[op.name]
+
+
+@pytest.mark.parametrize("release", TAGS)
+def test_every_call_is_right_in_every_release(release: str, watched: Callable[..., list[Seen]]) -> None:
+    """Each argument by name goes to a parameter of that name, by position to one with the name it has in the newest
+    release; only entries are called that the adapter states; the outcome is the reference's.
+    """
+    for arch in ("gfx942", "gfx950"):
+        ops = [op for op in OPS if arch_of(op) == arch and release in window(op.implementations["aiter"])]
+        tried = {op.name: forms(op, watched) for op in ops}
+        seen = watched(release, arch)
+        for op in ops:
+            implementation = op.implementations["aiter"]
+            declared = {c.name for c in implementation.calls if in_window(release, (c.first, c.last))}
+            served = [c for c in tried[op.name] if implementation.refuses(*c[1], **c[2]) is None]
+            assert served, op.name
+            for case in served:
+                seen.clear()
+                assert right(op, case) is None, (op.name, case[0])
+                assert seen, op.name
+                for name, count, named in seen:
+                    assert name in declared, f"{name} is called by {op.name} and not declared"
+                    _places(name, release, count)
+                    taken = [p.name for p in table().at(name, release).parameters]
+                    must = {m.parameter for m in MEANINGS if m.entry == name and m.given and m.parameter in taken}
+                    assert must <= named, (op.name, release)
+
+
+def _places(name: str, release: str, count: int) -> None:
+    """The first `count` parameters of an entry have the names they have in its newest row."""
+    now = table().entries[name][-1].parameters
+    for i, parameter in enumerate(table().at(name, release).parameters[:count]):
+        assert parameter.name == now[i].name or (name, i) in RENAMED, f"{name} {i} is {parameter.name} in {release}"

@@ -25,26 +25,25 @@ def attend(
     sinks: Tensor | None,
     first_keys: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """out [Lq, H, Dv] and lse [H, Lq] of one sequence, in fp32, row by row; masks are aligned at the last row and key."""
+    """out [Lq, H, Dv] and lse [H, Lq] of one sequence, in fp32, head by head; masks are aligned at the last row and key."""
     rows, heads = q.shape[:2]
     group = heads // k.shape[1]
     out, lse = torch.zeros(rows, heads, v.shape[2]), torch.full((heads, rows), -torch.inf)
-    for i in range(rows):
-        place = i + len(k) - rows
-        low = 0 if window[0] < 0 else max(place - window[0], 0)
-        high = place if causal else (len(k) - 1 if window[1] < 0 else place + window[1])
-        seen = torch.arange(len(k))
-        seen = seen[((seen >= low) | (seen < first_keys)) & (seen <= high)]
-        for h in range(heads):
-            score = k[seen, h // group].float() @ q[i, h].float() * scale
-            score = cap * torch.tanh(score / cap) if cap > 0 else score
-            score = score if slopes is None else score - slopes[h] * (place - seen).abs()
-            more = torch.zeros(0) if sinks is None else sinks[h : h + 1].float()
-            if not len(seen) and not len(more):
-                continue
-            total = torch.cat((score, more)).logsumexp(0)
-            lse[h, i] = total
-            out[i, h] = torch.exp(score - total) @ v[seen, h // group].float()
+    place, key = torch.arange(rows)[:, None] + len(k) - rows, torch.arange(len(k))[None]
+    seen = key <= place if causal else torch.ones(rows, len(k), dtype=torch.bool)
+    if window[0] >= 0:
+        seen &= (key >= place - window[0]) | (key < first_keys)
+    if window[1] >= 0 and not causal:
+        seen &= key <= place + window[1]
+    for h in range(heads):
+        score = q[:, h].float() @ k[:, h // group].float().t() * scale
+        score = cap * torch.tanh(score / cap) if cap > 0 else score
+        score = score if slopes is None else score - slopes[h] * (place - key).abs()
+        score = score.masked_fill(~seen, -torch.inf)
+        more = torch.full((rows, 1), -torch.inf) if sinks is None else sinks[h].float().expand(rows, 1)
+        total = torch.cat((score, more), 1).logsumexp(1, keepdim=True)
+        weights = torch.exp(score - torch.where(total == -torch.inf, 0.0, total))
+        lse[h], out[:, h] = total[:, 0], weights @ v[:, h // group].float()
     return out, lse
 
 

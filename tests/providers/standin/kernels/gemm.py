@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, silu
 
 from . import numbers
-from .machine import HALF, Fault, Machine, Unsupported, check, function, shape_of
+from .machine import HALF, Fault, Machine, Unsupported, check, function, garbage, shape_of
 
 ACTIVATIONS = {
     "gelu": gelu,
@@ -18,10 +18,10 @@ ACTIVATIONS = {
 }
 
 
-def _kept(y: Tensor, into: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+def _kept(y: Tensor, into: Tensor | None, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """fp32 y in the caller's tensor, or in a new one of `dtype`."""
     if into is None:
-        return y.to(dtype)
+        return garbage(*y.shape, dtype=dtype).copy_(y)
     shape_of(Unsupported, "y", into, *y.shape)
     return into.copy_(y)
 
@@ -110,4 +110,4 @@ def batched_gemm_a8w8_a_per_token_group_prequant_w_per_batched_tensor_quant(
     codes, scale = numbers.by_group(flat, group_size, WQ.dtype)
     values = (codes.float().unflatten(1, (-1, group_size)) * scale[..., None]).flatten(1)[:, : x.shape[2]]
     y = _with_bias(_batch(values.view(x.shape), WQ.float() * w_scale.view(-1)[0]), bias)
-    return _kept((y.transpose(0, 1) if transpose_bm else y).contiguous(), YQ, dtype)
+    return _kept(y.transpose(0, 1) if transpose_bm else y, YQ, dtype)

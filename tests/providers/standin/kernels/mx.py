@@ -51,7 +51,7 @@ def gemm_a8wfp4(
     shape_of(Unsupported, "x_scales", x_scales, len(x), 1)
     check(Fault, x.shape[1] % 256 == 0, "a step of K is 256")
     product = x.float() @ _weights(w, w_scales, x.shape[1]).t()
-    return _kept(product * x_scales, y, None)
+    return _kept(product * x_scales, y)
 
 
 @function
@@ -109,7 +109,7 @@ def batched_gemm_a16wfp4(
     check(Unsupported, prequant, "prequant = False is not yet supported")
     product = _batch(_quantised(x), _weights(w, w_scales, x.shape[2]))
     product = product if y_scale is None else product / y_scale.view(-1)[0]
-    return _kept((product.transpose(0, 1) if transpose_bm else product).contiguous(), y, dtype)
+    return _kept(product.transpose(0, 1) if transpose_bm else product, y, dtype)
 
 
 @function

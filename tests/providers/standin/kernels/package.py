@@ -90,7 +90,9 @@ TYPES = {
     **dict.fromkeys(("kv_cache_dtype", "scoring_func", "shared_expert_scoring_func", "config"), "str"),
     **dict.fromkeys(("dtype", "quant_dtype", "scale_type"), "ScalarType"),
 }
-"""By the name of a parameter; what is not named is a tensor."""
+"""By the name of a parameter; what is not named and has no such default is a tensor."""
+
+SCALARS = {bool: "bool", int: "int", float: "float", str: "str"}
 
 RETURNS = {
     **dict.fromkeys(("rmsnorm2d_fwd", "layernorm2d_fwd", "gemm_a8w8_bpreshuffle", "gemm_a4w4"), "Tensor"),
@@ -114,7 +116,7 @@ def schema_of(function: Callable[..., Any]) -> str:
     """As AITER registers it: whatever is a tensor may be written to."""
     words = []
     for i, p in enumerate(inspect.signature(function).parameters.values()):
-        kind = TYPES.get(p.name, f"Tensor(a{i}!)")
+        kind = TYPES.get(p.name) or SCALARS.get(type(p.default), f"Tensor(a{i}!)")
         optional = "?" if p.default is None else ""
         words.append(f"{kind}{optional} {p.name}" + ("" if p.default is p.empty else f"={_default(p.default)}"))
     return f"{function.__name__}({', '.join(words)}) -> {RETURNS.get(function.__name__, '()')}"
