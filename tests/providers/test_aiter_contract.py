@@ -140,23 +140,29 @@ def watched(install_aiter: Install, monkeypatch: pytest.MonkeyPatch) -> Callable
     return watch
 
 
-FORMS: dict[str, list[Case]] = {}
+FORMS: dict[str, dict[str, list[Case]]] = {}
 
 
-def forms(op: aiter_ops.Op, watched: Callable[..., list[Seen]]) -> list[Case]:
-    """For every form of a call that the adapter makes in the newest release, and every type, the smallest case of it."""
-    if op.name not in FORMS:
-        found: dict[tuple[torch.dtype, tuple[Seen, ...]], Case] = {}
-        tried = sorted(cases_of(op, arch_of(op)), key=lambda c: sum(v.numel() for v in c[1] if isinstance(v, torch.Tensor)))
-        seen = watched(TAGS[-1], arch_of(op))
-        for case in tried:
-            seen.clear()
-            if op.implementations["aiter"].refuses(*case[1], **case[2]) is None:
-                op.run(op.implementations["aiter"].fn, case[1], case[2])
-                if seen:  # the layer serves what has no elements
-                    found.setdefault((case[1][0].dtype, tuple(seen)), case)
-        FORMS[op.name] = list(found.values())
-    return FORMS[op.name]
+def forms(arch: str, watched: Callable[..., list[Seen]]) -> dict[str, list[Case]]:
+    """By op, for every form of a call that the adapter makes in the newest release, and every type, the smallest case."""
+    if arch not in FORMS:
+        made, seen = FORMS.setdefault(arch, {}), watched(TAGS[-1], arch)
+        for op in OPS:
+            if arch_of(op) != arch:
+                continue
+            found: dict[tuple[torch.dtype, tuple[Seen, ...]], Case] = {}
+            for case in sorted(cases_of(op, arch), key=_elements):
+                seen.clear()
+                if op.implementations["aiter"].refuses(*case[1], **case[2]) is None:
+                    op.run(op.implementations["aiter"].fn, case[1], case[2])
+                    if seen:  # the layer serves what has no elements
+                        found.setdefault((case[1][0].dtype, tuple(seen)), case)
+            made[op.name] = list(found.values())
+    return FORMS[arch]
+
+
+def _elements(case: Case) -> int:
+    return sum(v.numel() for v in case[1] if isinstance(v, torch.Tensor))
 
 
 @pytest.mark.parametrize("release", TAGS)
@@ -166,7 +172,7 @@ def test_every_call_is_right_in_every_release(release: str, watched: Callable[..
     """
     for arch in ("gfx942", "gfx950"):
         ops = [op for op in OPS if arch_of(op) == arch and release in window(op.implementations["aiter"])]
-        tried = {op.name: forms(op, watched) for op in ops}
+        tried = forms(arch, watched)
         seen = watched(release, arch)
         for op in ops:
             implementation = op.implementations["aiter"]

@@ -33,7 +33,8 @@ def _more(op: aiter_ops.Op) -> list[aiter_ops.Sample]:
     w = shuffled(codes, "shuffled_16x16"), scale_shuffled(exponents, "shuffled_32x8")
     fp8 = [make.normal(n, 256, dtype=torch.float8_e4m3fn) for n in (7, 64)]
     scales = make.normal(7, 1, dtype=torch.float32).abs(), make.normal(64, dtype=torch.float32).abs()
-    k = {"prequant": True}
+    blocks = make.normal(7, 2, dtype=torch.float32).abs(), make.normal(1, 2, dtype=torch.float32).abs()
+    k, half = {"prequant": True}, {"out_dtype": torch.float16}
     tail = {"layout": "shuffled_16x16"}
     batch = make.normal(2, 19, 128, dtype=torch.float16), make.normal(2, 48, 128, dtype=torch.float8_e4m3fn)
     bias = make.normal(2, 48, dtype=torch.float16)
@@ -61,6 +62,15 @@ def _more(op: aiter_ops.Op) -> list[aiter_ops.Sample]:
         "gemm_a8w8": [
             aiter_ops.Sample("shuffled 7x256", (fp8[0], shuffled(fp8[1], "shuffled_16x16"), *scales), tail),
             aiter_ops.Sample("bias 7x256", (*fp8, *scales, make.normal(64))),
+            aiter_ops.Sample("to fp16 7x256", (*fp8, *scales), half),
+            aiter_ops.Sample("shuffled to fp16 7x256", (fp8[0], shuffled(fp8[1], "shuffled_16x16"), *scales), half | tail),
+        ],
+        "gemm_a8w8_blockscale": [
+            aiter_ops.Sample(
+                "shuffled to fp16 7x256",
+                (fp8[0], shuffled(fp8[1], "shuffled_16x16"), *blocks),
+                half | tail,
+            )
         ],
     }.get(op.name, [])
 

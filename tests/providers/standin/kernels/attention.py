@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .machine import HALF, Fault, Machine, Unsupported, check, dense, function, garbage, shape_of
+from .machine import HALF, Fault, Machine, NotPlayed, Unsupported, check, dense, function, garbage, shape_of
 
 V3 = ((128, 128), (192, 128))
 """Head sizes of the bf16 assembly, which has no windows, soft cap, slopes and sinks."""
@@ -80,8 +80,8 @@ def flash_attn_varlen_func(m: Machine, q: Tensor, k: Tensor, v: Tensor, **given:
     check(Unsupported, q.dtype == k.dtype == v.dtype and q.dtype in HALF, "FlashAttention only support fp16 and bf16")
     check(Unsupported, max(sizes) <= 256 and all(s % 8 == 0 for s in sizes), "head dimension at most 256, a multiple of 8")
     check(Unsupported, heads % k.shape[1] == 0, "Number of heads in key/value must divide number of heads in query")
-    check(Unsupported, given["dropout_p"] == 0.0 and given["bias"] is None, "dropout and biases are not played")
-    check(Unsupported, given["block_table"] is None, "paged keys are not played")
+    check(NotPlayed, given["dropout_p"] == 0.0 and given["bias"] is None, "dropout and biases are not played")
+    check(NotPlayed, given["block_table"] is None, "paged keys are not played")
     check(Unsupported, sizes[0] == sizes[1] or (sizes == V3[1] and m.since("0.1.7")), "no instance for these sizes")
     scale = given["softmax_scale"]
     given["softmax_scale"] = sizes[0] ** -0.5 if scale is None else scale
@@ -126,5 +126,6 @@ def flash_attn_varlen_fp8_pertensor_func(m: Machine, q: Tensor, k: Tensor, v: Te
         each = own.expand(batch, shared)[of_row].repeat_interleave(codes.shape[1] // shared, 1)
         values.append(codes.float() * each[..., None])
     out = garbage(*q.shape[:2], 128, dtype=torch.bfloat16)
-    _packed(m, *values, out, given, True, garbage(q.shape[1], len(q), dtype=torch.float32))
+    assembly = max(given["window_size"][:2]) <= 0 and given["logits_soft_cap"] <= 0
+    _packed(m, *values, out, given, assembly, garbage(q.shape[1], len(q), dtype=torch.float32))
     return out

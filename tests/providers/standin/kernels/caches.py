@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .machine import HALF, Abort, Fault, Machine, Unsupported, check, function, garbage
+from .machine import HALF, Abort, Fault, Machine, NotPlayed, Unsupported, check, function, garbage
 from .rope import power_of_two, turned
 
 
@@ -17,7 +17,9 @@ def _rows(**tensors: Tensor) -> None:
 
 def _auto(kv_cache_dtype: str, key: Tensor, *caches: Tensor) -> None:
     check(Abort, kv_cache_dtype in ("auto", "fp8", "fp8_e4m3"), f"Unsupported data type of kv cache: {kv_cache_dtype}")
-    check(Unsupported, kv_cache_dtype == "auto", "FP8 caches are not played")
+    size = key.element_size() if kv_cache_dtype == "auto" else 1
+    check(Fault, all(c.element_size() == size for c in caches), "the cache is written as another type")
+    check(NotPlayed, kv_cache_dtype == "auto", "FP8 caches are not played")
     check(Fault, all(c.dtype == key.dtype for c in caches), "the cache is written as the type of key")
 
 
@@ -138,7 +140,9 @@ def fused_qk_rope_reshape_and_cache(
     """q_out, k_out, the caches, and zeros like q where asked. k of a token without a slot is not turned. apply_scale divides
     what goes into an FP8 cache.
     """
-    check(Unsupported, key_cache.dtype == torch.bfloat16, "FP8 caches are not played")
+    known = key_cache.dtype in (torch.bfloat16, m.fp8, torch.uint8)
+    check(Unsupported, known, "KV cache dtype must be BF16, FP8 or packed FP4")
+    check(NotPlayed, key_cache.dtype == torch.bfloat16, "FP8 and FP4 caches are not played")
     check(Unsupported, flash_layout and key_cache.dim() == 4, "not enough values to unpack (expected 5)")
     tokens, heads, width = q.shape
     check(Unsupported, len(k) == len(v) == tokens <= len(slot_mapping), "Number of tokens should be identical")
@@ -147,7 +151,9 @@ def fused_qk_rope_reshape_and_cache(
     size = key_cache.shape[1]
     check(Unsupported, power_of_two(width) and power_of_two(size), "D dimension and block_size should be powers of 2")
     check(Unsupported, heads % k.shape[1] == 0, "Q heads must be multiple of H heads")
-    check(Unsupported, cos.shape[-1] == width // 2, "half tables are played")
+    check(Unsupported, cos.shape[-1] in (width // 2, width), "cos/sin last dim should be the same or half")
+    check(Fault, cos.dim() == 2, "angles are read by a stride between positions")
+    check(NotPlayed, cos.shape[-1] == width // 2, "whole tables are not played")
     check(Fault, cos.stride() == sin.stride() and cos.shape == sin.shape, "sin is read with the strides of cos")
     q_out = garbage(*q.shape, dtype=q.dtype) if q_out is None else q_out
     k_out = garbage(*k.shape, dtype=k.dtype) if k_out is None else k_out

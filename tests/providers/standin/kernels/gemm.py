@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, silu
 
 from . import numbers
-from .machine import HALF, Fault, Machine, Unsupported, check, function, garbage, shape_of
+from .machine import HALF, Fault, Machine, NotPlayed, Unsupported, check, function, garbage, shape_of
 
 ACTIVATIONS = {
     "gelu": gelu,
@@ -43,7 +43,7 @@ def gemm_a16w16(
     check(Unsupported, x.dtype in HALF and w.dtype == x.dtype, "x and w have one 16-bit type")
     check(Unsupported, x.dim() == w.dim() == 2 and x.shape[1] == w.shape[1], "x [M, K], w [N, K]")
     check(Unsupported, backend in (None, "triton"), f"no backend {backend} here")
-    check(Unsupported, config is None and not skip_reduce, "other configurations and parts of sums are not played")
+    check(NotPlayed, config is None and not skip_reduce, "other configurations and parts of sums are not played")
     product = x.float() @ w.float().t()
     if bias is not None:
         shape_of(Unsupported, "bias", bias, len(w))

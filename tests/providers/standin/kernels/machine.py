@@ -27,6 +27,10 @@ class Unsupported(AiterError):
     """AITER raises: an assertion, TORCH_CHECK, or a Composable Kernel that does not support the problem."""
 
 
+class NotPlayed(AiterError):
+    """AITER computes it, and the stand-in does not: nothing is said."""
+
+
 def key(release: str) -> tuple[int, ...]:
     """For comparing releases; 0.1.10.post3 follows 0.1.10."""
     return tuple(int(part.removeprefix("post")) for part in release.partition("+")[0].split("."))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import orders
-from .machine import Abort, Fault, Machine, Unsupported, check, dense, function, garbage, shape_of
+from .machine import Abort, Fault, Machine, NotPlayed, Unsupported, check, dense, function, garbage, shape_of
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 
@@ -43,7 +43,7 @@ def mla_decode_fwd(
     """
     check(Unsupported, logit_cap <= 0, "logit_cap is not support yet")
     check(Unsupported, kv_buffer.dim() == 4, "not enough values to unpack (expected 4)")
-    check(Unsupported, work_meta_data is None and cp_world_size == 1, "schedules and shards are not played")
+    check(NotPlayed, work_meta_data is None and cp_world_size == 1, "schedules and shards are not played")
     heads, width = q.shape[1:]
     dense(Fault, q=q, kv_buffer=kv_buffer, o=o, qo_indptr=qo_indptr, kv_indptr=kv_indptr, kv_indices=kv_indices)
     tables = (qo_indptr, kv_indptr, kv_indices, kv_last_page_lens)
@@ -107,7 +107,7 @@ def gather_kv_b_proj(
     """k_prefix: projected keys with the rotary part behind, v_prefix: values. The weight is cast to the cache's type; in
     steps of 16 tokens, 32 of FP8. Strides are not read.
     """
-    check(Unsupported, not shuffled_kv_cache, "shuffled caches are not played")
+    check(NotPlayed, not shuffled_kv_cache, "shuffled caches are not played")
     (rows, latent), (_, block, width) = kv_proj_weight.shape, k_buffer.shape
     (tokens, heads, deep), (_, _, value) = k_prefix.shape, v_prefix.shape
     nope, rotary = rows // heads - value, width - latent

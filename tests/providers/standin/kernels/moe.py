@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, silu
 
 from . import numbers, orders
-from .machine import HALF, Fault, Machine, Unsupported, check, dense, function, garbage, shape_of
+from .machine import HALF, Fault, Machine, NotPlayed, Unsupported, check, dense, function, garbage, shape_of
 
 NO, PER_TENSOR, PER_TOKEN, PER_1X32, PER_1X128, PER_128X128 = range(6)
 SILU, GELU = 0, 1
@@ -153,7 +153,7 @@ def fused_moe(
     _agree(m, hidden_states, w1, w2, topk_weight, topk_ids, dtype, quant)
     later = {"bias1": bias1, "bias2": bias2, "swiglu_limit": swiglu_limit, "shared_w1": shared_w1}
     for name, value in later.items():
-        check(Unsupported, not isinstance(value, Tensor) and not value, f"{name} is for MXFP4 weights, which are not played")
+        check(NotPlayed, not isinstance(value, Tensor) and not value, f"{name} is for MXFP4 weights, which are not played")
     check(Unsupported, activation in (SILU, GELU) and gate_mode == "separated", "no kernel for this activation")
     tokens, k = topk_ids.shape
     here, model_dim, inter = len(w1), w2.shape[1], w2.shape[2]
@@ -190,7 +190,7 @@ def _agree(
     """Types, sizes and strides."""
     check(Unsupported, dtype in HALF, f"Fused_moe unsupported out dtype: {dtype}")
     check(Unsupported, w1.shape[1] == 2 * w2.shape[2], f"Invalid MoE weight: {w1.shape} {w2.shape}")
-    check(Unsupported, quant in (NO, PER_TENSOR, PER_TOKEN, PER_1X128), "MXFP4 weights are not played")
+    check(NotPlayed, quant in (NO, PER_TENSOR, PER_TOKEN, PER_1X128), "MXFP4 weights are not played")
     dense(Fault, x=x, w1=w1, w2=w2, topk_weight=weights, topk_ids=ids)
     check(Fault, weights.dtype == torch.float32 and ids.dtype == torch.int32, "weights are fp32, ids int32")
     shape_of(Fault, "topk_weight", weights, *ids.shape)
@@ -235,7 +235,7 @@ def asm_moe_tkw1(
     """Weighs before the activation; one stage of assembly, FP8 with a scale a row, for one expert a token."""
     check(Unsupported, m.arch == "gfx942" or m.since("0.1.8"), "no assembly for gfx950")
     check(Unsupported, hidden_states.dtype == torch.bfloat16 and not a16, "no kernel for these types")
-    check(Unsupported, fc1_smooth_scale is None and fc2_smooth_scale is None, "smooth scales are not played")
+    check(NotPlayed, fc1_smooth_scale is None and fc2_smooth_scale is None, "smooth scales are not played")
     check(Unsupported, w1.dtype == m.fp8 and activation == SILU, "no kernel for these types")
     operands = (hidden_states, w1, w2, topk_weight, topk_ids, expert_mask, activation, PER_TOKEN, True)
     return fused_moe(m, *operands, fc1_scale, fc2_scale, per_tensor_quant_scale, None, None, None, 0, None)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import numbers
-from .machine import HALF, Fault, Machine, Unsupported, check, function, row_strided, shape_of
+from .machine import HALF, Fault, Machine, NotPlayed, Unsupported, check, function, row_strided, shape_of
 
 
 def _tokens(cache: Tensor, pages: Tensor, shuffled: bool, keys: bool) -> Tensor:
@@ -60,7 +60,8 @@ def unified_attention(
     before 0.1.12, and since then read where both are given.
     """
     check(Unsupported, causal, "Only causal attention is supported")
-    check(Unsupported, q.dtype in HALF and q_scales is None and not skip_reduce, "other types of q are not played")
+    check(NotPlayed, q.element_size() > 1 and q_scales is None and not skip_reduce, "FP8 and FP4 in q are not played")
+    check(Unsupported, q.dtype in HALF, f"no instructions for q of {q.dtype}")
     check(Unsupported, k.dtype in (q.dtype, m.fp8) and v.dtype == k.dtype, f"no instructions for caches of {k.dtype}")
     row_strided(Fault, q=q, out=out, block_table=block_table)
     check(Fault, out.dtype in (*HALF, torch.float32, m.fp8), f"out of {out.dtype}")
@@ -74,6 +75,7 @@ def unified_attention(
     else:
         block, heads, size = k.shape[1:]
     check(Fault, block in (16, 32, 64), "a step is a block, of a size that the products take")
+    check(NotPlayed, qq_bias is None, "biases between queries are not played")
     if sinks is not None:
         shape_of(Unsupported, "sinks", sinks, q.shape[1])
     scaled = k_descale is not None and v_descale is not None if m.since("0.1.12") else k.element_size() == 1
@@ -100,8 +102,6 @@ def unified_attention(
             score = softcap * torch.tanh(score / softcap) if softcap > 0 else score
             if alibi_slopes is not None:
                 score = score + alibi_slopes[h] * (key - (used - (last - first)))
-            if qq_bias is not None:
-                check(Unsupported, False, "biases between queries are not played")
             score = score.masked_fill(hidden, -torch.inf)
             top = score.amax(1, keepdim=True) if used else torch.full((last - first, 1), -torch.inf)
             top = top if sinks is None else torch.maximum(top, sinks[h].float())

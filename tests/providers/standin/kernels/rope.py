@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .machine import Fault, Machine, Unsupported, check, function
+from .machine import Fault, Machine, NotPlayed, Unsupported, check, function
 
 
 def power_of_two(n: int) -> bool:
@@ -28,7 +28,7 @@ def _turn(
     heads, others, width = x.shape[1], y.shape[1], x.shape[2]
     check(Unsupported, x.shape[0] == y.shape[0] and y.shape[2] == width, "tokens and widths of both")
     check(Unsupported, others > 0 and heads % others == 0, "QH should be multiple of KH")
-    check(Unsupported, not apart, "transpose_output is not played")
+    check(NotPlayed, not apart, "transpose_output is not played")
     if front:
         turn = width if cos.shape[-1] == width // 2 else width // 2 if cos.shape[-1] == width // 4 else 0
     else:
