@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 import aiter_ops
 from aiter_ops.core.compare import compare
 from aiter_ops.core.platforms import platform_for

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from aiter_ops.core import platforms
-from aiter_ops.core.platforms import Platform
+from aiter_ops.core.platforms import Platform, platform_for
 from aiter_ops.providers.aiter import call
 
 from .standin import at, written
@@ -94,3 +95,16 @@ def _seen(name: str, function: Callable[..., Any], before: Before) -> Callable[.
 
 def _forced(function: Callable[..., Any], values: dict[str, Any], machine: Any, **given: Any) -> Any:
     return function(machine, **{**given, **values})
+
+
+@pytest.fixture
+def aiter(install_aiter: Install) -> Callable[..., Any]:
+    """aiter(release, arch): the stand-in's functions as attributes, and `fp8`."""
+
+    def loaded(release: str, arch: str = "gfx942") -> Any:
+        install_aiter(platform_for(arch, aiter=release))
+        torch.manual_seed(0)
+        found = {n: getattr(importlib.import_module(row.module), n) for n, row in at(release).items()}
+        return types.SimpleNamespace(**found, fp8=platform_for(arch, aiter=release).fp8_dtype)
+
+    return loaded

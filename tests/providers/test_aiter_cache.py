@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import aiter_ops
 from aiter_ops.check.support import Cause, cause_of
@@ -140,7 +139,12 @@ def test_a_renamed_parameter_is_noticed(op: str, name: str, rename: dict[str, st
     [
         ("rotary_embedding", "NeoX 5x(4+2)x64 fp32", "rope_cached_thd_positions_2c_fwd_inplace", {"rotate_style": 1}),
         ("rotary_embedding", "GPT-J 5x(4+2)x64", "rope_cached_thd_positions_2c_fwd_inplace", {"rotate_style": 0}),
-        ("rotary_embedding", "offsets", "rope_cached_thd_positions_offsets_2c_fwd_inplace", {"offsets": torch.zeros(5, dtype=torch.int64)}),
+        (
+            "rotary_embedding",
+            "offsets",
+            "rope_cached_thd_positions_offsets_2c_fwd_inplace",
+            {"offsets": torch.zeros(5, dtype=torch.int64)},
+        ),
         ("reshape_and_cache", "7x2x64 fp32", "reshape_and_cache_flash", {"slot_mapping": torch.arange(7)}),
         ("rope_and_cache", "decode 1x(4+2)x64, block of 1", "fused_qk_rope_reshape_and_cache", {"is_neox": False}),
         ("rope_and_cache", "decode 1x(4+2)x64, block of 1", "fused_qk_rope_reshape_and_cache", {"q_out": None}),

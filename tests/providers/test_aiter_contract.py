@@ -115,7 +115,9 @@ def test_nothing_tells_the_releases_of_a_group_apart() -> None:
 
 def test_releases_that_sources_name_begin_groups() -> None:
     """FP8 and LSE of MLA by the adapter, with the files it imports; scales of caches and shortcuts by the stand-in too."""
-    assert {"0.1.7", "0.1.9", "0.1.10.post2", "0.1.13", "0.1.17", "0.1.20"} <= set(groups(aiter_ops.get_op("mla_decode")))
+    assert {"0.1.7", "0.1.9", "0.1.10.post2", "0.1.13", "0.1.17", "0.1.20"} <= set(
+        groups(aiter_ops.get_op("mla_decode"))
+    )
     assert {"0.1.12", "0.1.15.post1"} <= set(groups(aiter_ops.get_op("paged_attention")))
     assert {"0.1.10.post1", "0.1.18"} <= set(groups(aiter_ops.get_op("add_rms_norm_dynamic_quant")))
     assert "0.1.10.post2" in groups(aiter_ops.get_op("fused_moe"))

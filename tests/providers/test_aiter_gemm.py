@@ -63,7 +63,9 @@ def _more(op: aiter_ops.Op) -> list[aiter_ops.Sample]:
             aiter_ops.Sample("shuffled 7x256", (fp8[0], shuffled(fp8[1], "shuffled_16x16"), *scales), tail),
             aiter_ops.Sample("bias 7x256", (*fp8, *scales, make.normal(64))),
             aiter_ops.Sample("to fp16 7x256", (*fp8, *scales), half),
-            aiter_ops.Sample("shuffled to fp16 7x256", (fp8[0], shuffled(fp8[1], "shuffled_16x16"), *scales), half | tail),
+            aiter_ops.Sample(
+                "shuffled to fp16 7x256", (fp8[0], shuffled(fp8[1], "shuffled_16x16"), *scales), half | tail
+            ),
         ],
         "gemm_a8w8_blockscale": [
             aiter_ops.Sample(

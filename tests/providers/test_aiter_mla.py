@@ -16,8 +16,8 @@ from aiter_ops.core.evidence import version_key
 from aiter_ops.core.platforms import platform_for
 from aiter_ops.core.samples import Make, Sample
 from aiter_ops.ops.layout import shuffled
-from aiter_ops.providers.aiter.call import entry
 from aiter_ops.ops.mla.samples import DEEPSEEK, call, scales, starts, tables
+from aiter_ops.providers.aiter.call import entry
 
 from .aiter_calls import TAGS, Case, cases, groups, of, releases, serve
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 import aiter_ops
-from aiter_ops.core.compare import own_copy
 from aiter_ops.core import platforms
+from aiter_ops.core.compare import own_copy
 from aiter_ops.core.platforms import platform_for
 from aiter_ops.providers.aiter import limits
 
@@ -216,7 +216,12 @@ def test_a_wrong_argument_is_noticed(op: aiter_ops.Op, install_aiter: Install, m
         found[how or ("unjudged" if _noticed(op, own(cases[0])) else "unseen")].append(words)
     counts = ", ".join(f"{len(found[way])} by {way}" for way in ("numbers", "AITER", "Python"))
     noticed = len(made) - len(found["unseen"]) - len(found["unjudged"])
-    print(f"{op.name}: {noticed} of {len(made)} mutants noticed, {counts}", *found["unseen"], *found["unjudged"], sep="\n  ")
+    print(
+        f"{op.name}: {noticed} of {len(made)} mutants noticed, {counts}",
+        *found["unseen"],
+        *found["unjudged"],
+        sep="\n  ",
+    )
     assert made
     assert set(found["unseen"]) <= set(UNSEEN)
     assert set(found["unjudged"]) <= set(UNJUDGED)

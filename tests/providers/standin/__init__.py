@@ -58,9 +58,13 @@ def written(folder: Path, release: str = NEWEST, arch: str = "gfx942", changes: 
         (path / "__init__.py").touch()
     (root / "jit").mkdir(exist_ok=True)
     (root / "jit" / "core.py").touch()  # by which AMD's package is told from others of the name
-    (root / "names.py").write_text(f"from aiter_standin.package import of\nglobals().update(of({release!r}, {arch!r}))\n")
+    (root / "names.py").write_text(
+        f"from aiter_standin.package import of\nglobals().update(of({release!r}, {arch!r}))\n"
+    )
     (root / "canary.py").write_text(f"{' = '.join(CANARY)} = object\n")
-    imports = [f"from .{m.removeprefix('aiter.')} import *" for m in modules if not m.startswith((TRITON, "aiter.fused_moe"))]
+    imports = [
+        f"from .{m.removeprefix('aiter.')} import *" for m in modules if not m.startswith((TRITON, "aiter.fused_moe"))
+    ]
     lines = ["from .names import dtypes", f"from .canary import {', '.join(CANARY)}", *sorted(imports)]
     (root / "__init__.py").write_text("\n".join(lines) + "\n")
     link = folder / "aiter_standin"

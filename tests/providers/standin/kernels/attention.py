@@ -78,7 +78,9 @@ def _packed(
 def flash_attn_varlen_func(m: Machine, q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Any:
     sizes, heads = (q.shape[2], v.shape[2]), q.shape[1]
     check(Unsupported, q.dtype == k.dtype == v.dtype and q.dtype in HALF, "FlashAttention only support fp16 and bf16")
-    check(Unsupported, max(sizes) <= 256 and all(s % 8 == 0 for s in sizes), "head dimension at most 256, a multiple of 8")
+    check(
+        Unsupported, max(sizes) <= 256 and all(s % 8 == 0 for s in sizes), "head dimension at most 256, a multiple of 8"
+    )
     check(Unsupported, heads % k.shape[1] == 0, "Number of heads in key/value must divide number of heads in query")
     check(NotPlayed, given["dropout_p"] == 0.0 and given["bias"] is None, "dropout and biases are not played")
     check(NotPlayed, given["block_table"] is None, "paged keys are not played")

@@ -12,7 +12,9 @@ from .rope import power_of_two, turned
 def _rows(**tensors: Tensor) -> None:
     """Heads of a token one after another; tokens may be apart."""
     for name, x in tensors.items():
-        check(Fault, x.stride(2) == 1 and (x.shape[1] == 1 or x.stride(1) == x.shape[2]), f"gaps between heads of {name}")
+        check(
+            Fault, x.stride(2) == 1 and (x.shape[1] == 1 or x.stride(1) == x.shape[2]), f"gaps between heads of {name}"
+        )
 
 
 def _auto(kv_cache_dtype: str, key: Tensor, *caches: Tensor) -> None:

@@ -46,7 +46,7 @@ def moe_sorting(
     """
     tokens, k = topk_ids.shape
     used = tokens if num_local_tokens is None else int(num_local_tokens)
-    check(Fault, 0 <= int(topk_ids.min()) and int(topk_ids.max()) < experts, "an id outside the mesh")
+    check(Fault, int(topk_ids.min()) >= 0 and int(topk_ids.max()) < experts, "an id outside the mesh")
     check(Fault, tokens < 1 << 24, "a token takes 24 bits")
     local = torch.arange(experts) if mask is None else torch.where(mask != 0, mask.cumsum(0) - 1, -1)
     mesh = torch.full((tokens, experts), -1)
@@ -153,7 +153,9 @@ def fused_moe(
     _agree(m, hidden_states, w1, w2, topk_weight, topk_ids, dtype, quant)
     later = {"bias1": bias1, "bias2": bias2, "swiglu_limit": swiglu_limit, "shared_w1": shared_w1}
     for name, value in later.items():
-        check(NotPlayed, not isinstance(value, Tensor) and not value, f"{name} is for MXFP4 weights, which are not played")
+        check(
+            NotPlayed, not isinstance(value, Tensor) and not value, f"{name} is for MXFP4 weights, which are not played"
+        )
     check(Unsupported, activation in (SILU, GELU) and gate_mode == "separated", "no kernel for this activation")
     tokens, k = topk_ids.shape
     here, model_dim, inter = len(w1), w2.shape[1], w2.shape[2]

@@ -139,7 +139,9 @@ def gemm_a4w4(
     dense(Fault, A=A, B=B, A_scale=A_scale, B_scale=B_scale)
     rows, n, k = len(A), len(B), 2 * A.shape[1]
     check(Unsupported, n % 256 == k % 256 == 0, "whole tiles of the result, and of K")
-    check(Fault, A_scale.shape[0] >= -(-rows // 256) * 256 and B_scale.shape[0] >= n, "exponents of whole tiles are read")
+    check(
+        Fault, A_scale.shape[0] >= -(-rows // 256) * 256 and B_scale.shape[0] >= n, "exponents of whole tiles are read"
+    )
     check(Fault, A_scale.shape[1] == B_scale.shape[1] == k // 32, "an exponent for 32 values of K")
     weights = B.view(torch.uint8)
     if bpreshuffle:

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from . import numbers
-from .machine import HALF, Abort, Fault, Machine, Unsupported, check, dense, function, garbage, row_strided, shape_of
+from .machine import HALF, Abort, Fault, Machine, Unsupported, check, dense, function, row_strided, shape_of
 
 WIDEST = 8192
 """Columns of the HIP kernels (module_rmsnorm_quant, since 0.1.10.post1)."""
 
 
-def normed(x: Tensor, weight: Tensor | None, eps: float, gemma: bool = False, rounded: torch.dtype | None = None) -> Tensor:
+def normed(
+    x: Tensor, weight: Tensor | None, eps: float, gemma: bool = False, rounded: torch.dtype | None = None
+) -> Tensor:
     """fp32. rounded: the type x / rms is cut to before the weight (T5's way)."""
     x = x.float()
     y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
@@ -45,9 +47,7 @@ def _words(t: Tensor, what: str) -> None:
 
 
 @function
-def rmsnorm(
-    m: Machine, out: Tensor, input: Tensor, weight: Tensor, epsilon: float, gemma_norm: bool = False
-) -> None:
+def rmsnorm(m: Machine, out: Tensor, input: Tensor, weight: Tensor, epsilon: float, gemma_norm: bool = False) -> None:
     _inputs(m, input, weight, out=out)
     check(Abort, input.dtype in HALF and input.shape[-1] <= WIDEST, f"not support n: {input.shape[-1]}")
     _words(out, "out")
@@ -302,7 +302,9 @@ def fused_rms_gated_fp8_group_quant(
 # --- two norms in one launch ------------------------------------------------------------------------------------------
 
 
-def _pair(m: Machine, q: Tensor, q_weight: Tensor, k: Tensor | None, k_weight: Tensor | None, k_out: Tensor | None) -> None:
+def _pair(
+    m: Machine, q: Tensor, q_weight: Tensor, k: Tensor | None, k_weight: Tensor | None, k_out: Tensor | None
+) -> None:
     check(Abort, q.dtype in HALF and q.dim() == 2, "q is a 2D tensor of 16 bits")
     for name, x, weight in (("q", q, q_weight), ("k", k, k_weight)):
         if x is None:
@@ -312,7 +314,11 @@ def _pair(m: Machine, q: Tensor, q_weight: Tensor, k: Tensor | None, k_weight: T
         row_strided(Abort, x=x, weight=weight)
         check(Abort, x.stride(0) >= x.shape[1] and len(x) == len(q), f"rows of {name}")
         check(Abort, x.shape[1] <= WIDEST, f"not support n: {x.shape[1]}")
-        check(Fault, x.stride(0) * x.element_size() % 16 == 0 == x.data_ptr() % 16 or x.is_contiguous(), "words of 16 bytes")
+        check(
+            Fault,
+            x.stride(0) * x.element_size() % 16 == 0 == x.data_ptr() % 16 or x.is_contiguous(),
+            "words of 16 bytes",
+        )
     if k is not None:
         check(Abort, k_out is not None and k_out.dtype == q.dtype and k_out.shape == k.shape, "k_out")
         _words(k_out, "k_out")
@@ -378,9 +384,7 @@ def fused_qk_rmsnorm_per_token_quant(
 ) -> None:
     check(Unsupported, q_out_quantized.dtype == m.fp8, "fp8 output quant only")
     shape_of(Unsupported, "q_out_scale", q_out_scale, len(q), 1)
-    fused_qk_rmsnorm_group_quant(
-        m, q_out_quantized, q_out_scale, q, q_weight, q_epsilon, group_size=q.shape[1], **rest
-    )
+    fused_qk_rmsnorm_group_quant(m, q_out_quantized, q_out_scale, q, q_weight, q_epsilon, group_size=q.shape[1], **rest)
 
 
 @function

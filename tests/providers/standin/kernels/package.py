@@ -10,10 +10,42 @@ from typing import Any
 
 import torch
 
-from . import activation, attention, caches, codes, gemm, mla, moe, mx, norm, paged, quant, rope, routing, sampling, shuffle
+from . import (
+    activation,
+    attention,
+    caches,
+    codes,
+    gemm,
+    mla,
+    moe,
+    mx,
+    norm,
+    paged,
+    quant,
+    rope,
+    routing,
+    sampling,
+    shuffle,
+)
 from .machine import FUNCTIONS, Machine
 
-FAMILIES = (activation, attention, caches, codes, gemm, mla, moe, mx, norm, paged, quant, rope, routing, sampling, shuffle)
+FAMILIES = (
+    activation,
+    attention,
+    caches,
+    codes,
+    gemm,
+    mla,
+    moe,
+    mx,
+    norm,
+    paged,
+    quant,
+    rope,
+    routing,
+    sampling,
+    shuffle,
+)
 """Loaded for the functions they register."""
 
 ACTIVATIONS = (("No", -1, ""), ("Silu", 0, ""), ("Gelu", 1, ""), ("Swiglu", 2, "0.1.7"), ("Situv2", 3, "0.1.19"))
@@ -44,15 +76,11 @@ def _enum(name: str, members: tuple[tuple[str, int, str], ...], machine: Machine
     return enum.IntEnum(name, there)
 
 
-def of(release: str, arch: str) -> dict[str, Any]:
-    """Names that defaults are written with, as the release has them; what was imported before is forgotten."""
-    forget()
-    LOADED.machine = machine = Machine(release, arch)
-    LOADED.library = torch.library.Library("aiter", "FRAGMENT")
+def names_of(machine: Machine) -> dict[str, Any]:
+    """Names that AITER's defaults are written with, as a release has them on an architecture."""
     enums = types.SimpleNamespace(
         ActivationType=_enum("ActivationType", ACTIVATIONS, machine), QuantType=_enum("QuantType", QUANTS, machine)
     )
-    LOADED.enums = enums
     dtypes = types.SimpleNamespace(
         fp8=machine.fp8,
         fp4x2=torch.float4_e2m1fn_x2,
@@ -60,11 +88,22 @@ def of(release: str, arch: str) -> dict[str, Any]:
         fp16=torch.float16,
         bf16=torch.bfloat16,
         fp32=torch.float32,
+        i4x2=torch.uint8,
+        u8=torch.uint8,
         i8=torch.int8,
         i32=torch.int32,
+        i64=torch.int64,
     )
     shared = {"torch": torch, "dtypes": dtypes, "fp8_dtype": machine.fp8, "enums": enums, "GateMode": GateMode}
     return {**shared, **vars(enums)}
+
+
+def of(release: str, arch: str) -> dict[str, Any]:
+    """`names_of` for the package that is imported from now on; what was imported before is forgotten."""
+    forget()
+    LOADED.machine = Machine(release, arch)
+    LOADED.library = torch.library.Library("aiter", "FRAGMENT")
+    return names_of(LOADED.machine)
 
 
 def forget() -> None:

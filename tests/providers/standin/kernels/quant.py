@@ -38,7 +38,9 @@ def dynamic_per_token_scaled_quant(
     scales are written as [groups, rows]; other rows have no floor and, where all are zero, divide by a scale of 0.
     """
     _hip(m, input, out.dtype, out=out)
-    check(Fault, scales.dtype == torch.float32 and scales.is_contiguous(), "scales are written as fp32, one after another")
+    check(
+        Fault, scales.dtype == torch.float32 and scales.is_contiguous(), "scales are written as fp32, one after another"
+    )
     width = input.shape[-1]
     x = input.reshape(-1, width)
     check(Fault, scales.numel() == len(x) and out.numel() == input.numel(), "sizes of out and scales")
