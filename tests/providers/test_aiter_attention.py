@@ -45,6 +45,7 @@ def _more(name: str) -> Iterator[Sample]:
         yield Sample("128", (q, k, v, *scales, *rest))
         yield Sample("128 not causal", (q, k, v, scales[0].reshape(()), *scales[1:], *rest), {"causal": False})
         by_head = [make.normal(2, 2, dtype=torch.float32).sigmoid() * 0.05 for _ in range(3)]
+        yield Sample("128 to bf16", (q, k, v, *scales, *rest), {"out_dtype": torch.bfloat16})
         yield Sample("128 by head", (q, k, v, *by_head, *rest))
         yield Sample("128 with sinks", (q, k, v, *scales, *rest), {"sinks": make.normal(4)})
         yield Sample("128 softcap", (q, k, v, *scales, *rest), {"softcap": 2.0})

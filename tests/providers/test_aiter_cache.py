@@ -53,6 +53,9 @@ def in_bf16(op: aiter_ops.Op) -> list[aiter_ops.Sample]:
             names = zip(op.parameters, sample.args, strict=False)
             args = [v.bfloat16() if n in HALVED.get(op.name, ()) and v is not None else v for n, v in names]
             found.append(aiter_ops.Sample(f"{sample.name}, bf16", tuple(args), sample.kwargs))
+            if op.name == "rope_and_cache":
+                args[op.parameters.index("is_neox")] = False
+                found.append(aiter_ops.Sample(f"{sample.name}, bf16, GPT-J", tuple(args), sample.kwargs))
     return found
 
 

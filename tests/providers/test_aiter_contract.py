@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -198,3 +199,63 @@ def _places(name: str, release: str, count: int) -> None:
     now = table().entries[name][-1].parameters
     for i, parameter in enumerate(table().at(name, release).parameters[:count]):
         assert parameter.name == now[i].name or (name, i) in RENAMED, f"{name} {i} is {parameter.name} in {release}"
+
+
+# --- every optional argument ------------------------------------------------------------------------------------------
+
+ALONE = {
+    "bmm_a16wfp4": ("prequant",),
+    "gemm_a16wfp4": ("prequant",),
+    "fused_moe": ("layout",),
+    "mxfp8_quant": ("rounding",),
+}
+"""Arguments that adapters take in another value than the default alone: AITER has only that form."""
+
+NEVER = {
+    "add_rms_norm_group_quant": ("ue8m0",),
+    "concat_and_cache_mla": ("scale",),
+    "dual_rms_norm_group_quant": ("ue8m0",),
+    "flash_attn_varlen_fp8": ("window", "softcap", "sinks"),
+    "flash_attn_varlen_lse": ("alibi",),
+    "fused_moe": (
+        *("gate_up", "w1_bias", "w2_bias", "hidden_pad", "intermediate_pad", "swiglu_limit", "beta", "linear_beta"),
+        *("shared_w1", "shared_w2", "shared_w1_scale", "shared_w2_scale"),
+    ),
+    "gated_rms_norm_group_quant": ("scale_layout",),
+    "gemm_a16wfp4": ("bias",),
+    "gemm_a4w4": ("bias",),
+    "gemm_a8w8_blockscale": ("bias", "block"),
+    "group_quant": ("ue8m0",),
+    "mla_decode": ("page_size", "logit_cap", "plan"),
+    "mla_decode_lse": ("page_size", "logit_cap", "q_scale", "kv_scale", "plan"),
+    "paged_attention": ("causal", "q_descale", "plan"),
+    "per_token_quant": ("scale_upper_bound",),
+    "reshape_and_cache": ("k_scale", "v_scale"),
+    "rms_norm_group_quant": ("ue8m0",),
+    "rope_and_cache": ("k_scale", "v_scale", "layout"),
+    "silu_and_mul_group_quant": ("scale_layout", "ue8m0"),
+}
+"""Arguments that adapters take with the default alone; every other value is refused (for FP8 caches, FP8 in q, MXFP4
+weights and what AITER's entries lack, with the reason in the refusal).
+"""
+
+
+def test_every_optional_argument_is_tried_on_and_off(watched: Callable[..., list[Seen]]) -> None:
+    """Of what the adapters take in the newest release: with the default and with another value, on either architecture."""
+    taken: dict[tuple[str, str], set[bool]] = {}
+    for arch in ("gfx942", "gfx950"):
+        machine = platform_for(arch, aiter=TAGS[-1])
+        watched(TAGS[-1], arch)
+        for op in (o for o in OPS if o.implementations["aiter"].unmet(machine) is None):
+            layers = [p.name for p in op.signature.params if p.is_fp8_default]  # given by the layer where left out
+            optional = {p.name: p.default for p in op.signature.params if p.default is not inspect.Parameter.empty}
+            optional = {name: default for name, default in optional.items() if name not in layers}
+            for _, args, kwargs, _ in cases_of(op, arch):
+                if op.implementations["aiter"].refuses(*args, **kwargs) is None:
+                    given = {**dict(zip(op.parameters, args, strict=False)), **kwargs}
+                    for name, default in optional.items():
+                        value = given.get(name, default)
+                        on = isinstance(value, torch.Tensor) or value != default
+                        taken.setdefault((op.name, name), set()).add(on)
+    assert {key for key, values in taken.items() if True not in values} == {(o, n) for o in NEVER for n in NEVER[o]}
+    assert {key for key, values in taken.items() if False not in values} == {(o, n) for o in ALONE for n in ALONE[o]}

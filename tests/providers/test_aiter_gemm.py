@@ -38,7 +38,29 @@ def _more(op: aiter_ops.Op) -> list[aiter_ops.Sample]:
     tail = {"layout": "shuffled_16x16"}
     batch = make.normal(2, 19, 128, dtype=torch.float16), make.normal(2, 48, 128, dtype=torch.float8_e4m3fn)
     bias = make.normal(2, 48, dtype=torch.float16)
-    return {
+    to_fp16 = {
+        "gemm_a4w4": [aiter_ops.Sample("plain to fp16 3x512", (codes[:3], codes, exponents[:3], exponents), half)],
+        "gemm_a8wfp4": [
+            aiter_ops.Sample(
+                "to fp16 3x512", (make.normal(3, 512, dtype=torch.float8_e4m3fn), codes, scales[0][:3], exponents), half
+            )
+        ],
+        "gemm_a16wfp4": [aiter_ops.Sample("quantised, to fp16 5x512", (x, codes, exponents), k | half)],
+        "bmm_a16wfp4": [
+            aiter_ops.Sample(
+                "quantised, to fp16 2x5x128",
+                (make.normal(2, 5, 128), codes.view(2, 512, 64), exponents.view(2, 512, 4)),
+                k | half,
+            )
+        ],
+        "bmm_a16w16": [
+            aiter_ops.Sample("bf16 to fp16 2x19x128", (batch[0].bfloat16(), batch[1].bfloat16(), None), half)
+        ],
+        "bmm_a8w8_group_prequant": [
+            aiter_ops.Sample("bf16 to fp16 2x19x128", (batch[0].bfloat16(), batch[1], torch.tensor([0.01])), half)
+        ],
+    }
+    return to_fp16.get(op.name, []) + {
         "bmm_a16w16": [
             aiter_ops.Sample("fp16 2x19x128, N 48, bias", (batch[0], batch[1].half(), bias), {"transpose_bm": True})
         ],

@@ -39,6 +39,10 @@ def decodes(with_lse: bool) -> list[Sample]:
     sample("padding as engines have it", (20, 0, 7, 0), (1, 0, 1, 0), padding=2)
     sample("8 heads and padding", (20, 7, 0), (1, 1, 0), padding=1, heads=8)
     sample("not causal", (20, 7), causal=False)
+    sample("another scale", (20, 7))
+    args = list(found[-1].args)
+    args[8] *= 2.5
+    found[-1] = Sample("another scale", tuple(args), found[-1].kwargs)
     if not with_lse:
         sample("128 heads", (40, 9), heads=128)
         sample("24 heads", (40, 9), heads=24)

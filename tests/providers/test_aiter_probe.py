@@ -208,7 +208,7 @@ def test_a_truncated_import_is_recognised_and_its_first_error_named(
     root = written(path)
     (root / "flydsl_user.py").write_text("raise RuntimeError('flydsl 0.3.1 is needed; 0.2.0 is installed')\n")
     (root / "__init__.py").write_text(
-        "try:\n    from .ops.norm import *\n    from .flydsl_user import *\n    from .canary import *\nexcept Exception:\n    pass\n"
+        "try:\n    from .ops.norm import *\n    from .flydsl_user import *\n    from .stubs import *\nexcept Exception:\n    pass\n"
     )
     words = r"its import stopped early: rmsnorm2d_fwd_with_add, .* missing; aiter\.flydsl_user fails: RuntimeError: flydsl 0\.3\.1"
     with pytest.raises(call.BrokenAiter, match=words):

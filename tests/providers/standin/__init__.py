@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aiter_ops.providers.aiter.contract.extract import module_path
 from aiter_ops.providers.aiter.contract.table import Row, table
-from aiter_ops.providers.aiter.probe import CANARY
 
 KERNELS = Path(__file__).with_name("kernels")
 NEWEST = table().newest
+
+STUBS = ("get_hip_quant", "gemm_a8w8", "biased_grouped_topk", "pa_fwd_asm")
+"""Names that AITER leaves in its package too; nothing here calls them."""
 
 TRITON = "aiter.ops.triton"
 HEAD = '''"""Of a stand-in for AITER {release}."""
@@ -51,7 +52,7 @@ def written(folder: Path, release: str = NEWEST, arch: str = "gfx942", changes: 
         definition = _definition(name, row, (changes or {}).get(name, row.text))
         modules.setdefault(row.module, []).append(definition)
     for module, definitions in modules.items():
-        path = module_path(str(root), module)
+        path = root.joinpath(*module.split(".")[1:]).with_suffix(".py")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(HEAD.format(release=release) + "\n".join(definitions))
     for path in (root, *(p for p in root.rglob("*") if p.is_dir())):
@@ -61,11 +62,11 @@ def written(folder: Path, release: str = NEWEST, arch: str = "gfx942", changes: 
     (root / "names.py").write_text(
         f"from aiter_standin.package import of\nglobals().update(of({release!r}, {arch!r}))\n"
     )
-    (root / "canary.py").write_text(f"{' = '.join(CANARY)} = object\n")
+    (root / "stubs.py").write_text(f"{' = '.join(STUBS)} = object\n")
     imports = [
         f"from .{m.removeprefix('aiter.')} import *" for m in modules if not m.startswith((TRITON, "aiter.fused_moe"))
     ]
-    lines = ["from .names import dtypes", f"from .canary import {', '.join(CANARY)}", *sorted(imports)]
+    lines = ["from .names import dtypes", "from .stubs import *", *sorted(imports)]
     (root / "__init__.py").write_text("\n".join(lines) + "\n")
     link = folder / "aiter_standin"
     if not link.exists():

@@ -20,6 +20,7 @@ from . import (
     moe,
     mx,
     norm,
+    norm_pair,
     paged,
     quant,
     rope,
@@ -39,6 +40,7 @@ FAMILIES = (
     moe,
     mx,
     norm,
+    norm_pair,
     paged,
     quant,
     rope,
@@ -177,7 +179,7 @@ def torch_compile_guard() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         library.impl(name, whole, "CompositeExplicitAutograd")
         packet = getattr(torch.ops.aiter, name)
 
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
+        def wrapper(*args, **kwargs):  # type: ignore[no-untyped-def]  # as a user sees AITER's
             return packet(*args, **kwargs)
 
         wrapper.__name__, wrapper.__module__ = name, function.__module__
