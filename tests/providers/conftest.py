@@ -17,7 +17,7 @@ from aiter_ops.core import platforms
 from aiter_ops.core.platforms import Platform, platform_for
 from aiter_ops.providers.aiter import call
 
-from .standin import at, written
+from .standin import at, unload, written
 
 Given = tuple[tuple[Any, ...], dict[str, Any]]
 Before = Callable[[str, tuple[Any, ...], dict[str, Any]], Given]
@@ -26,9 +26,8 @@ Before = Callable[[str, tuple[Any, ...], dict[str, Any]], Given]
 Install = Callable[..., None]
 
 
-def _unload() -> None:
-    for name in [n for n in sys.modules if n.split(".")[0] == "aiter"]:
-        del sys.modules[name]
+def _forget() -> None:
+    unload()
     call.entry.cache_clear()
     call._import_aiter.cache_clear()
 
@@ -63,7 +62,7 @@ def install_aiter(monkeypatch: pytest.MonkeyPatch, aiter_trees: Callable[..., Pa
         changes: dict[str, str] | None = None,
     ) -> None:
         assert machine.aiter is not None
-        _unload()
+        _forget()
         folder = str(aiter_trees(machine.aiter, machine.arch, tuple(sorted((changes or {}).items()))))
         monkeypatch.setattr(sys, "path", [folder, *(p for p in sys.path if not Path(p).name.startswith("aiter-0"))])
         importlib.invalidate_caches()
@@ -79,9 +78,7 @@ def install_aiter(monkeypatch: pytest.MonkeyPatch, aiter_trees: Callable[..., Pa
 
     yield install
     torch.use_deterministic_algorithms(False)
-    _unload()
-    if "aiter_standin.package" in sys.modules:
-        sys.modules["aiter_standin.package"].forget()
+    _forget()
 
 
 def _seen(name: str, function: Callable[..., Any], before: Before) -> Callable[..., Any]:

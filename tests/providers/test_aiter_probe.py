@@ -19,7 +19,7 @@ from aiter_ops.providers.aiter import call, probe
 from aiter_ops.providers.aiter.contract import archs, extract
 from aiter_ops.providers.aiter.contract.table import Parameter, parameters, table
 
-from .standin import NEWEST, written
+from .standin import NEWEST, unload, written
 
 RMS = aiter_ops.get_op("rms_norm")
 
@@ -29,8 +29,7 @@ def _fresh() -> Iterator[None]:
     def forget() -> None:
         for cached in (call.entry, call._import_aiter, probe.stands, extract._module):
             cached.cache_clear()
-        for name in [n for n in sys.modules if n.split(".")[0] == "aiter"]:
-            del sys.modules[name]
+        unload()
 
     forget()
     yield

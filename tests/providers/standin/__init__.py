@@ -9,6 +9,7 @@ the contract table alone.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from aiter_ops.providers.aiter.contract.table import Row, table
@@ -80,3 +81,11 @@ def installed(folder: Path, release: str, arch: str = "gfx942", changes: dict[st
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: amd-aiter\nVersion: {release}\n")
     return written(folder, release, arch, changes)
+
+
+def unload() -> None:
+    """Forget the package that was imported, and what it has registered with torch."""
+    for name in [n for n in sys.modules if n.split(".")[0] == "aiter"]:
+        del sys.modules[name]
+    if "aiter_standin.package" in sys.modules:
+        sys.modules["aiter_standin.package"].forget()
