@@ -105,7 +105,7 @@ def test_every_adapter_says_what_it_calls_and_since_when() -> None:
 
 
 def test_nothing_tells_the_releases_of_a_group_apart() -> None:
-    """By rows; that no source names a release inside a group is how groups are made, and the next test has the control."""
+    """By rows. That no source names a release inside a group is how groups are made; the next test says for some."""
     for op in OPS:
         found = groups(op)
         assert [r for members in found.values() for r in members] == window(op.implementations["aiter"]), op.name
@@ -171,7 +171,8 @@ def _elements(case: Case) -> int:
 @pytest.mark.parametrize("release", TAGS)
 def test_every_call_is_right_in_every_release(release: str, watched: Callable[..., list[Seen]]) -> None:
     """Each argument by name goes to a parameter of that name, by position to one with the name it has in the newest
-    release; only entries are called that the adapter states; the outcome is the reference's.
+    release; only entries are called that the adapter states; the outcome is the reference's. Every form where a group of
+    releases begins, one inside it.
     """
     for arch in ("gfx942", "gfx950"):
         ops = [op for op in OPS if arch_of(op) == arch and release in window(op.implementations["aiter"])]
@@ -182,7 +183,7 @@ def test_every_call_is_right_in_every_release(release: str, watched: Callable[..
             declared = {c.name for c in implementation.calls if in_window(release, (c.first, c.last))}
             served = [c for c in tried[op.name] if implementation.refuses(*c[1], **c[2]) is None]
             assert served, op.name
-            for case in served:
+            for case in served if release in groups(op) else served[:1]:
                 seen.clear()
                 assert right(op, case) is None, (op.name, case[0])
                 assert seen, op.name

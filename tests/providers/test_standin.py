@@ -91,8 +91,10 @@ def test_every_release_shows_what_the_table_says(release: str, aiter_trees: Any,
         if row.visible != "value":
             hidden = "kwargs" in inspect.signature(function).parameters
             assert hidden == (row.visible == "schema"), name
-    tree = aiter_trees(release, "gfx942")
     assert probe.truncated(importlib.import_module("aiter")) is None or set(probe.CANARY) - set(rows)
+    if not any(row.first == release for forms in table().entries.values() for row in forms):
+        return  # the sources are those of the release before
+    tree = aiter_trees(release, "gfx942")
     found = TOOL.forms(TOOL.from_folder(tree, release)[release])
     assert found == TOOL.forms_known(table())[release]
 
