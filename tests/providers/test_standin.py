@@ -311,3 +311,64 @@ def test_every_hidden_change_of_the_table_is_played() -> None:
         ("biased_grouped_topk_hip", "0.1.17"),
     }
     assert {release for _, release in hidden} <= {first for _, first, *_ in CHANGES.values()}
+
+
+# --- conventions ------------------------------------------------------------------------------------------------------
+
+
+def _heads(count: int) -> Any:
+    from aiter.mla import mla_decode_fwd
+
+    tables = [torch.tensor(t, dtype=torch.int32) for t in ([0, 1], [0, 4], [0, 1, 2, 3], [1])]
+    out = torch.empty(1, count, 512, dtype=BF16)
+    return mla_decode_fwd(
+        torch.randn(1, count, 576, dtype=BF16), torch.randn(4, 1, 1, 576, dtype=BF16), out, *tables, 1, sm_scale=0.1
+    )
+
+
+def _experts(expert: int) -> Any:
+    from aiter.fused_moe import fused_moe
+
+    x, w1, w2 = (
+        torch.randn(3, 128, dtype=BF16),
+        torch.randn(2, 256, 128, dtype=BF16),
+        torch.randn(2, 128, 128, dtype=BF16),
+    )
+    ids = torch.full((3, 1), expert, dtype=torch.int32)
+    return fused_moe(x, w1, w2, torch.ones(3, 1), ids, num_local_tokens=torch.tensor([2]))
+
+
+def _depth(k: int) -> Any:
+    from aiter.ops.gemm_op_a8w8 import gemm_a8w8_CK
+
+    x, w = torch.ones(4, k).to(torch.float8_e4m3fnuz), torch.ones(16, k).to(torch.float8_e4m3fnuz)
+    return gemm_a8w8_CK(x, w, torch.ones(4, 1), torch.ones(1, 16))
+
+
+@pytest.mark.parametrize(
+    ("call", "fine", "wrong", "kind"),
+    [(_heads, 16, 24, "Abort"), (_experts, 1, 2, "Fault"), (_depth, 64, 72, "Unsupported")],
+)
+def test_it_fails_as_aiter_does(
+    call: Callable[[int], Any], fine: int, wrong: int, kind: str, install_aiter: Install
+) -> None:
+    """Ends the process; reads outside a tensor; raises."""
+    install_aiter(platform_for("gfx942", aiter=NEWEST))
+    call(fine)
+    with pytest.raises(RuntimeError) as info:
+        call(wrong)
+    assert type(info.value).__name__ == kind
+
+
+def test_what_is_not_written_is_no_number(install_aiter: Install) -> None:
+    install_aiter(platform_for("gfx942", aiter=NEWEST))
+    from aiter.ops.mha import flash_attn_varlen_func
+
+    out = _experts(1)
+    assert out[:2].isfinite().all()
+    assert out[2].isnan().all()
+    q, ends = torch.randn(6, 2, 64, dtype=BF16), torch.tensor([0, 4], dtype=torch.int32)
+    out = flash_attn_varlen_func(q, q, q, ends, ends, 4, 4)
+    assert out[:4].isfinite().all()
+    assert out[4:].isnan().all()
+    assert torch.empty(3).isnan().all()  # what an adapter allocates, too
