@@ -169,7 +169,7 @@ def fused_moe(
     token, slot, expert, p = _slots(found, tokens)
     marked = not m.since("0.1.10.post2") or getattr(w1, "is_shuffled", False)
     x = _activations(hidden_states, w1.dtype, quant, a1_scale)
-    h = garbage(tokens * k, inter, dtype=dtype if quant == NO or dtype in HALF else torch.bfloat16)
+    h = garbage(tokens * k, inter, dtype=dtype)
     act = silu if activation == SILU else gelu
     for e in expert.unique().tolist():
         mine = expert == e

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import numbers, orders
-from .machine import HALF, Abort, Fault, Machine, Unsupported, check, dense, function, garbage, shape_of
+from .machine import HALF, Abort, Fault, Machine, NotPlayed, Unsupported, check, dense, function, garbage
 
 GROUPS = (32, 64, 128)
 UNSET = 119
@@ -76,14 +76,14 @@ def per_group_quant_hip(
     check(Unsupported, scale is None, "unsupported: static per token quant")
     check(Unsupported, group_size in GROUPS, f"unsupported group size {group_size}")
     check(Unsupported, x.is_contiguous(), "view size is not compatible")
-    groups = x.shape[-1] // group_size
-    y, made = garbage(*x.shape, dtype=quant_dtype), garbage(*x.shape[:-1], groups, dtype=torch.float32)
-    dynamic_per_token_scaled_quant(
-        m, y, x.view(-1, group_size), made, None, transpose_scale, num_rows, num_rows_factor * groups
-    )
     if scale_type != torch.float32:
         check(Unsupported, scale_type == torch.float8_e8m0fnu, f"scale_type {scale_type}")
+        check(NotPlayed, group_size == 32 and num_rows is None, "E8M0 of wider groups, and of some rows, is not played")
         return _mx(m, x, quant_dtype, group_size, transpose_scale)
+    groups = x.shape[-1] // group_size
+    y, made = garbage(*x.shape, dtype=quant_dtype), garbage(*x.shape[:-1], groups, dtype=torch.float32)
+    rows = (num_rows, num_rows_factor * groups)
+    dynamic_per_token_scaled_quant(m, y, x.view(-1, group_size), made, None, transpose_scale, *rows)
     return y, made
 
 
@@ -168,6 +168,5 @@ def dynamic_mxfp4_quant(m: Machine, x: Tensor, scaling_mode: str) -> tuple[Tenso
     """Exponents in the memory of [K/32, M]."""
     check(Unsupported, scaling_mode == "even", f"scaling_mode {scaling_mode}")
     check(Unsupported, x.dim() == 2 and x.shape[1] % 32 == 0, "N is a multiple of 32")
-    shape_of(Fault, "x", x, *x.shape)
     pairs, e8m0 = numbers.even_mx(x)
     return pairs, e8m0.t().contiguous().t()
