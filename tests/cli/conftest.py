@@ -42,12 +42,12 @@ def plug() -> Iterator[Callable[..., Provider]]:
     """Register a provider for the length of a test: plug("name", {"op": fn}, refuses=…)."""
     added: list[Provider] = []
 
-    def add(name: str, functions: dict[str, Any], package: str = "", refuses: Any = None) -> Provider:
+    def add(name: str, functions: dict[str, Any], package: str = "", **how: Any) -> Provider:
         made = Provider(name, Requirements(), package=package, distribution=name)
         provider._providers[name] = made
         added.append(made)
         for op, fn in functions.items():
-            made.implements(op, refuses=refuses)(fn)
+            made.implements(op, **how)(fn)
         return made
 
     yield add

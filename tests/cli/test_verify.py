@@ -9,6 +9,7 @@ import torch
 
 from aiter_ops import KnownBad
 from aiter_ops.check import support
+from aiter_ops.core.compare import Tolerance
 from aiter_ops.core.op import get_op
 from aiter_ops.core.platforms import platform
 
@@ -109,6 +110,14 @@ def test_a_wrong_implementation_fails_and_exits_1(cli, plug, wrong, says):
     assert row["verdict"] == "failed"
     assert says in row["detail"]
     assert "sample '" in row["detail"]
+
+
+@pytest.mark.parametrize(("allowed", "verdict"), [(2**-6, "ok"), (2**-7, "failed")])
+def test_an_implementation_may_have_a_tolerance_of_its_own(cli, plug, allowed, verdict):
+    """One percent of every number: of the largest of a row that is allowed by 1/64 and not by 1/128."""
+    plug("acme", {"silu_and_mul": off_by_a_percent}, tolerance=Tolerance(fp32=allowed))
+    result = cli("verify", "silu_and_mul", "--provider", "acme", "--device", "cpu", "--json")
+    assert rows(result)[0]["verdict"] == verdict
 
 
 def test_a_result_in_the_memory_of_an_input_fails(cli, plug):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,3 +94,48 @@ def test_this_machine_is_plain_data() -> None:
         "aiter",
         "fp8_dtype",
     }
+
+
+class FakeNvml:
+    """The calls `_from_nvml` makes, of a GPU with so many cores; cores None: a driver that does not count them."""
+
+    def __init__(self, capability: tuple[int, int], cores: int | None) -> None:
+        self.capability, self.cores = capability, cores
+        if cores is not None:
+            self.nvmlDeviceGetNumGpuCores = self._cores
+
+    def nvmlInit_v2(self) -> int:
+        return 0
+
+    def nvmlShutdown(self) -> int:
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index: int, device: Any) -> int:
+        return index
+
+    def nvmlDeviceGetCudaComputeCapability(self, device: Any, major: Any, minor: Any) -> int:
+        major._obj.value, minor._obj.value = self.capability
+        return 0
+
+    def nvmlDeviceGetName(self, device: Any, name: Any, size: int) -> int:
+        name.value = b"a GPU"
+        return 0
+
+    def _cores(self, device: Any, cores: Any) -> int:
+        cores._obj.value = self.cores
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("capability", "cores", "units"),
+    [((9, 0), 16896, 132), ((8, 0), 6912, 108), ((8, 9), 18176, 142), ((9, 0), None, 0)],
+)
+def test_nvidias_compute_units_are_known_before_the_device_is_up(
+    capability: tuple[int, int], cores: int | None, units: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Schedules are made for so many programs: a number that is missing until CUDA runs would cost all but a few."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(platforms.ctypes, "CDLL", lambda name: FakeNvml(capability, cores))
+    found = platforms._from_nvml()
+    assert found is not None
+    assert (found.arch, found.compute_units) == (f"sm_{capability[0]}{capability[1]}", units)

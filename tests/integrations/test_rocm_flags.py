@@ -86,14 +86,15 @@ MATRIX: list[tuple[str, str | None, dict[str, str], set[str]]] = [
 ]
 
 
+def arguments(name: str) -> tuple[list[int], dict[str, int]]:
+    """Ones for what a predicate has to be given."""
+    needed = [p for p in inspect.signature(getattr(r, name)).parameters.values() if p.default is p.empty]
+    keywords = {p.name: 1 for p in needed if p.kind is p.KEYWORD_ONLY}
+    return [1] * (len(needed) - len(keywords)), keywords
+
+
 def answers() -> dict[str, bool]:
-    found = {}
-    for name in PREDICATES:
-        method = getattr(r, name)
-        needed = [p for p in inspect.signature(method).parameters.values() if p.default is p.empty]
-        keywords = {p.name: 1 for p in needed if p.kind is p.KEYWORD_ONLY}
-        found[name] = method(*[1] * (len(needed) - len(keywords)), **keywords)
-    return found
+    return {name: getattr(r, name)(*given, **named) for name in PREDICATES for given, named in [arguments(name)]}
 
 
 IDS = [f"{arch}-{aiter}-{','.join(f'{n}={v}' for n, v in flags.items())}" for arch, aiter, flags, _ in MATRIX]
@@ -105,10 +106,12 @@ def test_what_is_on(machine: Machine, arch: str, aiter: str | None, flags: dict[
     machine(arch, aiter, **flags)
     found = answers()
     assert all(type(answer) is bool for answer in found.values())
-    assert {n for n, answer in found.items() if answer} == on | {"mla_decode_supports_non_causal"}
-    for name, answer in found.items():
-        assert (r.why_off(name) is None) == answer
     supported = arch in ("gfx942", "gfx950", "gfx1250") and aiter is not None
+    always = {"mla_decode_supports_non_causal", *(["fused_moe_supports_gate_mode"] if supported else [])}
+    assert {n for n, answer in found.items() if answer} == on | always
+    for name, answer in found.items():
+        given, named = arguments(name)
+        assert (r.why_off(name, *given, **named) is None) == answer
     assert module.is_aiter_found() == (aiter is not None)
     assert module.is_aiter_found_and_supported() is supported
     assert module.is_aiter_found_and_supported_on_rdna4() is (arch == "gfx1201")
@@ -125,6 +128,12 @@ def test_reasons_name_their_cause(machine: Machine):
     assert r.why_off("is_enabled") == "AITER (distribution amd-aiter) is not installed"
     with pytest.raises(ValueError, match="no predicate"):
         r.why_off("is_fast")
+
+
+def test_what_aiter_lacks_is_off(machine: Machine):
+    machine("gfx942", "0.1.13")
+    assert not r.fused_moe_supports_gate_mode()
+    assert "since 0.1.14" in str(r.why_off("fused_moe_supports_gate_mode"))
 
 
 def test_refresh_reads_again_and_writes_nothing(machine: Machine, environment: pytest.MonkeyPatch):

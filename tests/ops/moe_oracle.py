@@ -34,11 +34,17 @@ def gate(g: np.ndarray, u: np.ndarray, activation: str, limit: float | None, bet
     return act(g) * u
 
 
-def in_order(w: torch.Tensor) -> torch.Tensor:
-    """A weight of layout ``shuffled_16x16`` in its own order, element by element: 16 rows by 16 bytes lie together."""
+def in_order(w: torch.Tensor, turns: bool = False) -> torch.Tensor:
+    """A weight of layout ``shuffled_16x16`` in its own order, element by element: 16 rows by 16 bytes lie together.
+
+    turns: 16 rows of the gate, which are the first half, are followed by those 16 of up.
+    """
     rows, columns = w.shape
     piece = 16 // w.element_size()
     n, k = np.indices((rows, columns))
+    if turns:
+        up, own = np.divmod(n, rows // 2)
+        n = own // 16 * 32 + up * 16 + own % 16
     at = (n // 16) * 16 * columns + (k // piece) * 16 * piece + (n % 16) * piece + k % piece
     bits = w.contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[w.element_size()])
     return bits.reshape(-1)[torch.from_numpy(at)].view(w.dtype)
@@ -92,7 +98,10 @@ def moe(x: Any, w1: Any, w2: Any, weights: Any, ids: Any, **named: Any) -> np.nd
     a1, a2 = named.get("a1_scale"), named.get("a2_scale")
 
     if named.get("layout", "plain") != "plain":
-        w1, w2 = (torch.stack([in_order(e) for e in w]) for w in (w1, w2))
+        turns = named["layout"] == "shuffled_16x16_gate_up"
+        w1, w2 = torch.stack([in_order(e, turns) for e in w1]), torch.stack([in_order(e) for e in w2])
+        if "shared_w1" in named:
+            named |= {"shared_w1": in_order(named["shared_w1"], turns), "shared_w2": in_order(named["shared_w2"])}
 
     def pick(name: str, e: int) -> torch.Tensor | None:
         return named[name][e] if name in named else None

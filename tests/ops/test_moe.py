@@ -269,6 +269,7 @@ BAD: list[tuple[Sample, str, Any, type[Exception]]] = [
     (BLOCK, "w1", BLOCK.args[1].view(torch.int8), TypeError),
     (CODES, "a1_scale", None, ValueError),
     (CODES, "a1_scale", torch.ones(8, 1), ValueError),
+    (SMALL["shuffled mxfp4, gate and up in turn"], "gate_up", "interleaved", ValueError),
     (SMALL["mxfp4"], "x", torch.ones(8, 128), TypeError),
     (SMALL["mxfp4"], "w1_scale", torch.ones(4, 128, 4), TypeError),
     (SMALL["mxfp4"], "w2", torch.ones(4, 128, 60, dtype=torch.uint8), ValueError),

@@ -111,14 +111,14 @@ class _Trial:
         return None
 
 
-def _against(op: Op, sample: Sample, fn: Any) -> tuple[Verdict | None, str | None]:
+def against(op: Op, sample: Sample, implementation: Implementation) -> tuple[Verdict | None, str | None]:
     """The verdict on the numbers, and what else is wrong."""
     want = _Trial(op, sample, op.reference)
     with _poisoned():
-        got = _Trial(op, sample, fn)
+        got = _Trial(op, sample, implementation.fn)
     if got.broken:
         return None, got.broken
-    return compare(got.results, want.results, want.names, op.tolerance), None
+    return compare(got.results, want.results, want.names, implementation.tolerance or op.tolerance), None
 
 
 def _reference(op: Op, sample: Sample) -> str | None:
@@ -178,7 +178,7 @@ def verify_one(op: Op, provider: str, device: torch.device, size: str | None, se
             if provider == "torch":
                 verdict, wrong = None, _reference(op, sample)
             else:
-                verdict, wrong = _against(op, sample, candidate.implementation.fn)
+                verdict, wrong = against(op, sample, candidate.implementation)
         except Exception as error:
             return row.fail(sample, f"{type(error).__name__}: {error}")
         if wrong:

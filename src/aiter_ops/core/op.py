@@ -196,6 +196,7 @@ class Op:
         predicate: Callable[[Platform], Predicate | None] | None,
         flag: str | None,
         batch_invariant: bool,
+        tolerance: Tolerance | None,
     ) -> None:
         """Take a provider's function; `Provider.implements` calls it."""
         require_same_signature(self.name, self._written, provider.name, fn)
@@ -205,7 +206,7 @@ class Op:
         if provider.around is not None:
             ready = provider.around(self.signature, ready)
         self._implementations[provider.name] = Implementation(
-            self.name, provider.name, ready, requirements, predicate, flag, fn, batch_invariant
+            self.name, provider.name, ready, requirements, predicate, flag, fn, batch_invariant, tolerance
         )
         self.unresolve()
 
@@ -301,10 +302,11 @@ class Op:
         named = {n: copies.get(n, v) for n, v in (kwargs or {}).items()}
         return (*self.as_tuple(fn(*args, **named)), *copies.values())
 
-    def compare(self, got: Any, want: Any) -> Verdict:
-        """Whether two outcomes, as `run` gives them, agree within the op's tolerance; tensors not given are left out."""
+    def compare(self, got: Any, want: Any, tolerance: Tolerance | None = None) -> Verdict:
+        """Whether two outcomes, as `run` gives them, agree within the op's tolerance, or the one given; tensors not given
+        are left out."""
         first, second = self.as_tuple(got), self.as_tuple(want)
-        return compare(first, second, self.outcome[: len(second)], self.tolerance)
+        return compare(first, second, self.outcome[: len(second)], tolerance or self.tolerance)
 
     def cost(self, *args: Any, **kwargs: Any) -> Cost:
         """Bytes and operations of one call: from shapes alone, but for ops that read what other arguments point at."""

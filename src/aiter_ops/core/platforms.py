@@ -215,8 +215,14 @@ def _from_nvml() -> Platform | None:
         if status or nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor)):
             return None
         nvml.nvmlDeviceGetName(device, name, len(name))
-        lds = {70: 96, 75: 64, 80: 163, 86: 99, 87: 163, 89: 99}.get(major.value * 10 + minor.value, 227)
-        return Platform("nvidia", f"sm_{major.value}{minor.value}", name.value.decode(), wave_size=32, lds=lds * 1024)
+        capability = major.value * 10 + minor.value
+        lds = {70: 96, 75: 64, 80: 163, 86: 99, 87: 163, 89: 99}.get(capability, 227)
+        cores, units = ctypes.c_uint(), 0
+        # drivers before 470 do not count cores; a multiprocessor has 64 of them up to sm_80, 128 after
+        with contextlib.suppress(AttributeError):
+            if not nvml.nvmlDeviceGetNumGpuCores(device, ctypes.byref(cores)):
+                units = cores.value // (64 if capability <= 80 else 128)
+        return Platform("nvidia", f"sm_{capability}", name.value.decode(), 32, units, lds * 1024)
     finally:
         nvml.nvmlShutdown()
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .compare import Tolerance
 from .evidence import KnownBad, in_window
 from .platforms import Platform
 from .schema import Signature
@@ -101,7 +102,7 @@ class Implementation(NamedTuple):
     """One provider's function for one op.
 
     batch_invariant: under a policy that asks for it, a row's or token's result does not depend on the rest of the
-    batch, bit for bit.
+    batch, bit for bit. tolerance: how far it may be from the reference where that is further than the op's.
     """
 
     op: str
@@ -112,6 +113,7 @@ class Implementation(NamedTuple):
     flag: str | None = None
     source: Callable[..., Any] | None = None
     batch_invariant: bool = False
+    tolerance: Tolerance | None = None
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -166,13 +168,15 @@ class Provider:
         refuses: Callable[[Platform], Predicate | None] | None = None,
         flag: str | None = None,
         batch_invariant: bool = False,
+        tolerance: Tolerance | None = None,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register the decorated function for `op`; its signature must be the op's (TypeError shows both).
 
         refuses: given the platform, a predicate that returns None (accepts) or a short reason; it is given all of the
         op's arguments in the op's order, by name those that are keyword-only. None where nothing is refused on that platform. flag: the ``VLLM_ROCM_USE_AITER_*`` sub-flag over it.
         batch_invariant: while the policy asks for it, a row's or token's result is the same to the bit whatever comes
-        with it in the batch: tiles, split-K and the order of every sum do not follow the number of rows.
+        with it in the batch: tiles, split-K and the order of every sum do not follow the number of rows. tolerance: in
+        place of the op's, for a library that rounds inside where the op does not; the docstring says where.
         """
 
         def register(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -180,7 +184,7 @@ class Provider:
 
             target: Op = get_op(op)
             needs = (self.requirements,) + ((requires,) if requires else ())
-            target.add(self, fn, needs, refuses, flag, batch_invariant)
+            target.add(self, fn, needs, refuses, flag, batch_invariant, tolerance)
             return fn
 
         return register

@@ -12,7 +12,7 @@ from aiter_ops.core.platforms import platform
 from .case import Case, Sets, Shapes, Values, short
 from .gemm import codes
 from .paged import units
-from .sequences import WHOLE, ends_of, numbers, pages, part_of, ragged, rows_of, starts
+from .sequences import WHOLE, ends_of, numbers, pages, part_of, ragged, rows_of, starts, tick_of
 
 BATCHES, CONTEXTS = (1, 64, 128), (1024, 4096, 8192, 32768)
 HEADS = (128, 16)
@@ -61,7 +61,7 @@ def decode(op: Op, keys: list[int], heads: int, fp8: bool, planned: bool = False
         op.name,
         f"H {heads}, {batch} × {contexts} {kind}{rest}",
         f"H {heads}, {batch} × {kind}",
-        contexts + rest,
+        tick_of(contexts, even, planned),
         sizes | {"tokens": sum(keys)},
         lambda draw: _decoded(draw, keys, heads, fp8, planned),
         dots="fp8" if fp8 else "bf16",

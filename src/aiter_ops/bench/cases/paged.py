@@ -10,7 +10,7 @@ from aiter_ops.core.op import Op, get_op
 from aiter_ops.core.platforms import platform
 
 from .case import Case, Sets, Shapes, Values, short
-from .sequences import WHOLE, numbers, pages, part_of, ragged, starts
+from .sequences import WHOLE, numbers, pages, part_of, ragged, starts, tick_of
 
 BATCHES, CONTEXTS = (1, 16, 128), (2048, 8192, 32768)
 Heads = tuple[int, int, int]
@@ -60,7 +60,7 @@ def attend(
         op.name,
         f"{batch} × {contexts} {kind}{rest}",
         f"{batch} × {kind}",
-        contexts if not rest else contexts + rest,
+        tick_of(contexts, even, planned, mixed=bool(new)),
         sizes,
         lambda draw: _values(draw, keys, new or [1] * batch, fp8, planned, heads),
         dots="bf16",

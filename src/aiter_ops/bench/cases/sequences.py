@@ -103,3 +103,8 @@ def part_of(
         return kwargs | ours | narrow(kwargs, chosen), picker(names, rows)
 
     return part
+
+
+def tick_of(contexts: str, even: bool, planned: bool, mixed: bool = False) -> str:
+    """A case's place in the picture: its contexts, or the word for what it has that its neighbours have not."""
+    return "plan" if planned else "mixed" if mixed else contexts if even else "ragged"

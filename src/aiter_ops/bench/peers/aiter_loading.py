@@ -9,13 +9,15 @@ import importlib
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
 from .common import FP8
 from .registry import need_package
+
+TRITON = "aiter.ops.triton"
 
 AITER_MODULES = (
     "normalization.rmsnorm",
@@ -53,11 +55,20 @@ AITER_ARCH = "gfx950"
 
 
 def load_aiter() -> None:
-    """Import AITER's Triton operators as if for an AMD GPU and make their launches fit this one."""
+    """Import the AITER modules that peers call, as if for an AMD GPU, and make their launches fit this one."""
     need_package("aiter")
     if torch.version.hip:
         raise ImportError("on an AMD GPU provider aiter stands for it")
     units = torch.cuda.get_device_properties(0).multi_processor_count if torch.cuda.is_available() else 1
+    import_as_amd([f"{TRITON}.{m}" for m in AITER_MODULES], units, optional=[f"{TRITON}.{m}" for m in MORE_MODULES])
+
+
+def import_as_amd(modules: Iterable[str], units: int, optional: Iterable[str] = ()) -> None:
+    """Import AITER without its compiled parts, then `modules` of it, as if for an AMD GPU with `units` compute units.
+
+    Its Triton kernels then start on this machine's GPU. Raises what an import raises; of `optional` modules those that
+    cannot be imported are passed over.
+    """
     os.environ["AITER_TRITON_ONLY"] = "1"
     os.environ.setdefault("AITER_LOG_LEVEL", "WARNING")
     os.environ.setdefault("CU_NUM", str(units))
@@ -71,11 +82,11 @@ def load_aiter() -> None:
         aiter = importlib.import_module("aiter")
         vars(aiter)["dtypes"] = dtypes
         vars(importlib.import_module("aiter.utility"))["dtypes"] = dtypes
-        for module in AITER_MODULES:
-            importlib.import_module(f"aiter.ops.triton.{module}")
-        for module in MORE_MODULES:
+        for module in modules:
+            importlib.import_module(module)
+        for module in optional:
             with contextlib.suppress(Exception):
-                importlib.import_module(f"aiter.ops.triton.{module}")
+                importlib.import_module(module)
     dynamo.ignore_logger_methods = ignored  # it puts functions there, which the compiler's log cannot write
     adapt_launches("aiter.")
 

@@ -28,7 +28,8 @@ def binaries(folder: Path | None) -> dict[str, Path | None]:
     vllm = vllm_folders(folder)
     return {
         "vllm": first_file(vllm, "_C_stable_libtorch*.so"),
-        "vllm_main": first_file(vllm, "_C.*.so"),
+        # what the stable library lacks; releases from 0.23 on have all of it there
+        "vllm_main": first_file(vllm, "_C.*.so", "_C_stable_libtorch*.so"),
         "vllm_moe": first_file(vllm, "_moe_C*.so"),
         "sglang": first_file(sglang, "common_ops*.so", "sm90/common_ops*.so"),
         "flash_attn3": first_file(vllm, "_vllm_fa3_C*.so", "vllm_flash_attn/_vllm_fa3_C*.so"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from aiter_ops.core import runtime
 
@@ -21,9 +22,12 @@ class rocm_aiter_ops:
     """
 
     @staticmethod
-    def why_off(predicate: str) -> str | None:
-        """Why a predicate of this class is False here and now; None where it is True. ValueError for other names."""
-        return predicates.why_off(predicate)
+    def why_off(predicate: str, *args: Any, **kwargs: Any) -> str | None:
+        """Why a predicate of this class is False here and now, for these arguments of it; None where it is True.
+
+        ValueError for other names, TypeError where the answer depends on arguments that are not given.
+        """
+        return predicates.why_off(predicate, *args, **kwargs)
 
     @staticmethod
     def refresh_env_variables() -> None:

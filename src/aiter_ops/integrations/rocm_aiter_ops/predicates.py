@@ -7,9 +7,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from aiter_ops.core import platforms, runtime
+from aiter_ops.core import platforms, provider, runtime
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.settings import VLLM_DEFAULTS
+
+from . import tuned
 
 Condition = Callable[[Platform], "str | None"]
 """None, or why not."""
@@ -24,13 +26,28 @@ def flag(name: str) -> str:
     return dict(runtime.settings().flags_set).get(name, VLLM_DEFAULTS[name])
 
 
+def _present(p: Platform) -> str | None:
+    if p.vendor != "amd":
+        return f"no AMD GPU here ({p.name})"
+    if p.aiter is None:
+        return p.aiter_fault or "AITER (distribution amd-aiter) is not installed"
+    return None
+
+
 def _archs(accepted: tuple[str, ...]) -> Condition:
     def check(p: Platform) -> str | None:
-        if p.vendor != "amd":
-            return f"no AMD GPU here ({p.name})"
-        if p.aiter is None:
-            return p.aiter_fault or "AITER (distribution amd-aiter) is not installed"
-        return None if p.arch in accepted else f"{p.arch} is none of {', '.join(accepted)}"
+        return _present(p) or (None if p.arch in accepted else f"{p.arch} is none of {', '.join(accepted)}")
+
+    return check
+
+
+def _has(feature: str) -> Condition:
+    """The AITER here has what provider aiter calls so (`doctor` lists them)."""
+
+    def check(p: Platform) -> str | None:
+        features = provider.get_provider("aiter").features
+        lacking = features(p).get(feature, "") if features else ""
+        return f"AITER {p.aiter} has no {feature}: {lacking}" if lacking else None
 
     return check
 
@@ -59,19 +76,32 @@ MASTER = (SUPPORTED, _on(FLAG))
 LINEAR = (*MASTER, _on(f"{FLAG}_LINEAR"))
 MOE = (*MASTER, _on(f"{FLAG}_MOE"))
 GFX950, CDNA34 = _archs(("gfx950",)), _archs(("gfx942", "gfx950"))
-TABLES = _never("the layer does not read AITER's tuning tables; it picks tiles itself")
 SITU = (*MOE, _later("SiTUv2 MoE"))
 
 
 class Predicate(NamedTuple):
-    """conditions: all must hold. parameters: names of further arguments, which the answer does not depend on, with
-    their defaults (no entry: required).
+    """conditions: all must hold. parameters: names of further arguments with their defaults (no entry: required).
+    sizes: a condition on these arguments too, or None where the answer does not depend on them.
     """
 
     conditions: tuple[Condition, ...]
     parameters: tuple[str, ...] = ()
     defaults: tuple[Any, ...] = ()
     keyword_only: bool = False
+    sizes: Callable[..., str | None] | None = None
+
+    @property
+    def signature(self) -> inspect.Signature:
+        kind = inspect.Parameter.KEYWORD_ONLY if self.keyword_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
+        required = len(self.parameters) - len(self.defaults)
+        defaults = (*[inspect.Parameter.empty] * required, *self.defaults)
+        return inspect.Signature(
+            [inspect.Parameter(n, kind, default=d) for n, d in zip(self.parameters, defaults, strict=True)]
+        )
+
+
+def _tuned(sizes: Callable[..., str | None], *parameters: str) -> Predicate:
+    return Predicate((_present,), parameters, sizes=sizes)
 
 
 PREDICATES = {
@@ -110,8 +140,10 @@ PREDICATES = {
     "are_gdn_triton_kernels_available": Predicate((*MASTER, _later("gated delta rule"))),
     "is_gdn_flydsl_prefill_available": Predicate((*MASTER, _later("gated delta rule"))),
     "is_rdna_gdn_triton_kernels_available": Predicate((ON_RDNA4, _on(FLAG), _later("gated delta rule"))),
-    "fused_moe_supports_gate_mode": Predicate((_never("fused_moe takes separated gate and up only"),)),
-    "fused_moe_supports_quant_dtype_a": Predicate((_never("q_dtype_a is for MXFP4 weights, which fused_moe refuses"),)),
+    "fused_moe_supports_gate_mode": Predicate((SUPPORTED, _has("gate mode of fused experts"))),
+    "fused_moe_supports_quant_dtype_a": Predicate(
+        (_never("activations of MXFP4 experts stay in 16 bits, whatever the AITER here takes"),)
+    ),
     "fused_moe_supports_heterogeneous_shared_expert": Predicate(
         (_never("fused_moe refuses shared experts"),), ("num_tokens",)
     ),
@@ -127,37 +159,38 @@ PREDICATES = {
         (None, None),
         keyword_only=True,
     ),
-    "is_triton_blockscale_bpreshuffle_gemm_tuned": Predicate((TABLES,), ("n", "k")),
-    "is_asm_fp4_gemm_tuned": Predicate((TABLES,), ("n", "k_bytes")),
-    "is_triton_gemm_w8a8_tuned": Predicate((TABLES,), ("n", "k")),
-    "is_triton_gemm_afp4wfp4_presh_ws_tuned": Predicate((TABLES,), ("n", "k_bytes")),
-    "is_shuffled_per_token_w8a8_gemm_tuned": Predicate((TABLES,), ("N", "K", "q_dtype_w")),
-    "is_per_token_w8a8_gemm_tuned": Predicate((TABLES,), ("N", "K", "q_dtype_w")),
+    "is_triton_blockscale_bpreshuffle_gemm_tuned": Predicate((SUPPORTED,), ("n", "k"), sizes=tuned.blockscale_shuffled),
+    "is_asm_fp4_gemm_tuned": _tuned(tuned.fp4, "n", "k_bytes"),
+    "is_triton_gemm_w8a8_tuned": _tuned(tuned.blockscale, "n", "k"),
+    "is_triton_gemm_afp4wfp4_presh_ws_tuned": _tuned(tuned.fp4_shuffled, "n", "k_bytes"),
+    "is_shuffled_per_token_w8a8_gemm_tuned": _tuned(tuned.per_token_shuffled, "N", "K", "q_dtype_w"),
+    "is_per_token_w8a8_gemm_tuned": _tuned(tuned.per_token, "N", "K", "q_dtype_w"),
 }
 """vLLM's name -> what it takes to be True."""
 
 
-def why_off(name: str) -> str | None:
-    """Why a predicate of `PREDICATES` is False here and now, or None where it is True."""
+def why_off(name: str, *args: Any, **kwargs: Any) -> str | None:
+    """Why a predicate of `PREDICATES` is False here and now, or None where it is True. The rest: its arguments, which
+    are needed where the answer depends on them (TypeError).
+    """
     if name not in PREDICATES:
         raise ValueError(f"{name!r} is no predicate; known: {', '.join(PREDICATES)}")
-    machine = platforms.platform()
-    return next((reason for check in PREDICATES[name].conditions if (reason := check(machine))), None)
+    predicate, machine = PREDICATES[name], platforms.platform()
+    given = predicate.signature.bind(*args, **kwargs) if args or kwargs or predicate.sizes else None
+    reasons = (check(machine) for check in predicate.conditions)
+    reason = next((text for text in reasons if text), None)
+    if reason is None and predicate.sizes and given:
+        return predicate.sizes(machine, **given.arguments)
+    return reason
 
 
 def method(name: str) -> Callable[..., bool]:
     """The predicate as a function with vLLM's parameters, which returns True or False and nothing else."""
-    predicate = PREDICATES[name]
-    kind = inspect.Parameter.KEYWORD_ONLY if predicate.keyword_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
-    required = len(predicate.parameters) - len(predicate.defaults)
-    defaults = (*[inspect.Parameter.empty] * required, *predicate.defaults)
-    signature = inspect.Signature(
-        [inspect.Parameter(n, kind, default=d) for n, d in zip(predicate.parameters, defaults, strict=True)]
-    )
+    signature = PREDICATES[name].signature
 
     def ask(*args: Any, **kwargs: Any) -> bool:
         signature.bind(*args, **kwargs)
-        return why_off(name) is None
+        return why_off(name, *args, **kwargs) is None
 
     ask.__name__, ask.__signature__ = name, signature  # type: ignore[attr-defined]
     ask.__doc__ = f"Whether it is on; `rocm_aiter_ops.why_off({name!r})` says why not."

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from aiter_ops.core.checks import bad_dtype, bad_shape, bad_value
 from aiter_ops.ops import formulas as f
+from aiter_ops.ops.layout import GATE_UP
 
 from .formats import GROUP, MX, UNCODED, granule, unpacked
 
@@ -117,11 +118,15 @@ def _padding(quant: str, **pads: tuple[int, int]) -> None:
             raise bad_value(OP, name, pad, f"0 <= {name} < {size}" + f", a multiple of {each}" * (each > 1))
 
 
-def _tiled(layout: str, **weights: Tensor | None) -> None:
-    """Shuffled weights come in whole tiles of 16 rows and 32 bytes."""
+def _tiled(layout: str, gate_up: str, **weights: Tensor | None) -> None:
+    """Shuffled weights come in whole tiles of 16 rows (with gate and up in turn two of these) and 32 bytes."""
+    turns = layout.endswith(GATE_UP)
+    if turns and gate_up != "separated":
+        raise bad_value(OP, "gate_up", gate_up, f"separated with layout={layout!r}, whose rows were so before")
     for name, w in weights.items():
-        if layout != "plain" and w is not None and (w.shape[-2] % 16 or w.shape[-1] * w.element_size() % 32):
-            raise bad_shape(OP, name, w, f"a multiple of 16 rows and of 32 bytes a row for layout={layout!r}")
+        rows = 32 if turns and name.endswith("w1") else 16
+        if layout != "plain" and w is not None and (w.shape[-2] % rows or w.shape[-1] * w.element_size() % 32):
+            raise bad_shape(OP, name, w, f"a multiple of {rows} rows and of 32 bytes a row for layout={layout!r}")
 
 
 def _constants(activation: str, swiglu_limit: float | None, beta: float | None, linear_beta: float | None) -> None:
@@ -177,7 +182,7 @@ def check(
             _shaped(name, bias, [*lead, rows])
     _padding(quant, hidden_pad=(hidden_pad, depth), intermediate_pad=(intermediate_pad, size))
     _constants(activation, swiglu_limit, beta, linear_beta)
-    _tiled(layout, w1=w1, w2=w2, shared_w1=shared_w1, shared_w2=shared_w2)
+    _tiled(layout, gate_up, w1=w1, w2=w2, shared_w1=shared_w1, shared_w2=shared_w2)
     if out_dtype is not None and out_dtype not in f.FLOATS:
         raise bad_dtype(OP, "out_dtype", out_dtype, f.FLOATS)
     if (shared_w1 is None) != (shared_w2 is None):

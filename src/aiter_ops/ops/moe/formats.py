@@ -9,10 +9,13 @@ from torch import Tensor
 
 from aiter_ops.core.compare import nibbles
 from aiter_ops.ops import formulas as f
+from aiter_ops.ops.layout import GATE_UP
 from aiter_ops.ops.quant.dequant import E2M1
 from aiter_ops.ops.quant.mx import BLOCK, exponent_value
 
 Quant = Literal["none", "per_tensor", "per_token", "per_block", "mxfp4", "mxfp4_fp8"]
+
+ExpertLayout = Literal["plain", "shuffled_16x16", "shuffled_16x16_gate_up"]
 
 MX = ("mxfp4", "mxfp4_fp8")
 """Weights are packed MXFP4."""
@@ -22,6 +25,11 @@ UNCODED = ("none", "mxfp4")
 
 GROUP = 128
 """Side of a ``per_block`` weight block, and neighbours of a row of activations that share a scale."""
+
+
+def second_layout(layout: str) -> str:
+    """The layout of w2 where `layout` is that of w1: it has no gate and up."""
+    return layout.removesuffix(GATE_UP)
 
 
 def granule(quant: str) -> int:

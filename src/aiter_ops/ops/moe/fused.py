@@ -15,7 +15,7 @@ from aiter_ops.ops.layout import unshuffled
 
 from .checks import check
 from .cost import flops, moved
-from .formats import Quant, code_values, through_codes, unpacked, weight_values
+from .formats import ExpertLayout, Quant, code_values, second_layout, through_codes, unpacked, weight_values
 from .gates import Activation, gated, rows_of_gate_and_up
 from .samples import fused_moe_samples
 from .slots import by_expert, local_experts, valid_rows
@@ -73,7 +73,7 @@ def fused_moe(
     beta: float | None = None,
     linear_beta: float | None = None,
     out_dtype: torch.dtype | None = None,
-    layout: Literal["plain", "shuffled_16x16"] = "plain",
+    layout: ExpertLayout = "plain",
     shared_w1: Tensor | None = None,
     shared_w2: Tensor | None = None,
     shared_w1_scale: Tensor | None = None,
@@ -110,7 +110,9 @@ def fused_moe(
 
     apply_weight_on_input: weights[t, j] multiplies W1_e · x[t] (as if x were multiplied after its quantisation, before
     b1) and no longer the output. hidden_pad, intermediate_pad: as many last columns of D, and of each half of I, are
-    padding: not read, and 0 in the result; multiples of the format's block. layout: of w1, w2 and the shared ones.
+    padding: not read, and 0 in the result; multiples of the format's block. layout: of w1, w2 and the shared ones, as
+    `shuffle_weight` makes them; shuffled_16x16_gate_up: of w1 and its shared one, the others are shuffled_16x16. Scales
+    and biases stay in the order of the rows.
 
     Nothing is rounded between but by `quant`; products accumulate in fp32; the sum over j runs in order, then the
     shared expert is added, then it is rounded once to out_dtype (None: x's dtype, bf16 where x holds codes).
@@ -152,7 +154,7 @@ def fused_moe(
     h = through_codes(h, quant, codes, a2_scale, local.flatten() >= 0)
     y = values.new_zeros(local.numel(), depth)
     for e, slots in groups:
-        part = second(h[slots], unshuffled(w2[e], layout), of(w2_scale, e))
+        part = second(h[slots], unshuffled(w2[e], second_layout(layout)), of(w2_scale, e))
         part = part if w2_bias is None else part + w2_bias[e, :depth].float()
         y[slots] = part if apply_weight_on_input else p[slots] * part
     out = values.new_zeros(x.shape)
@@ -161,6 +163,6 @@ def fused_moe(
     if shared_w1 is not None and shared_w2 is not None:
         h = first(values, unshuffled(shared_w1, layout), shared_w1_scale, None, None, 0)
         h = through_codes(h, quant, codes, a2_scale, valid)
-        part = second(h, unshuffled(shared_w2, layout), shared_w2_scale)
+        part = second(h, unshuffled(shared_w2, second_layout(layout)), shared_w2_scale)
         out[:, :depth] += torch.where(valid[:, None], part, 0.0)
     return out.to(result_dtype(x, out_dtype))

@@ -165,6 +165,12 @@ def quant_samples(make: Make) -> Iterator[Sample]:
         yield _sample(quant, layer(make, 8, 4, 2, D, SIZE, quant, codes=torch.uint8, shared=64))
     yield _sample("mxfp4 fp16", layer(make, 8, 4, 2, D, SIZE, "mxfp4", FP16))
     yield _sample("mxfp4_fp8 fp32", layer(make, 8, 4, 2, D, SIZE, "mxfp4_fp8", FP32))
+    args, named = layer(make, 9, 4, 2, D, 2 * SIZE, "mxfp4", FP16, biased=True, shared=64)
+    x, w1, w2, *rest = args
+    turns = shuffled(w1, "shuffled_16x16_gate_up"), shuffled(w2, "shuffled_16x16")
+    named |= {"shared_w1": shuffled(named["shared_w1"], "shuffled_16x16_gate_up")}
+    named |= {"shared_w2": shuffled(named["shared_w2"], "shuffled_16x16"), "layout": "shuffled_16x16_gate_up"}
+    yield Sample("shuffled mxfp4, gate and up in turn", (x, *turns, *rest), {**named, "intermediate_pad": 32})
     (x, *rest), named = layer(make, 8, 4, 2, D, SIZE, "per_token", FP32, FN)
     token_scale = make.normal(8, 1, dtype=FP32).abs() / 24
     yield Sample("x holds codes, per token", ((x * 24).to(FN), *rest), {**named, "a1_scale": token_scale})

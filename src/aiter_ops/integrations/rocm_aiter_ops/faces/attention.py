@@ -14,7 +14,8 @@ from aiter_ops.ops.formulas import FP8
 
 from ..table import face, only
 
-WORK = "its schedule is AITER's own; the layer splits the work itself"
+WORK = ("work_meta_data", "work_indptr", "work_info_set", "reduce_indptr", "reduce_final_map", "reduce_partial_map")
+"""AITER's schedule of MLA decoding, get_mla_metadata_v1: all six tensors or none."""
 
 
 def scale_of_codes(scale: Tensor | None, codes: Tensor) -> Tensor | None:
@@ -47,11 +48,15 @@ def rocm_mla_decode_fwd(
     reduce_partial_map: Tensor | None = None,
     causal: bool = True,
 ) -> None:
-    """Writes softmax(sm_scale·q·Kᵀ)·K[:, :Dv] to `o`; kv_buffer [tokens, ..., Dk], one token a page."""
+    """Writes softmax(sm_scale·q·Kᵀ)·K[:, :Dv] to `o`; kv_buffer [tokens, ..., Dk], one token a page.
+
+    The six tensors of AITER's schedule say how its persistent kernel splits the work, and change no result: they are not
+    read. The layer splits the work itself, by a plan of its own where contexts are uneven.
+    """
     work = (work_meta_data, work_indptr, work_info_set, reduce_indptr, reduce_final_map, reduce_partial_map)
-    names = ("work_meta_data", "work_indptr", "work_info_set", "reduce_indptr", "reduce_final_map")
-    for name, value in zip((*names, "reduce_partial_map"), work, strict=True):
-        only("mla_decode_fwd", name, value, (None,), WORK)
+    missing = [name for name, tensor in zip(WORK, work, strict=True) if tensor is None]
+    if 0 < len(missing) < len(work):
+        raise ValueError(f"mla_decode_fwd: the schedule is six tensors or none; missing: {', '.join(missing)}")
     ops.mla_decode(
         *(q, kv_buffer.view(-1, 1, q.shape[-1]), o, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens),
         *(max_seqlen_qo, sm_scale, 1, logit_cap, scale_of_codes(q_scale, q), scale_of_codes(kv_scale, kv_buffer)),

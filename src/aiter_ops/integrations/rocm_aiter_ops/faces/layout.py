@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import aiter_ops as ops
@@ -36,10 +37,12 @@ def shuffle_weight_a16w4(tensor: Tensor, nLane: int, gate_up: bool) -> Tensor:
 
 @face("shuffle_scale")
 def shuffle_scale_a16w4(tensor: Tensor, num_experts: int, gate_up: bool) -> Tensor:
-    """E8M0 scales [E·N, G] (or [E, N, G]) of such weights."""
-    codes = tensor.view(torch.uint8).reshape(num_experts, -1, tensor.shape[-1])
+    """E8M0 scales [E·N, G] (or [E, N, G]) of such weights; columns are padded with ones to a multiple of 8."""
+    columns = -(-tensor.shape[-1] // 8) * 8
+    codes = F.pad(tensor.view(torch.uint8), (0, columns - tensor.shape[-1]), value=127)
+    codes = codes.reshape(num_experts, -1, columns)
     moved = ops.shuffle_scale(codes, "shuffled_32x8_gate_up" if gate_up else "shuffled_32x8")
-    return moved.view(tensor.dtype).view(tensor.shape)
+    return moved.view(tensor.dtype).view(*tensor.shape[:-1], columns)
 
 
 @face("shuffle_scale")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 import aiter_ops as ops
 
+from .. import mxfp4
 from ..enums import ActivationType, QuantType
+from ..kept import Kept
 from ..table import NotHonoured, face, only
 
 # --- routing ----------------------------------------------------------------------------------------------------------
@@ -181,31 +182,22 @@ QUANTS = {
     QuantType.per_Token: "per_token",
     QuantType.per_1x128: "per_block",
     QuantType.per_128x128: "per_block",
+    QuantType.per_1x32: "mxfp4",
 }
-MXFP4 = (
-    "vLLM's call does not say the order of MXFP4 weights and scales, of which AITER has several; "
-    "call aiter_ops.fused_moe with quant='mxfp4' and plain scales"
-)
 SHARED = "the shared expert of the layer's op serves every token with weight 1; call aiter_ops.fused_moe"
 
-_maps: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-"""expert_mask -> (its version, the expert_map it stands for): one map a mask, so that providers may keep what they read."""
+_maps = Kept()
+"""One expert_map a mask, so that providers may keep what they read of it."""
 
 
 def _map_of(mask: Tensor | None) -> Tensor | None:
     """AITER's mask [E] (not 0: here, numbered in order) as the expert_map [E] int32, -1 = elsewhere."""
-    if mask is None:
-        return None
-    plain = not torch.compiler.is_compiling() and type(mask) in (Tensor, torch.nn.Parameter) and not mask.is_inference()
-    held = _maps.get(mask) if plain else None
-    if held is not None and held[0] == mask._version:
-        known: Tensor = held[1]
-        return known
-    here = mask != 0
-    found = torch.where(here, here.cumsum(0) - 1, -1).to(torch.int32)
-    if plain:
-        _maps[mask] = mask._version, found
-    return found
+
+    def numbered(mask: Tensor) -> Tensor:
+        here = mask != 0
+        return torch.where(here, here.cumsum(0) - 1, -1).to(torch.int32)
+
+    return None if mask is None else _maps.of(mask, (), numbered)
 
 
 def _named(what: str, name: str, number: int, names: dict[ActivationType, str] | dict[QuantType, str]) -> str:
@@ -281,12 +273,21 @@ def fused_moe(
     shared_expert_id: int = -1,
     q_dtype_a: torch.dtype | None = None,
 ) -> Tensor:
-    """Σ over the chosen experts of p·W2(act(W1gate·x)·W1up·x); weights in the order of `shuffle_weight`."""
-    name = "fused_moe"
+    """Σ over the chosen experts of p·W2(act(W1gate·x)·W1up·x); weights in the order of `shuffle_weight`.
+
+    per_1x32: packed MXFP4, in the order that gate_mode tells (see `mxfp4`). Activations stay in 16 bits, where AITER
+    rounds them to MXFP4 or MXFP8 by their number.
+    """
+    name, layout = "fused_moe", SHUFFLED
     if quant_method == QuantType.per_1x32:
-        raise NotHonoured(f"{name}: quant_method={quant_method} (per_1x32) is not honoured: {MXFP4}")
-    only(name, "q_dtype_a", q_dtype_a, (None,), "it is for MXFP4 weights")
-    only(name, "gate_mode", gate_mode, ("", "separated"), "interleaved gate and up are for MXFP4 weights")
+        layout = mxfp4.layout_of(gate_mode)
+        w1, w2 = mxfp4.codes("w1", w1), mxfp4.codes("w2", w2)
+        w1_scale = mxfp4.row_scales("w1_scale", w1_scale, w1, layout != SHUFFLED)
+        w2_scale = mxfp4.row_scales("w2_scale", w2_scale, w2, False)
+        only(name, "q_dtype_a", q_dtype_a, (None, torch.bfloat16, torch.float16), "activations stay in 16 bits")
+    else:
+        only(name, "q_dtype_a", q_dtype_a, (None,), "it is for MXFP4 weights")
+        only(name, "gate_mode", gate_mode, ("", "separated"), "interleaved gate and up are for MXFP4 weights")
     only(name, "moe_sorting_dispatch_policy", moe_sorting_dispatch_policy, (0,), "the layer's sorting has no policies")
     shared = {"shared_w1": shared_w1, "shared_w2": shared_w2}
     shared |= {"shared_w1_scale": shared_w1_scale, "shared_w2_scale": shared_w2_scale}
@@ -312,5 +313,5 @@ def fused_moe(
         beta=beta,
         linear_beta=linear_beta,
         out_dtype=output_dtype,
-        layout=SHUFFLED,
+        layout=layout,
     )

@@ -111,6 +111,18 @@ def _unified(platform: Platform) -> Predicate:
     return refuse
 
 
+def before_keys(rows: int, cu_seqlens_q: Tensor, seqused_k: Tensor) -> Tensor:
+    """bool [rows]: the rows of a sequence with fewer keys than rows that stand before its first key and see none.
+
+    Rows after the last sequence are none of these. Nothing synchronises.
+    """
+    ends = cu_seqlens_q[1:].contiguous()
+    row = torch.arange(rows, dtype=ends.dtype, device=ends.device)
+    sequence = torch.searchsorted(ends, row, right=True)
+    own = sequence.clamp(max=len(ends) - 1)
+    return (sequence < len(ends)) & (ends[own] - row > seqused_k[own])
+
+
 @PROVIDER.implements(
     "paged_attention",
     requires=needs(FIRST, "unified_attention"),
@@ -143,8 +155,8 @@ def paged_attention(
     """AITER unified_attention, 0.1.7-0.1.20 (q_scales put before alibi_slopes in 0.1.15.post1). A causal window has no right
     side. Scales are read where both are given, or always for FP8 caches of older releases: the missing one is 1.
 
-    The kernel reads the whole of a sequence's last block, so what lies there past its keys must be finite; a sequence
-    with rows and fewer keys than rows gives NaN where one of them sees no key.
+    The kernel reads the whole of a sequence's last block, so what lies there past its keys must be finite. Rows before
+    the first key come out as NaN and are mended.
     """
     if not q.numel() or not len(seqused_k):
         return
@@ -176,3 +188,6 @@ def paged_attention(
         sinks=None if sinks is None else sinks.contiguous(),
         **more,
     )
+    if max_q > 1:  # a single row without a key comes out as zeros
+        raw = out.view(torch.uint8) if out.dtype in FP8 else out
+        raw.masked_fill_(before_keys(out.shape[0], cu_seqlens_q, seqused_k)[:, None, None], 0)

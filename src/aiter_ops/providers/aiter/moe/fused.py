@@ -10,7 +10,7 @@ from torch import Tensor
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.ops.formulas import CODES
-from aiter_ops.ops.moe.formats import Quant
+from aiter_ops.ops.moe.formats import ExpertLayout, Quant
 from aiter_ops.ops.moe.fused import result_dtype
 from aiter_ops.ops.moe.gates import Activation
 from aiter_ops.providers.aiter import PROVIDER, limits
@@ -38,7 +38,7 @@ def _unhonoured(
     absent: dict[str, Tensor | None],
 ) -> str | None:
     """What fused_moe does not compute, or only for MXFP4 weights."""
-    if layout == "plain":
+    if layout != "shuffled_16x16":
         return "AITER's fused_moe reads weights in the order of shuffled_16x16 (shuffle_weight)"
     if activation not in ACTIVATIONS:
         return f"AITER's fused_moe has {', '.join(ACTIVATIONS)} for weights other than MXFP4, not {activation}"
@@ -215,7 +215,7 @@ def fused_moe(
     beta: float | None = None,
     linear_beta: float | None = None,
     out_dtype: torch.dtype | None = None,
-    layout: Literal["plain", "shuffled_16x16"] = "plain",
+    layout: ExpertLayout = "plain",
     shared_w1: Tensor | None = None,
     shared_w2: Tensor | None = None,
     shared_w1_scale: Tensor | None = None,

@@ -13,10 +13,11 @@ from aiter_ops.ops.mla.plan import parts_in
 from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.attention.padding import unseen
 from aiter_ops.providers.triton.launch import Launcher, batch_invariant, fp8_predicate, machine
-from aiter_ops.providers.triton.tiles.mla import WIDEST_VALUE, decode_tile, merge_tile, split_count
+from aiter_ops.providers.triton.tiles.mla import WIDEST_VALUE, decode_tile, merge_tile, split_count, worth_a_plan
 from aiter_ops.providers.triton.tiles.quant import next_power_of_two
 
 from .kernels import decode_kernel, merge_kernel
+from .plan import mla_decode_plan
 
 _decode = Launcher(decode_kernel, free=9)
 _merge = Launcher(merge_kernel, free=6)
@@ -65,12 +66,17 @@ def _launch(
     row_count = heads if fixed else most_rows
     tile = decode_tile(machine(), q.element_size(), kv_buffer.element_size(), row_count, planned)
     tiles = -(-most_rows // tile.rows)
+    most_keys = kv_indices.shape[0] * page_size
+    if plan is None and not fixed and worth_a_plan(machine(), tile, batch, tiles, most_keys):
+        programs = (machine().compute_units or 128) * tile.per_unit
+        plan = mla_decode_plan(qo_indptr, kv_indptr, kv_last_page_lens, heads, page_size, max_q, programs)
+        planned = True
     if plan is not None and planned and tile.planned_rows:
         parts, slot_rows = parts_in(plan, batch), most_rows
         slots, items = 2 * parts, parts
     else:
         planned = False
-        parts = split_count(machine(), tile, batch, tiles, kv_indices.shape[0] * page_size, fixed)
+        parts = split_count(machine(), tile, batch, tiles, most_keys, fixed)
         slots, slot_rows, items = parts, tokens * heads, parts * batch
     split = planned or parts > 1
     part = q.new_empty(slots * slot_rows * (value + 1), dtype=torch.float32) if split else lse

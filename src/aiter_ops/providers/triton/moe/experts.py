@@ -92,6 +92,7 @@ def layer_kernel(
     SWAP: tl.constexpr,
     APART: tl.constexpr,
     SHUFFLED: tl.constexpr,
+    TURNS: tl.constexpr,
     MX: tl.constexpr,
     FAST: tl.constexpr,
     GROUP: tl.constexpr,
@@ -103,7 +104,7 @@ def layer_kernel(
 
     N columns of `out`; column c is row c·w_pair of W, or with ACT the gate is and up is row c·w_pair + w_half. biased:
     the bias of those rows is added; weighted: weight[r] multiplies the product, before the bias with ACT and after it
-    without. QUANT: 128 columns of a row of `out` are quantised together, with scales [rows, N/128] to out_scale.
+    without. TURNS: W is shuffled, with 16 gate rows and 16 up rows in turn. QUANT: 128 columns of a row of `out` are quantised together, with scales [rows, N/128] to out_scale.
     Other parameters: see `products`.
     """
     PAIRS: tl.constexpr = ACT != "none"
@@ -121,6 +122,10 @@ def layer_kernel(
         w_index = tl.minimum(first + lane // 2, N - 1) * w_pair + (lane % 2) * w_half
     else:
         w_index = tl.minimum(first + lane, N - 1)
+    w_stored = w_index
+    if TURNS:
+        own = tl.minimum(first + lane // 2, N - 1)
+        w_stored = own // 16 * 32 + (lane % 2) * 16 + own % 16
     expert = expert.to(tl.int64)
     a_scale_at = a_scale_ptr + source * a_scale_row
     w_scale_at = w_scale_ptr + expert * w_scale_expert
@@ -135,7 +140,7 @@ def layer_kernel(
         there,
         a_scale_at,
         w_ptr + expert * w_expert,
-        w_index,
+        w_stored,
         w_scale_at,
         odd_at,
         K,
@@ -268,6 +273,7 @@ def layer(
         tile.swap,
         apart(a.values),
         w.shuffled,
+        w.turns,
         *w.unpacking(a.values),
         tile.group,
         route.block,

@@ -16,7 +16,7 @@ from torch import Tensor
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.ops.formulas import CODES
-from aiter_ops.ops.moe.formats import GROUP, MX, UNCODED, Quant
+from aiter_ops.ops.moe.formats import GROUP, MX, UNCODED, ExpertLayout, Quant, second_layout
 from aiter_ops.ops.moe.fused import result_dtype
 from aiter_ops.ops.moe.gates import BETA, LINEAR_BETA, SWIGLU_ALPHA, SWIGLU_LIMIT, Activation
 from aiter_ops.providers.triton import PROVIDER
@@ -165,7 +165,7 @@ def fused_moe(
     beta: float | None = None,
     linear_beta: float | None = None,
     out_dtype: torch.dtype | None = None,
-    layout: Literal["plain", "shuffled_16x16"] = "plain",
+    layout: ExpertLayout = "plain",
     shared_w1: Tensor | None = None,
     shared_w2: Tensor | None = None,
     shared_w1_scale: Tensor | None = None,
@@ -188,8 +188,10 @@ def fused_moe(
         everything = all_tokens(weights, ids, rows, form.rows(tokens, 1))
         gate = replace(form.gate, half=own if gate_up == "separated" else 1)
         h = replace(form, gate=gate).first(a, weight(shared_w1, shared_w1_scale, quant, layout), everything, rows, own)
-        shared = form.second(h, weight(shared_w2, shared_w2_scale, quant, layout), everything, depth, out.dtype)
-    first, second = weight(w1, w1_scale, quant, layout), weight(w2, w2_scale, quant, layout)
+        shared = form.second(
+            h, weight(shared_w2, shared_w2_scale, quant, second_layout(layout)), everything, depth, out.dtype
+        )
+    first, second = weight(w1, w1_scale, quant, layout), weight(w2, w2_scale, quant, second_layout(layout))
     few = tokens <= FEW_TOKENS and not batch_invariant()
     rows_each = ROWS if few else form.rows(tokens * k, experts)
     route = (single_slots if few else sorted_slots)(weights, ids, slots, rows_each)

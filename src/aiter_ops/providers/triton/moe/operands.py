@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from aiter_ops.ops.formulas import CODES, FP8
+from aiter_ops.ops.layout import GATE_UP
 from aiter_ops.ops.moe.formats import UNCODED
 from aiter_ops.providers.triton.launch import machine
 from aiter_ops.providers.triton.quant.groups import quantise
@@ -31,7 +32,7 @@ SCALES = {
 class Operand:
     """values [rows, K], or [E, rows, K] for weights, with unit stride in a row; expert, row, step: strides of `scale`
     between experts, between rows (or blocks of 128 rows) and between groups of columns, 0 where one serves all.
-    shuffled: values lie in tiles of 16 rows.
+    shuffled: values lie in tiles of 16 rows; turns: those of a gate and of its up in turn.
     """
 
     values: Tensor
@@ -40,6 +41,7 @@ class Operand:
     row: int = 0
     step: int = 0
     shuffled: bool = False
+    turns: bool = False
 
     def unpacking(self, a: Tensor) -> tuple[str, bool]:
         """How a product of `a` with these weights takes them: MX and FAST of `products.product`."""
@@ -61,15 +63,15 @@ def apart(t: Tensor) -> bool:
 
 def weight(w: Tensor, scale: Tensor | None, quant: str, layout: str) -> Operand:
     """w [E, rows, K] or [rows, K]."""
-    shuffled = layout != "plain"
+    shuffled, turns = layout != "plain", layout.endswith(GATE_UP)
     w = w.contiguous() if shuffled else unit_stride(w)
     if scale is None:
-        return Operand(w, shuffled=shuffled)
+        return Operand(w, shuffled=shuffled, turns=turns)
     expert = scale.stride(0) if w.dim() == 3 else 0
     if quant == "per_tensor":
-        return Operand(w, scale, expert, shuffled=shuffled)
+        return Operand(w, scale, expert, shuffled=shuffled, turns=turns)
     row, step = scale.stride(w.dim() - 2), 0 if quant == "per_token" else scale.stride(-1)
-    return Operand(w, scale, expert, row, step, shuffled)
+    return Operand(w, scale, expert, row, step, shuffled, turns)
 
 
 def activation(x: Tensor, quant: str, dtype: torch.dtype, given: Tensor | None, served: Served) -> Operand:

@@ -92,11 +92,9 @@ TILES: dict[str, dict[int, Choices]] = {
             T(32, 64, 128, 4, 5, swap=True),
             T(64, 64, 128, 4, 5),
             T(128, 128, 128, 8, 3, described=True, halves=2),
-            T(128, 64, 128, 4, 4),
-            T(128, 128, 128, 8, 3, described=True, halves=2),
             T(128, 128, 128, 8, 4),
             T(64, 64, 128, 4, 5),
-            most=(16, 32, 64, 128, 128),
+            most=(16, 32, 64),
         ),
         2: _choices(
             T(16, 64, 128, 4, 4, swap=True),
@@ -104,7 +102,7 @@ TILES: dict[str, dict[int, Choices]] = {
             T(64, 64, 64, 4, 5),
             T(128, 128, 64, 8, 4, described=True),
             T(128, 64, 64, 4, 4),
-            T(128, 256, 64, 8, 4, described=True),
+            T(128, 256, 64, 8, 4, described=True, halves=2),
             T(128, 128, 64, 8, 4, described=True),
             T(128, 128, 64, 8, 4),
             T(64, 64, 64, 4, 5),
@@ -124,6 +122,11 @@ TILES: dict[str, dict[int, Choices]] = {
     },
 }
 """By family and bytes of an element."""
+
+BLOCKED = {
+    "sm90": {1: replace(TILES["sm90"][1], many=(T(128, 128, 128, 8, 4, described=True), *TILES["sm90"][1].many[1:]))}
+}
+"""Likewise for scales of blocks, where they want others: every step's sum is added apart, in registers."""
 
 DIES = {"gfx942": 8, "gfx950": 8}
 """Dies that consecutive programs go to in turn (AMD CDNA 3 white paper, "compute and memory partitioning": 8 XCDs)."""
@@ -167,6 +170,8 @@ def product_tile(
     both factors. block: columns that share a scale. fixed: neither may depend on m.
     """
     choices = TILES[family(machine)][element]
+    if block is not None:
+        choices = BLOCKED.get(family(machine), {}).get(element, choices)
     few = tuple(t for most, t in choices.few if m <= most and (describable or not t.described))
     many = tuple(t for t in choices.many if describable or not t.described)
     units = machine.compute_units or 128

@@ -88,15 +88,18 @@ def plain_batch_tile(machine: Platform, batch: int, m: int, n: int, k: int, size
     nvidia = machine.vendor == "nvidia"
     rows = _rows(machine, m, fixed, 128 if nvidia and size == 2 else 64)
     columns = 128 if size == 2 else 64
-    tiles = batch * (1 if fixed else -(-m // rows))
-    while columns > 32 and tiles * -(-n // columns) < 2 * (machine.compute_units or 128):
+    tiles, units = batch * (1 if fixed else -(-m // rows)), machine.compute_units or 128
+    while columns > 32 and tiles * -(-n // columns) < (units * 3 // 2 if nvidia else 2 * units):
         columns //= 2
-    # waves of 32 lanes: as many columns would not fit their registers
-    most = (
-        64 // size if not nvidia and machine.wave_size == 32 else 128 // size if rows * columns >= 8192 else 256 // size
-    )
+    if nvidia:
+        most = 128 // size
+    elif machine.wave_size == 32:  # waves of 32 lanes: as many columns would not fit their registers
+        most = 64 // size
+    else:
+        most = 128 // size if rows * columns >= 8192 else 256 // size
     depth = max(16, min(next_power_of_two(k), most))
-    return Tile(rows, columns, 8 if rows * columns >= 16384 else 4, 4 if nvidia else 2, nvidia and rows < 64), depth
+    stages = (3 if rows * columns >= 8192 else 4) if nvidia else 2
+    return Tile(rows, columns, 8 if rows * columns >= 16384 else 4, stages, nvidia and rows < 64), depth
 
 
 @lru_cache(4096)
