@@ -1,15 +1,12 @@
-"""Every op with an AITER adapter, with the stand-in that computes for it and the cases it is tried on."""
+"""Every op with an AITER adapter, with the cases it is tried on, and when an outcome counts as right."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import torch
 
 import aiter_ops
 from aiter_ops.core.compare import compare
-from aiter_ops.core.platforms import Platform, platform_for
+from aiter_ops.core.platforms import platform_for
 
 from . import test_aiter_attention as attention
 from . import test_aiter_cache as cache
@@ -21,26 +18,16 @@ from . import test_aiter_paged as paged
 from . import test_aiter_sampling as sampling
 from .aiter_calls import TAGS, Case
 from .aiter_calls import cases as sampled
-from .aiter_kernels import Kernels
-from .aiter_kernels_attention import AttentionKernels
-from .aiter_kernels_cache import CacheKernels
-from .aiter_kernels_gemm import GemmKernels
-from .aiter_kernels_mla import MlaKernels
-from .aiter_kernels_moe import MoeKernels, RoutingKernels
-from .aiter_kernels_paged import PagedKernels
 
 OPS = [op for op in aiter_ops.list_ops() if "aiter" in op.implementations]
 
 
-EXACT = ("rms_norm", "add_rms_norm")
-"""Where rounding before the weight is an argument, which tolerances hide: the stand-in's formula is the op's own."""
+ROUNDED = ("rms_norm", "add_rms_norm")
+"""Where rounding before the weight is an argument, which tolerances hide: few 16-bit results may be others at all."""
+SHARE = 0.02
 
-
-class Room(NamedTuple):
-    """kernels: given the machine, the object with a method a function. cases: of an op on an architecture."""
-
-    kernels: Callable[[Platform], Any]
-    cases: Callable[[aiter_ops.Op, str], list[Case]]
+Cases = Callable[[aiter_ops.Op, str], list[Case]]
+"""Of an op on an architecture."""
 
 
 def _plain(op: aiter_ops.Op, arch: str) -> list[Case]:
@@ -53,20 +40,19 @@ def _wide(op: aiter_ops.Op, arch: str) -> list[Case]:
     return sampled(op, platform_for(arch, aiter=TAGS[-1]), (), sampling.wide())
 
 
-ROOMS = {
-    **dict.fromkeys(("activation", "norm", "quant"), Room(Kernels, _plain)),
-    **dict.fromkeys(("gemm", "layout"), Room(GemmKernels, gemm.made)),
-    **dict.fromkeys(("rope", "kv_cache"), Room(CacheKernels, lambda op, arch: cache.made(op))),
-    "routing": Room(RoutingKernels, moe.made),
-    "moe": Room(MoeKernels, moe.made),
-    "mla": Room(MlaKernels, mla.made),
-    "attention": Room(AttentionKernels, lambda op, arch: attention.made(op.name, arch)),
-    "sampling": Room(sampling.SamplingKernels, _wide),
+ROOMS: dict[str, Cases] = {
+    **dict.fromkeys(("activation", "norm", "quant"), _plain),
+    **dict.fromkeys(("gemm", "layout"), gemm.made),
+    **dict.fromkeys(("rope", "kv_cache"), lambda op, arch: cache.made(op)),
+    **dict.fromkeys(("routing", "moe"), moe.made),
+    "mla": mla.made,
+    "attention": lambda op, arch: attention.made(op.name, arch),
+    "sampling": _wide,
 }
 
 
-def room_of(op: aiter_ops.Op) -> Room:
-    return Room(PagedKernels, lambda op, arch: paged.made(arch)) if op.name == "paged_attention" else ROOMS[op.family]
+def cases_of(op: aiter_ops.Op, arch: str) -> list[Case]:
+    return paged.made(arch) if op.name == "paged_attention" else ROOMS[op.family](op, arch)
 
 
 def arch_of(op: aiter_ops.Op) -> str:
@@ -79,9 +65,10 @@ def right(op: aiter_ops.Op, case: Case) -> str | None:
     """Run the adapter on a case: what is wrong with the outcome, or None."""
     _, args, kwargs, want = case
     got = op.run(op.implementations["aiter"].fn, args, kwargs)
-    if op.name in EXACT:
-        same = all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-        return None if same else "other bits"
+    if op.name in ROUNDED and got[0].element_size() == 2:
+        others = float((got[0] != want[0]).float().mean())
+        if others > SHARE:
+            return f"{others:.0%} of the results are others"
     coded = op.name == "fused_moe" and kwargs["quant"] != "none"
     tolerance = moe.CODED if coded else op.tolerance
     verdict = compare(got, want, op.outcome[: len(want)], tolerance)

@@ -1,85 +1,107 @@
-"""A stand-in for AITER: an importable package with the functions and signatures of one release."""
+"""A stand-in for AITER, imported as the package of one release."""
 
 from __future__ import annotations
 
-import inspect
+import functools
+import importlib
 import sys
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from aiter_ops.core import platforms
-from aiter_ops.core.platforms import Platform
-from aiter_ops.providers.aiter import call, probe
-from aiter_ops.providers.aiter.contract.table import table
+from aiter_ops.core.platforms import Platform, platform_for
+from aiter_ops.providers.aiter import call
 
+from .standin import at, unload, written
 
-def signatures(release: str) -> dict[str, inspect.Signature]:
-    """ "module:function" -> its signature in that release, of every function the adapters call."""
-    rows = {name: table().at(name, release) for name in table().entries}
-    return {f"{r.module}:{n}": r.signature() for n, r in rows.items() if r and r.visible != "value"}
-
-
-Before = Callable[[str, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+Given = tuple[tuple[Any, ...], dict[str, Any]]
+Before = Callable[[str, tuple[Any, ...], dict[str, Any]], Given]
 """Sees a call as the adapter makes it, by entry, positions and names, and gives what is called in its place."""
-
-
-def _bound(
-    name: str, signature: inspect.Signature, kernel: Callable[..., Any], before: Before | None
-) -> Callable[..., Any]:
-    def function(*args: Any, **kwargs: Any) -> Any:
-        if before:
-            args, kwargs = before(name, args, kwargs)
-        given = signature.bind(*args, **kwargs)
-        given.apply_defaults()
-        return kernel(**given.arguments)
-
-    return function
-
 
 Install = Callable[..., None]
 
 
+def _forget() -> None:
+    unload()
+    call.entry.cache_clear()
+    call._import_aiter.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def aiter_trees(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The tree of a release on an architecture, with changes as `standin.written` takes them; each is written once."""
+
+    @functools.cache
+    def tree(release: str, arch: str, changes: tuple[tuple[str, str], ...] = ()) -> Path:
+        folder = tmp_path_factory.mktemp(f"aiter-{release}-{arch}")
+        written(folder, release, arch, dict(changes))
+        return folder
+
+    return tree
+
+
 @pytest.fixture
-def install_aiter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """install(machine, kernels, before=None, **renamed): the stand-in of ``machine.aiter`` in sys.modules, and `machine` as platform.
+def install_aiter(monkeypatch: pytest.MonkeyPatch, aiter_trees: Callable[..., Path]) -> Iterator[Install]:
+    """install(machine, before=None, dropped=None, changes=None): ``import aiter`` gives the stand-in of ``machine.aiter``,
+    and `machine` is the platform. Memory that nobody has written is NaN.
 
-    kernels: an object with a method per function, called with the release's parameters by name, and perhaps `modules`,
-    what else lies in a module. renamed: old parameter name = new one, in every function.
+    dropped: entry -> parameter -> what it gets, whatever the adapter gives. changes: as `standin.written` takes them.
     """
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
-    def module(path: str) -> types.ModuleType:
-        parts = path.split(".")
-        for i in range(1, len(parts) + 1):
-            step = ".".join(parts[:i])
-            if step not in sys.modules:
-                monkeypatch.setitem(sys.modules, step, types.ModuleType(step))
-            if i < len(parts):  # a package: something lies in it
-                sys.modules[step].__path__ = []
-        return sys.modules[path]
-
-    def install(machine: Platform, kernels: Any, before: Before | None = None, **renamed: str) -> None:
+    def install(
+        machine: Platform,
+        before: Before | None = None,
+        dropped: dict[str, dict[str, Any]] | None = None,
+        changes: dict[str, str] | None = None,
+    ) -> None:
         assert machine.aiter is not None
-        for name in [n for n in sys.modules if n.split(".")[0] == "aiter"]:
-            monkeypatch.delitem(sys.modules, name)
-        for key, signature in signatures(machine.aiter).items():
-            path, name = key.split(":")
-            if not hasattr(kernels, name):
-                continue
-            params = [p.replace(name=renamed.get(p.name, p.name)) for p in signature.parameters.values()]
-            setattr(module(path), name, _bound(name, inspect.Signature(params), getattr(kernels, name), before))
-        for path, members in getattr(kernels, "modules", {}).items():
-            vars(module(path)).update(members)
-        vars(module("aiter")).update(dict.fromkeys(probe.CANARY))
+        _forget()
+        folder = str(aiter_trees(machine.aiter, machine.arch, tuple(sorted((changes or {}).items()))))
+        monkeypatch.setattr(sys, "path", [folder, *(p for p in sys.path if not Path(p).name.startswith("aiter-0"))])
+        importlib.invalidate_caches()
         monkeypatch.setattr(platforms, "platform", lambda: machine)
-        forget()
+        importlib.import_module("aiter")
+        for name, row in at(machine.aiter).items() if before else ():
+            if row.visible != "value":
+                module = importlib.import_module(row.module)
+                monkeypatch.setattr(module, name, _seen(name, getattr(module, name), before))
+        functions = importlib.import_module("aiter_standin.machine").FUNCTIONS
+        for name, values in (dropped or {}).items():
+            monkeypatch.setitem(functions, name, functools.partial(_forced, functions[name], values))
 
-    def forget() -> None:
-        call.entry.cache_clear()
-        call._import_aiter.cache_clear()
+    yield install
+    torch.use_deterministic_algorithms(False)
+    _forget()
 
-    with monkeypatch.context() as monkeypatch:
-        yield install
-    forget()
+
+def _seen(name: str, function: Callable[..., Any], before: Before) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = before(name, args, kwargs)
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def _forced(function: Callable[..., Any], values: dict[str, Any], machine: Any, **given: Any) -> Any:
+    return function(machine, **{**given, **values})
+
+
+@pytest.fixture
+def aiter(install_aiter: Install) -> Callable[..., Any]:
+    """aiter(release, arch): the stand-in's functions as attributes, and `fp8`."""
+
+    def loaded(release: str, arch: str = "gfx942") -> Any:
+        install_aiter(platform_for(arch, aiter=release))
+        torch.manual_seed(0)
+        found = {n: getattr(importlib.import_module(row.module), n) for n, row in at(release).items()}
+        return types.SimpleNamespace(**found, fp8=platform_for(arch, aiter=release).fp8_dtype)
+
+    return loaded

@@ -17,9 +17,9 @@ from aiter_ops.core.evidence import version_key
 from aiter_ops.core.platforms import platform_for
 from aiter_ops.core.samples import Make, Sample
 from aiter_ops.ops.attention.samples import packed, slopes
+from aiter_ops.providers.aiter.call import BrokenAiter
 
-from .aiter_calls import TAGS, Case, cases, releases, serve
-from .aiter_kernels_attention import AttentionKernels
+from .aiter_calls import TAGS, Case, cases, groups, releases, renamed, serve
 
 Install = Callable[..., None]
 NAMES = ("flash_attn_varlen", "flash_attn_varlen_lse", "flash_attn_varlen_out", "flash_attn_varlen_fp8")
@@ -33,6 +33,7 @@ def _more(name: str) -> Iterator[Sample]:
 
     def call(*sizes: int, dtype: torch.dtype = torch.bfloat16, padding: int = 0) -> tuple[Any, ...]:
         q, k, v, *rest = packed(make, *lengths, (4, 2), sizes, dtype, padding)
+        rest[4] *= 1.5  # AITER has a scale of its own where none is given
         if name == "flash_attn_varlen_out":
             return q, k, v, make.normal(*q.shape[:2], sizes[1], dtype=dtype), *rest
         return q, k, v, *rest
@@ -44,6 +45,7 @@ def _more(name: str) -> Iterator[Sample]:
         yield Sample("128", (q, k, v, *scales, *rest))
         yield Sample("128 not causal", (q, k, v, scales[0].reshape(()), *scales[1:], *rest), {"causal": False})
         by_head = [make.normal(2, 2, dtype=torch.float32).sigmoid() * 0.05 for _ in range(3)]
+        yield Sample("128 to bf16", (q, k, v, *scales, *rest), {"out_dtype": torch.bfloat16})
         yield Sample("128 by head", (q, k, v, *by_head, *rest))
         yield Sample("128 with sinks", (q, k, v, *scales, *rest), {"sinks": make.normal(4)})
         yield Sample("128 softcap", (q, k, v, *scales, *rest), {"softcap": 2.0})
@@ -86,13 +88,13 @@ def refused(release: str, name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
-@pytest.mark.parametrize("release", releases(AttentionKernels, "0.1.8", "0.1.12"))
+@pytest.mark.parametrize("release", releases(map(aiter_ops.get_op, NAMES)))
 def test_every_release_attends_as_it_can(release: str, arch: str, install_aiter: Install) -> None:
     machine = platform_for(arch, aiter=release)
-    install_aiter(machine, AttentionKernels(machine))
+    install_aiter(machine)
     for name in NAMES if arch == "gfx942" else NAMES[3:]:
         op = aiter_ops.get_op(name)
-        if op.implementations["aiter"].unmet(machine) is None:
+        if release in groups(op):
             served = set(serve(op, made(name, arch), release))
             own = {sample.name for sample in _more(name)}
             assert own - served == refused(release, name), (name, release)
@@ -113,7 +115,7 @@ def test_each_op_with_an_entry_has_an_adapter() -> None:
 )
 def test_what_is_refused_would_be_wrong(which: str, release: str, install_aiter: Install) -> None:
     machine = platform_for("gfx942", aiter=release)
-    install_aiter(machine, AttentionKernels(machine))
+    install_aiter(machine)
     op, (_, args, kwargs, want) = case("flash_attn_varlen", which)
     assert op.implementations["aiter"].refuses(*args, **kwargs)
     assert not op.compare(op.run(op.implementations["aiter"].fn, args, kwargs), want).ok
@@ -135,11 +137,8 @@ def test_what_is_refused_would_be_wrong(which: str, release: str, install_aiter:
 )
 def test_a_dropped_argument_is_noticed(name: str, which: str, dropped: dict[str, Any], install_aiter: Install) -> None:
     machine = platform_for("gfx942", aiter=TAGS[-1])
-    kernels: Any = AttentionKernels(machine)
     entry = "flash_attn_varlen_fp8_pertensor_func" if "fp8" in name else "flash_attn_varlen_func"
-    whole = getattr(kernels, entry)
-    setattr(kernels, entry, lambda **given: whole(**{**given, **dropped}))
-    install_aiter(machine, kernels)
+    install_aiter(machine, dropped={entry: dropped})
     op, (_, args, kwargs, want) = case(name, which)
     assert not op.compare(op.run(op.implementations["aiter"].fn, args, kwargs), want).ok
 
@@ -147,15 +146,15 @@ def test_a_dropped_argument_is_noticed(name: str, which: str, dropped: dict[str,
 @pytest.mark.parametrize("rename", [{"softmax_scale": "scale"}, {"logits_soft_cap": "softcap"}, {"sink_ptr": "sinks"}])
 def test_a_renamed_parameter_is_noticed(rename: dict[str, str], install_aiter: Install) -> None:
     machine = platform_for("gfx942", aiter=TAGS[-1])
-    install_aiter(machine, AttentionKernels(machine), **rename)
     op, (_, args, kwargs, _) = case("flash_attn_varlen", "64 sinks")
-    with pytest.raises(TypeError, match="unexpected keyword"):
+    install_aiter(machine, changes=renamed(op, rename))
+    with pytest.raises(BrokenAiter, match="it also takes"):
         op.implementations["aiter"].fn(*args, **kwargs)
 
 
 def test_no_keys_at_all_and_padding_are_minus_infinity(install_aiter: Install) -> None:
     machine = platform_for("gfx942", aiter=TAGS[-1])
-    install_aiter(machine, AttentionKernels(machine))
+    install_aiter(machine)
     op = aiter_ops.get_op("flash_attn_varlen_lse")
     q, k, v, cu_q, cu_k, *rest = packed(Make(), (3, 2), (0, 0), (4, 2), (64, 64), padding=2)
     args = op.bind((q, k, v, cu_q, cu_k, rest[0], 1, rest[2]), {})[0]

@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import aiter_ops
 from aiter_ops.check.support import Cause, cause_of
 from aiter_ops.core import runtime
 from aiter_ops.core.platforms import Platform, platform_for
 from aiter_ops.core.policy import Policy
+from aiter_ops.providers.aiter.call import BrokenAiter
 
-from .aiter_calls import TAGS, Case, cases, of, releases, serve
-from .aiter_kernels_cache import CacheKernels
+from .aiter_calls import TAGS, Case, cases, groups, of, releases, renamed, serve
 
 Install = Callable[..., None]
 OPS = of(("rope", "kv_cache"))
@@ -54,6 +53,9 @@ def in_bf16(op: aiter_ops.Op) -> list[aiter_ops.Sample]:
             names = zip(op.parameters, sample.args, strict=False)
             args = [v.bfloat16() if n in HALVED.get(op.name, ()) and v is not None else v for n, v in names]
             found.append(aiter_ops.Sample(f"{sample.name}, bf16", tuple(args), sample.kwargs))
+            if op.name == "rope_and_cache":
+                args[op.parameters.index("is_neox")] = False
+                found.append(aiter_ops.Sample(f"{sample.name}, bf16, GPT-J", tuple(args), sample.kwargs))
     return found
 
 
@@ -69,12 +71,12 @@ def case(op: str, name: str) -> tuple[aiter_ops.Op, Case]:
     return target, next(c for c in made(target) if c[0] == name)
 
 
-@pytest.mark.parametrize("release", releases(CacheKernels))
+@pytest.mark.parametrize("release", releases(OPS))
 def test_every_release_serves_what_it_can(release: str, install_aiter: Install) -> None:
     machine = platform_for("gfx942", aiter=release)
-    install_aiter(machine, CacheKernels(machine))
+    install_aiter(machine)
     for op in OPS:
-        if op.implementations["aiter"].unmet(machine) is None:
+        if release in groups(op):
             served = serve(op, made(op), release)
             least = {"rotary_embedding": 6, "reshape_and_cache": 8, "concat_and_cache_mla": 3, "rope_and_cache": 2}
             assert len(served) >= least[op.name], (op.name, release, served)
@@ -110,7 +112,7 @@ def test_the_fused_kernel_is_known_to_leave_keys_without_a_slot() -> None:
 
 def test_that_difference_would_be_noticed(install_aiter: Install) -> None:
     machine = newest()
-    install_aiter(machine, CacheKernels(machine))
+    install_aiter(machine)
     op, (name, args, kwargs, _) = case("rope_and_cache", "decode 1x(4+2)x64, block of 1")
     at = op.parameters.index("slot_mapping")
     args = (*args[:at], args[at] * 0 - 1, *args[at + 1 :])
@@ -129,9 +131,9 @@ def test_that_difference_would_be_noticed(install_aiter: Install) -> None:
     ],
 )
 def test_a_renamed_parameter_is_noticed(op: str, name: str, rename: dict[str, str], install_aiter: Install) -> None:
-    install_aiter(newest(), CacheKernels(newest()), **rename)
     target, (_, args, kwargs, _) = case(op, name)
-    with pytest.raises(TypeError, match=r"missing a required|unexpected keyword"):
+    install_aiter(newest(), changes=renamed(target, rename))
+    with pytest.raises(BrokenAiter, match="it also takes"):
         target.run(target.implementations["aiter"].fn, args, kwargs)
 
 
@@ -140,8 +142,13 @@ def test_a_renamed_parameter_is_noticed(op: str, name: str, rename: dict[str, st
     [
         ("rotary_embedding", "NeoX 5x(4+2)x64 fp32", "rope_cached_thd_positions_2c_fwd_inplace", {"rotate_style": 1}),
         ("rotary_embedding", "GPT-J 5x(4+2)x64", "rope_cached_thd_positions_2c_fwd_inplace", {"rotate_style": 0}),
-        ("rotary_embedding", "offsets", "rope_cached_thd_positions_offsets_2c_fwd_inplace", {"offsets": None}),
-        ("reshape_and_cache", "7x2x64 fp32", "reshape_and_cache_flash", {"slot_mapping": None}),
+        (
+            "rotary_embedding",
+            "offsets",
+            "rope_cached_thd_positions_offsets_2c_fwd_inplace",
+            {"offsets": torch.zeros(5, dtype=torch.int64)},
+        ),
+        ("reshape_and_cache", "7x2x64 fp32", "reshape_and_cache_flash", {"slot_mapping": torch.arange(7)}),
         ("rope_and_cache", "decode 1x(4+2)x64, block of 1", "fused_qk_rope_reshape_and_cache", {"is_neox": False}),
         ("rope_and_cache", "decode 1x(4+2)x64, block of 1", "fused_qk_rope_reshape_and_cache", {"q_out": None}),
     ],
@@ -149,21 +156,13 @@ def test_a_renamed_parameter_is_noticed(op: str, name: str, rename: dict[str, st
 def test_a_dropped_argument_is_noticed(
     op: str, name: str, entry: str, dropped: dict[str, Any], install_aiter: Install
 ) -> None:
-    kernels: Any = CacheKernels(newest())
     target, (_, args, kwargs, want) = case(op, name)
-    whole = getattr(kernels, entry)
-
-    def other(given: Any, value: Any) -> Any:
-        """Zeros in place of a tensor."""
-        return torch.zeros_like(given) if value is None and isinstance(given, Tensor) else value
-
-    setattr(kernels, entry, lambda **given: whole(**{**given, **{n: other(given[n], v) for n, v in dropped.items()}}))
-    install_aiter(newest(), kernels)
+    install_aiter(newest(), dropped={entry: dropped})
     assert not target.compare(target.run(target.implementations["aiter"].fn, args, kwargs), want).ok
 
 
 def test_fewer_slots_than_tokens_cut_the_rows(install_aiter: Install) -> None:
-    install_aiter(newest(), CacheKernels(newest()))
+    install_aiter(newest())
     for op, name in (
         ("reshape_and_cache", "fewer slots than tokens"),
         ("concat_and_cache_mla", "fewer slots than tokens, int32"),

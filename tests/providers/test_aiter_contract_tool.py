@@ -14,7 +14,7 @@ import pytest
 
 from aiter_ops.providers.aiter.contract import table as reader
 
-from .aiter_package import NEWEST, written
+from .standin import written
 
 PATH = Path(__file__).parents[2] / "tools" / "aiter_contract.py"
 DATA = json.loads(reader.DATA.read_text(encoding="utf-8"))
@@ -41,25 +41,8 @@ def _package(folder: Path, changes: dict[str, str] | None = None) -> Path:
     return folder
 
 
-def _decorated(source: Path, name: str) -> None:
-    """`written` leaves AITER's decorators out; the table's own forms need them back to be equal."""
-    text = source.read_text(encoding="utf-8")
-    row = reader.table().at(name, NEWEST)
-    decorator = f"@compile_ops('{row.built}')" if row.built else "@torch_compile_guard()"
-    source.write_text(text.replace(f"def {name}(", f"{decorator}\ndef {name}("), encoding="utf-8")
-
-
-def _as_newest(folder: Path, changes: dict[str, str] | None = None) -> Path:
-    _package(folder, changes)
-    for name in reader.table().entries:
-        row = reader.table().at(name, NEWEST)
-        if row and row.visible == "schema":
-            _decorated(folder.joinpath(*row.module.split(".")).with_suffix(".py"), name)
-    return folder
-
-
 def test_a_release_that_changes_nothing_adds_its_number(tool: Any, out: Path, tmp_path: Path, capsys: Any) -> None:
-    folder = _as_newest(tmp_path / "checkout")
+    folder = _package(tmp_path / "checkout")
     tool.main([str(folder), "--release", "0.1.21", "--out", str(out)])
     made = json.loads(out.read_text(encoding="utf-8"))
     assert made["releases"] == [*DATA["releases"], "0.1.21"]
@@ -68,7 +51,7 @@ def test_a_release_that_changes_nothing_adds_its_number(tool: Any, out: Path, tm
 
 
 def test_a_change_is_told_with_the_ops_it_concerns(tool: Any, out: Path, tmp_path: Path, capsys: Any) -> None:
-    folder = _as_newest(tmp_path / "checkout", {"grouped_topk": "gating_output, ids, weights"})
+    folder = _package(tmp_path / "checkout", {"grouped_topk": "gating_output, ids, weights"})
     (folder / "aiter" / "ops" / "sample.py").unlink()
     tool.main([str(folder), "--release", "0.1.21", "--out", str(out)])
     said = capsys.readouterr().out
@@ -83,7 +66,7 @@ def test_a_change_is_told_with_the_ops_it_concerns(tool: Any, out: Path, tmp_pat
 
 
 def test_a_wheel_and_an_installed_package_say_their_release(tool: Any, out: Path, tmp_path: Path) -> None:
-    folder = _as_newest(tmp_path / "site-packages")
+    folder = _package(tmp_path / "site-packages")
     wheel = tmp_path / "amd_aiter-0.1.21.post2+rocm7.2-cp312-cp312-linux_x86_64.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for file in folder.rglob("*.py"):
@@ -98,7 +81,7 @@ def test_a_wheel_and_an_installed_package_say_their_release(tool: Any, out: Path
 
 
 def test_a_clone_gives_every_release_that_is_tagged(tool: Any, tmp_path: Path) -> None:
-    folder = _as_newest(tmp_path / "clone")
+    folder = _package(tmp_path / "clone")
 
     def git(*words: str) -> None:
         who = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")

@@ -18,7 +18,7 @@ from aiter_ops.core.platforms import Platform, platform_for
 from aiter_ops.providers.aiter import PROVIDER, probe
 from aiter_ops.providers.aiter.contract import extract
 
-from .aiter_package import NEWEST, written
+from .standin import NEWEST, written
 
 
 @pytest.fixture(autouse=True)
@@ -173,12 +173,12 @@ def _installed(folder: Path, release: str = NEWEST) -> Path:
 
 def test_an_import_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = _installed(tmp_path)
-    (root / "ops" / "sample.py").unlink()
+    (root / "ops" / "triton" / "gather_kv_b_proj.py").unlink()
     found = _tried(tmp_path, monkeypatch)
     assert found["error"] is None
     assert found["names"] > len(probe.CANARY)
     assert {n: t for n, t in found["entries"].items() if t} == {
-        "greedy_sample": "ModuleNotFoundError: No module named 'aiter.ops.sample'"
+        "gather_kv_b_proj": "ModuleNotFoundError: No module named 'aiter.ops.triton.gather_kv_b_proj'"
     }
 
 

@@ -15,13 +15,12 @@ import aiter_ops
 from aiter_ops.core.platforms import platform_for
 from aiter_ops.core.samples import Make
 from aiter_ops.ops.layout import scale_shuffled, shuffled
+from aiter_ops.providers.aiter.call import BrokenAiter
 
-from .aiter_calls import TAGS, Case, cases, of, releases, serve
-from .aiter_kernels_gemm import GemmKernels
+from .aiter_calls import TAGS, Case, cases, groups, of, releases, renamed, serve
 
 Install = Callable[..., None]
 OPS = of(("gemm", "layout"))
-RELEASES = releases(GemmKernels, "0.1.5.post4", "0.1.7", "0.1.8")
 MADE: dict[tuple[str, str], list[Case]] = {}
 
 
@@ -34,11 +33,34 @@ def _more(op: aiter_ops.Op) -> list[aiter_ops.Sample]:
     w = shuffled(codes, "shuffled_16x16"), scale_shuffled(exponents, "shuffled_32x8")
     fp8 = [make.normal(n, 256, dtype=torch.float8_e4m3fn) for n in (7, 64)]
     scales = make.normal(7, 1, dtype=torch.float32).abs(), make.normal(64, dtype=torch.float32).abs()
-    k = {"prequant": True}
+    blocks = make.normal(7, 2, dtype=torch.float32).abs(), make.normal(1, 2, dtype=torch.float32).abs()
+    k, half = {"prequant": True}, {"out_dtype": torch.float16}
     tail = {"layout": "shuffled_16x16"}
     batch = make.normal(2, 19, 128, dtype=torch.float16), make.normal(2, 48, 128, dtype=torch.float8_e4m3fn)
     bias = make.normal(2, 48, dtype=torch.float16)
-    return {
+    to_fp16 = {
+        "gemm_a4w4": [aiter_ops.Sample("plain to fp16 3x512", (codes[:3], codes, exponents[:3], exponents), half)],
+        "gemm_a8wfp4": [
+            aiter_ops.Sample(
+                "to fp16 3x512", (make.normal(3, 512, dtype=torch.float8_e4m3fn), codes, scales[0][:3], exponents), half
+            )
+        ],
+        "gemm_a16wfp4": [aiter_ops.Sample("quantised, to fp16 5x512", (x, codes, exponents), k | half)],
+        "bmm_a16wfp4": [
+            aiter_ops.Sample(
+                "quantised, to fp16 2x5x128",
+                (make.normal(2, 5, 128), codes.view(2, 512, 64), exponents.view(2, 512, 4)),
+                k | half,
+            )
+        ],
+        "bmm_a16w16": [
+            aiter_ops.Sample("bf16 to fp16 2x19x128", (batch[0].bfloat16(), batch[1].bfloat16(), None), half)
+        ],
+        "bmm_a8w8_group_prequant": [
+            aiter_ops.Sample("bf16 to fp16 2x19x128", (batch[0].bfloat16(), batch[1], torch.tensor([0.01])), half)
+        ],
+    }
+    return to_fp16.get(op.name, []) + {
         "bmm_a16w16": [
             aiter_ops.Sample("fp16 2x19x128, N 48, bias", (batch[0], batch[1].half(), bias), {"transpose_bm": True})
         ],
@@ -62,6 +84,17 @@ def _more(op: aiter_ops.Op) -> list[aiter_ops.Sample]:
         "gemm_a8w8": [
             aiter_ops.Sample("shuffled 7x256", (fp8[0], shuffled(fp8[1], "shuffled_16x16"), *scales), tail),
             aiter_ops.Sample("bias 7x256", (*fp8, *scales, make.normal(64))),
+            aiter_ops.Sample("to fp16 7x256", (*fp8, *scales), half),
+            aiter_ops.Sample(
+                "shuffled to fp16 7x256", (fp8[0], shuffled(fp8[1], "shuffled_16x16"), *scales), half | tail
+            ),
+        ],
+        "gemm_a8w8_blockscale": [
+            aiter_ops.Sample(
+                "shuffled to fp16 7x256",
+                (fp8[0], shuffled(fp8[1], "shuffled_16x16"), *blocks),
+                half | tail,
+            )
         ],
     }.get(op.name, [])
 
@@ -78,14 +111,13 @@ def case(op: str, arch: str, name: str) -> tuple[aiter_ops.Op, Case]:
     return target, next(c for c in made(target, arch) if c[0] == name)
 
 
-@pytest.mark.parametrize(
-    ("release", "arch"), [(r, "gfx950") for r in RELEASES] + [(r, "gfx942") for r in (RELEASES[0], RELEASES[-1])]
-)
+@pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
+@pytest.mark.parametrize("release", releases(OPS))
 def test_every_release_is_called_as_it_can_be(release: str, arch: str, install_aiter: Install) -> None:
     machine = platform_for(arch, aiter=release)
-    install_aiter(machine, GemmKernels(machine))
+    install_aiter(machine)
     for op in OPS:
-        if op.implementations["aiter"].unmet(machine) is None:
+        if release in groups(op) and op.implementations["aiter"].unmet(machine) is None:
             served = serve(op, made(op, arch), release)
             assert served, f"{op.name}: nothing of its samples is served by AITER {release} on {arch}"
 
@@ -107,7 +139,7 @@ def test_every_release_is_called_as_it_can_be(release: str, arch: str, install_a
 )
 def test_the_forms_that_matter_are_among_those_served(op: str, name: str, install_aiter: Install) -> None:
     machine = platform_for("gfx950", aiter=TAGS[-1])
-    install_aiter(machine, GemmKernels(machine))
+    install_aiter(machine)
     target, found = case(op, "gfx950", name)
     assert serve(target, [found], TAGS[-1]) == [name]
 
@@ -133,8 +165,8 @@ def test_each_op_with_an_entry_has_an_adapter() -> None:
 def test_a_renamed_parameter_is_noticed(op: str, name: str, rename: dict[str, str], install_aiter: Install) -> None:
     machine = platform_for("gfx950", aiter=TAGS[-1])
     target, (_, args, kwargs, _) = case(op, "gfx950", name)
-    install_aiter(machine, GemmKernels(machine), **rename)
-    with pytest.raises(TypeError, match=r"missing a required|unexpected keyword"):
+    install_aiter(machine, changes=renamed(target, rename))
+    with pytest.raises(BrokenAiter, match="it also takes"):
         target.implementations["aiter"].fn(*args, **kwargs)
 
 
@@ -159,10 +191,7 @@ def test_a_dropped_argument_is_noticed(
     op: str, name: str, entry: str, dropped: dict[str, object], install_aiter: Install
 ) -> None:
     machine = platform_for("gfx950", aiter=TAGS[-1])
-    kernels = GemmKernels(machine)
-    whole = getattr(kernels, entry)
-    setattr(kernels, entry, lambda **given: whole(**{**given, **dropped}))
-    install_aiter(machine, kernels)
+    install_aiter(machine, dropped={entry: dropped})
     target, (_, args, kwargs, want) = case(op, "gfx950", name)
     assert not target.compare(target.implementations["aiter"].fn(*args, **kwargs), want).ok
 
@@ -178,7 +207,7 @@ def test_a_scale_in_the_order_it_comes_in_would_be_noticed(
     op: str, name: str, module: str, helper: str, install_aiter: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = platform_for("gfx950", aiter=TAGS[-1])
-    install_aiter(machine, GemmKernels(machine))
+    install_aiter(machine)
     target, (_, args, kwargs, want) = case(op, "gfx950", name)
     monkeypatch.setattr(sys.modules[f"aiter_ops.providers.aiter.{module}"], helper, lambda scale, *layout: scale)
     assert not target.compare(target.implementations["aiter"].fn(*args, **kwargs), want).ok
@@ -186,6 +215,6 @@ def test_a_scale_in_the_order_it_comes_in_would_be_noticed(
 
 def test_no_mark_of_aiter_stays_on_a_weight(install_aiter: Install) -> None:
     machine = platform_for("gfx950", aiter=TAGS[-1])
-    install_aiter(machine, GemmKernels(machine))
+    install_aiter(machine)
     w = torch.zeros(32, 64, dtype=torch.bfloat16)
     assert not hasattr(aiter_ops.get_op("shuffle_weight").implementations["aiter"].fn(w), "is_shuffled")

@@ -17,9 +17,9 @@ from aiter_ops.core.platforms import platform_for
 from aiter_ops.core.samples import Make, Sample
 from aiter_ops.ops.layout import shuffled
 from aiter_ops.ops.mla.samples import DEEPSEEK, call, scales, starts, tables
+from aiter_ops.providers.aiter.call import entry
 
-from .aiter_calls import TAGS, Case, cases, of, releases, serve
-from .aiter_kernels_mla import MlaKernels
+from .aiter_calls import TAGS, Case, cases, groups, of, releases, serve
 
 Install = Callable[..., None]
 OPS = of(("mla",))
@@ -39,6 +39,10 @@ def decodes(with_lse: bool) -> list[Sample]:
     sample("padding as engines have it", (20, 0, 7, 0), (1, 0, 1, 0), padding=2)
     sample("8 heads and padding", (20, 7, 0), (1, 1, 0), padding=1, heads=8)
     sample("not causal", (20, 7), causal=False)
+    sample("another scale", (20, 7))
+    args = list(found[-1].args)
+    args[8] *= 2.5
+    found[-1] = Sample("another scale", tuple(args), found[-1].kwargs)
     if not with_lse:
         sample("128 heads", (40, 9), heads=128)
         sample("24 heads", (40, 9), heads=24)
@@ -89,12 +93,12 @@ def made(op: aiter_ops.Op, arch: str) -> list[Case]:
 
 
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
-@pytest.mark.parametrize("release", releases(MlaKernels, "0.1.7", "0.1.13"))
+@pytest.mark.parametrize("release", releases(OPS))
 def test_every_release_serves_what_it_can(release: str, arch: str, install_aiter: Install) -> None:
     machine = platform_for(arch, aiter=release)
-    install_aiter(machine, MlaKernels(machine))
+    install_aiter(machine)
     for op in OPS:
-        if op.implementations["aiter"].unmet(machine) is None:
+        if release in groups(op):
             served = set(serve(op, made(op, arch), release))
             refused = {s.name for s in own(op)} - served
             old = version_key(release) < version_key("0.1.7")
@@ -164,11 +168,8 @@ def test_lse_is_given_where_every_split_writes_it() -> None:
 )
 def test_a_dropped_argument_is_noticed(op: str, name: str, dropped: dict[str, Any], install_aiter: Install) -> None:
     machine = platform_for("gfx950", aiter=TAGS[-1])
-    kernels: Any = MlaKernels(machine)
     entry = "gather_kv_b_proj" if op == "gather_kv_b_proj" else "mla_decode_fwd"
-    whole = getattr(kernels, entry)
-    setattr(kernels, entry, lambda **given: whole(**{**given, **dropped}))
-    install_aiter(machine, kernels)
+    install_aiter(machine, dropped={entry: dropped})
     target = aiter_ops.get_op(op)
     _, args, kwargs, want = next(c for c in made(target, "gfx950") if c[0] == name)
     assert not target.compare(target.run(target.implementations["aiter"].fn, args, kwargs), want).ok
@@ -176,11 +177,11 @@ def test_a_dropped_argument_is_noticed(op: str, name: str, dropped: dict[str, An
 
 def test_zero_lengths_as_they_come_would_be_noticed(install_aiter: Install) -> None:
     machine = platform_for("gfx950", aiter=TAGS[-1])
-    install_aiter(machine, MlaKernels(machine))
+    install_aiter(machine)
     args, _ = call(Make(), (0, 5), heads=16, widths=DEEPSEEK, dtype=BF16)
     q, kv, out, qo_indptr, kv_indptr, indices, last, *_ = args
     tables_ = (qo_indptr, kv_indptr, indices, last)
-    MlaKernels(machine).mla_decode_fwd(q, kv.unsqueeze(2), out, *tables_, 1, 0.1, 0.0, None)
+    entry("mla_decode_fwd")(q, kv.unsqueeze(2), out, *tables_, 1, sm_scale=0.1)
     assert out[0].isnan().all()
 
 

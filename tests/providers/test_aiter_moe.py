@@ -19,9 +19,9 @@ from aiter_ops.core.platforms import Platform, platform_for
 from aiter_ops.core.samples import Make
 from aiter_ops.ops.layout import shuffled
 from aiter_ops.ops.moe.samples import layer
+from aiter_ops.providers.aiter.call import BrokenAiter
 
-from .aiter_calls import TAGS, Case, cases, of, releases, serve
-from .aiter_kernels_moe import MoeKernels, RoutingKernels
+from .aiter_calls import TAGS, Case, cases, groups, of, releases, renamed, serve
 
 Install = Callable[..., None]
 ROUTERS = of(("routing",))
@@ -99,21 +99,21 @@ def case(op: str, name: str) -> tuple[aiter_ops.Op, Case]:
 # --- every release ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("release", releases(RoutingKernels, "0.1.7", "0.1.17"))
+@pytest.mark.parametrize("release", releases(ROUTERS))
 def test_every_release_routes_as_it_can(release: str, install_aiter: Install) -> None:
     machine = platform_for("gfx942", aiter=release)
-    install_aiter(machine, RoutingKernels(machine))
+    install_aiter(machine)
     for op in ROUTERS:
-        if op.implementations["aiter"].unmet(machine) is None:
+        if release in groups(op):
             served = serve(op, made(op, "gfx942"), release)
             assert served, f"{op.name}: nothing of its samples is served by AITER {release}"
 
 
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
-@pytest.mark.parametrize("release", releases(MoeKernels, "0.1.8", "0.1.11"))
+@pytest.mark.parametrize("release", releases([MOE]))
 def test_every_release_serves_the_experts_it_can(release: str, arch: str, install_aiter: Install) -> None:
     machine = platform_for(arch, aiter=release)
-    install_aiter(machine, MoeKernels(machine))
+    install_aiter(machine)
     plain, coded = ([c for c in made(MOE, arch) if (c[2]["quant"] == "none") == none] for none in (True, False))
     served = {*serve(MOE, plain, release), *serve(MOE, coded, release, CODED)}
     own = {sample.name for sample in _experts(machine)}
@@ -145,8 +145,8 @@ def test_each_op_with_an_entry_has_an_adapter() -> None:
 def test_a_renamed_parameter_is_noticed(op: str, name: str, rename: dict[str, str], install_aiter: Install) -> None:
     machine = platform_for("gfx942", aiter=TAGS[-1])
     target, (_, args, kwargs, _) = case(op, name)
-    install_aiter(machine, (MoeKernels if op == "fused_moe" else RoutingKernels)(machine), **rename)
-    with pytest.raises(TypeError, match=r"missing a required|unexpected keyword"):
+    install_aiter(machine, changes=renamed(target, rename))
+    with pytest.raises(BrokenAiter, match="it also takes"):
         target.implementations["aiter"].fn(*args, **kwargs)
 
 
@@ -154,7 +154,7 @@ def test_a_renamed_parameter_is_noticed(op: str, name: str, rename: dict[str, st
     ("op", "name", "entry", "dropped"),
     [
         ("fused_moe", "bf16, some of the experts", "fused_moe", {"expert_mask": torch.ones(9, dtype=torch.int32)}),
-        ("fused_moe", "bf16 gelu", "fused_moe", {"activation": 11}),
+        ("fused_moe", "bf16 gelu", "fused_moe", {"activation": 0}),
         ("fused_moe", "bf16, to fp16, I 64", "fused_moe", {"dtype": torch.bfloat16}),
         ("fused_moe", "FP8 static", "fused_moe", {"a2_scale": torch.tensor([30.0])}),
         ("fused_moe", "x holds codes", "fused_moe", {"a1_scale": torch.ones(9, 1)}),
@@ -167,15 +167,13 @@ def test_a_dropped_argument_is_noticed(
     op: str, name: str, entry: str, dropped: dict[str, Any], install_aiter: Install
 ) -> None:
     machine = platform_for("gfx942", aiter=TAGS[-1])
-    kernels: Any = (MoeKernels if op == "fused_moe" else RoutingKernels)(machine)
     target, (_, args, kwargs, want) = case(op, name)
-    whole = getattr(kernels, entry)
-    setattr(kernels, entry, lambda **given: whole(**{**given, **dropped}))
-    install_aiter(machine, kernels)
-    try:
-        got = target.implementations["aiter"].fn(*args, **kwargs)
-    except IndexError:
-        return  # an expert that is not here
+    install_aiter(machine, dropped={entry: dropped})
+    if "expert_mask" in dropped:
+        with pytest.raises(RuntimeError, match="experts beyond the weights"):
+            target.implementations["aiter"].fn(*args, **kwargs)
+        return
+    got = target.implementations["aiter"].fn(*args, **kwargs)
     assert not target.compare(got, want).ok
 
 
@@ -188,16 +186,16 @@ def test_slots_as_they_come_would_be_noticed(
     name: str, install_aiter: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = platform_for("gfx942", aiter=TAGS[-1])
-    install_aiter(machine, MoeKernels(machine))
+    install_aiter(machine)
     monkeypatch.setattr(sys.modules["aiter_ops.providers.aiter.moe.slots"], "filled", _left_alone)
     _, found = case("fused_moe", name)
-    with pytest.raises(AssertionError, match=r"out of range is a fault|an expert twice, AITER"):
+    with pytest.raises((AssertionError, RuntimeError), match=r"an id outside the mesh|an expert twice, AITER"):
         serve(MOE, [found], TAGS[-1])
 
 
 def test_a_weight_of_the_caller_gets_no_mark(install_aiter: Install) -> None:
     machine = platform_for("gfx942", aiter=TAGS[-1])
-    install_aiter(machine, MoeKernels(machine))
+    install_aiter(machine)
     _, (_, args, kwargs, _) = case("fused_moe", "bf16")
     MOE.implementations["aiter"].fn(*args, **kwargs)
     assert not any(hasattr(w, "is_shuffled") for w in args)

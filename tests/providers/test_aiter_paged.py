@@ -16,9 +16,9 @@ from aiter_ops.core.evidence import version_key
 from aiter_ops.core.platforms import platform_for
 from aiter_ops.core.samples import Make, Sample
 from aiter_ops.ops.attention.paged_samples import batch, scales
+from aiter_ops.providers.aiter.call import BrokenAiter
 
-from .aiter_calls import TAGS, Case, cases, releases, serve
-from .aiter_kernels_paged import PagedKernels
+from .aiter_calls import TAGS, Case, cases, releases, renamed, serve
 
 Install = Callable[..., None]
 OP = aiter_ops.get_op("paged_attention")
@@ -54,7 +54,7 @@ def _samples(fp8: torch.dtype) -> list[Sample]:
 def made(arch: str) -> list[Case]:
     if arch not in MADE:
         machine = platform_for(arch, aiter=TAGS[-1])
-        MADE[arch] = [c for c in cases(OP, machine, (), _samples(machine.fp8_dtype)) if "rows than keys" not in c[0]]
+        MADE[arch] = cases(OP, machine, (), _samples(machine.fp8_dtype))
     return MADE[arch]
 
 
@@ -63,13 +63,10 @@ def case(name: str) -> Case:
 
 
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
-@pytest.mark.parametrize("release", releases(PagedKernels, "0.1.12"))
+@pytest.mark.parametrize("release", releases([OP]))
 def test_every_release_serves_what_it_can(release: str, arch: str, install_aiter: Install) -> None:
     machine = platform_for(arch, aiter=release)
-    if OP.implementations["aiter"].unmet(machine):
-        assert version_key(release) < version_key("0.1.7")
-        return
-    install_aiter(machine, PagedKernels(machine))
+    install_aiter(machine)
     # the samples' mixed batches have a sequence with rows and without keys beside others: served
     served = set(serve(OP, made(arch), release))
     own = {sample.name for sample in _samples(machine.fp8_dtype)}
@@ -98,7 +95,7 @@ def test_every_release_serves_what_it_can(release: str, arch: str, install_aiter
 )
 def test_what_is_not_honoured_is_refused(change: dict[str, Any], words: str, install_aiter: Install) -> None:
     machine = platform_for("gfx942", aiter=TAGS[-1])
-    install_aiter(machine, PagedKernels(machine))
+    install_aiter(machine)
     _, args, kwargs, _ = case("bf16")
     given = {**dict(zip(OP.parameters, args, strict=False)), **kwargs}
     assert OP.implementations["aiter"].refuses(**given) is None
@@ -107,9 +104,9 @@ def test_what_is_not_honoured_is_refused(change: dict[str, Any], words: str, ins
 
 def test_a_renamed_parameter_is_noticed(install_aiter: Install) -> None:
     machine = platform_for("gfx942", aiter=TAGS[-1])
-    install_aiter(machine, PagedKernels(machine), output_scale="out_scale")
+    install_aiter(machine, changes=renamed(OP, {"output_scale": "out_scale"}))
     _, args, kwargs, _ = case("FP8 result")
-    with pytest.raises(TypeError, match=r"missing a required|unexpected keyword"):
+    with pytest.raises(BrokenAiter, match="it also takes"):
         OP.run(OP.implementations["aiter"].fn, args, kwargs)
 
 
@@ -129,10 +126,7 @@ def test_a_renamed_parameter_is_noticed(install_aiter: Install) -> None:
 )
 def test_a_dropped_argument_is_noticed(name: str, dropped: dict[str, Any], install_aiter: Install) -> None:
     machine = platform_for("gfx942", aiter=TAGS[-1])
-    kernels: Any = PagedKernels(machine)
-    whole = kernels.unified_attention
-    kernels.unified_attention = lambda **given: whole(**{**given, **dropped})
-    install_aiter(machine, kernels)
+    install_aiter(machine, dropped={"unified_attention": dropped})
     _, args, kwargs, want = case(name)
     assert not OP.compare(OP.run(OP.implementations["aiter"].fn, args, kwargs), want).ok
 

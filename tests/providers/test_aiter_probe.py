@@ -19,7 +19,7 @@ from aiter_ops.providers.aiter import call, probe
 from aiter_ops.providers.aiter.contract import archs, extract
 from aiter_ops.providers.aiter.contract.table import Parameter, parameters, table
 
-from .aiter_package import NEWEST, written
+from .standin import NEWEST, unload, written
 
 RMS = aiter_ops.get_op("rms_norm")
 
@@ -29,8 +29,7 @@ def _fresh() -> Iterator[None]:
     def forget() -> None:
         for cached in (call.entry, call._import_aiter, probe.stands, extract._module):
             cached.cache_clear()
-        for name in [n for n in sys.modules if n.split(".")[0] == "aiter"]:
-            del sys.modules[name]
+        unload()
 
     forget()
     yield
@@ -208,7 +207,7 @@ def test_a_truncated_import_is_recognised_and_its_first_error_named(
     root = written(path)
     (root / "flydsl_user.py").write_text("raise RuntimeError('flydsl 0.3.1 is needed; 0.2.0 is installed')\n")
     (root / "__init__.py").write_text(
-        "try:\n    from .ops.norm import *\n    from .flydsl_user import *\n    from .canary import *\nexcept Exception:\n    pass\n"
+        "try:\n    from .ops.norm import *\n    from .flydsl_user import *\n    from .stubs import *\nexcept Exception:\n    pass\n"
     )
     words = r"its import stopped early: rmsnorm2d_fwd_with_add, .* missing; aiter\.flydsl_user fails: RuntimeError: flydsl 0\.3\.1"
     with pytest.raises(call.BrokenAiter, match=words):

@@ -19,7 +19,7 @@ from aiter_ops.core.samples import Sample
 from aiter_ops.providers.aiter.contract.extract import module_path
 from aiter_ops.providers.aiter.contract.table import table
 
-from .aiter_package import NEWEST, written
+from .standin import NEWEST, written
 
 TOOLS = Path(__file__).parents[2] / "tools"
 MODULES = ("entries", "interpreter", "trial", "children", "table")

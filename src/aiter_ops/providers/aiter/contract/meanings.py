@@ -117,7 +117,7 @@ MEANINGS = (
     ),
     Meaning(
         "fused_moe",
-        "0.1.11",
+        "0.1.10.post2",
         "plain weights are read as what they are",
         "weights without the attribute is_shuffled go to other kernels, which read shuffled bytes as plain ones",
         "only shuffled weights are given, on an alias with the mark",

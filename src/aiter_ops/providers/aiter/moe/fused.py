@@ -171,7 +171,7 @@ def _enum(kind: str, name: str) -> object:
 
 
 def _shuffled(w: Tensor) -> Tensor:
-    """w with the mark that AITER reads since 0.1.11, on an alias: the caller's tensor stays as it is."""
+    """w with the mark that AITER reads since 0.1.10.post2, on an alias: the caller's tensor stays as it is."""
     alias = w.contiguous().view(w.shape)
     alias.is_shuffled = True  # type: ignore[attr-defined]
     return alias
