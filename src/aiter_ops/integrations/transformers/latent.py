@@ -11,8 +11,12 @@ from torch import Tensor, nn
 
 import aiter_ops
 
+from .attend import Scores, attend
 from .block_fp8 import BlockFp8Linear, dequantised
-from .packed import Attention, is_paged, packed_attention, serves
+from .interface import why_not
+from .latent_cache import hold_together, together, tokens_of
+from .masks import FRESH, FRESH_SPAN, kind_of
+from .packed import Attention, arguments_of, is_paged, turned
 from .recognise import linear
 
 CHILDREN = {"kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"}
@@ -41,11 +45,6 @@ def absorbed(module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return known[1:]
 
 
-def moved_apart(x: Tensor) -> Tensor:
-    """Elements 2j and 2j + 1 of the last dimension to j and j + half."""
-    return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-
-
 def queries(self: Any, x: Tensor) -> Tensor:
     """[B, S, H·(nope + rope)] by the projections a module has."""
     low = getattr(self, "q_a_proj", None)
@@ -61,56 +60,57 @@ def expanded(self: Any, latent: Tensor, rotated: Tensor) -> tuple[Tensor, Tensor
 
 
 def forward(cls: type[nn.Module], meaning: Attention, ops: Any = aiter_ops) -> Callable[..., Any]:
-    """hidden_states [B, S, N] -> (the same, None), latents in the cache that is given.
+    """hidden_states [B, S, N] -> (the same, None), latents in the cache that is given."""
+    stock, arguments, scores = cls.forward, arguments_of(cls.forward), Scores(meaning.scale)
 
-    Where rotations pair neighbours, the stock forward moves these half a head apart first, and keeps keys so.
-    """
-    stock, is_neox, scale = cls.forward, meaning.is_neox, meaning.scale
-
-    def forward(
-        self: Any,
-        hidden_states: Tensor,
-        position_embeddings: Any,
-        attention_mask: Any = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        if not serves(self, attention_mask, past_key_values, kwargs):
-            return stock(self, hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+    def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        given = arguments(args, kwargs)
+        positions, mask = given.get("position_embeddings"), given.get("attention_mask")
+        cache = given.get("past_key_values")
+        if positions is None or kind_of(mask) == 0 or why_not(self, (hidden_states,), given) is not None:
+            return stock(self, hidden_states, **given)
         lead, rope = hidden_states.shape[:2], self.qk_rope_head_dim
         q = queries(self, hidden_states).unflatten(-1, (-1, self.qk_nope_head_dim + rope))
-        plain, turned = q.split((self.qk_nope_head_dim, rope), -1)
+        plain, turning = q.split((self.qk_nope_head_dim, rope), -1)
         latent, shared = self.kv_a_proj_with_mqa(hidden_states).split((self.kv_lora_rank, rope), -1)
         latent = self.kv_a_layernorm(latent)
-        turned, shared = turned.transpose(1, 2), shared.unsqueeze(1)
-        if not is_neox:
-            turned, shared = moved_apart(turned), moved_apart(shared)
-        turned, shared = ops.apply_rope(turned, shared, *position_embeddings)
-        turned, shared = turned.transpose(1, 2), shared.squeeze(1)
-        if is_paged(past_key_values):
-            layer = past_key_values.layers[self.layer_idx]
+        turning, shared = turned(turning, shared.unsqueeze(2), positions, meaning, ops)
+        turning, shared = turning.transpose(1, 2), shared.squeeze(1)
+        if cache is not None and mask is None and is_paged(cache):
+            layer = cache.layers[self.layer_idx]
             step = layer.write_latents(latent, shared)
             if step.start:
-                return self.o_proj(decode(self, layer.latents, step, plain, turned, scale, ops).view(*lead, -1)), None
-        elif past_key_values is not None:
-            found = past_key_values.update(latent.unsqueeze(1), shared.unsqueeze(1), self.layer_idx)
-            latent, shared = (t.squeeze(1) for t in found)
-        k, v = expanded(self, latent, shared)
-        out = packed_attention(torch.cat((plain, turned), -1), k, v, scale, ops)
-        return self.o_proj(out.view(*lead, -1)), None
+                where = (step.ends, step.page_ends, step.pages, step.last, step.count)
+                out = decode(self, layer.latents, where, plain, turning, meaning.scale, ops)
+                return self.o_proj(out.view(*lead, -1)), None
+        elif cache is not None:
+            hold_together(cache, self.layer_idx, latent, shared)
+            latent, shared = (t.squeeze(1) for t in cache.update(latent[:, None], shared[:, None], self.layer_idx))
+            if lead[1] == 1 and kind_of(mask) not in (FRESH, FRESH_SPAN):
+                out = decode(self, *tokens_of(mask, latent, shared, together(cache, self.layer_idx)), plain, turning, meaning.scale, ops)
+                return self.o_proj(out.view(*lead, -1)), None
+            if kind_of(mask) in (FRESH, FRESH_SPAN):
+                latent, shared = latent[:, : lead[1]], shared[:, : lead[1]]
+        k, v = (t.transpose(1, 2) for t in expanded(self, latent, shared))
+        out = attend(torch.cat((plain, turning), -1), k, v, mask, scores, ops)
+        return self.o_proj(out.reshape(*lead, -1)), None
 
     return forward
 
 
-def decode(self: Any, latents: Tensor, step: Any, plain: Tensor, turned: Tensor, scale: float, ops: Any) -> Tensor:
-    """Attention of the new tokens to all pages in the latent space; [B·S, H, v]."""
+def decode(
+    self: Any, latents: Tensor, where: tuple[Any, ...], plain: Tensor, turned: Tensor, scale: float, ops: Any
+) -> Tensor:
+    """Attention of the new tokens to all of a cache in the latent space; [B·S, H, v].
+
+    latents: [pages, page, latent + rope]. where: the ends of queries, of pages, the pages, the tokens of the last page
+    of each sequence, and the queries of each, as `mla_decode` takes them.
+    """
     into, out_of = absorbed(self, plain.dtype)
     flat = plain.flatten(0, 1).transpose(0, 1)
     q = torch.cat((ops.bmm_a16w16(flat, into, None, True), turned.flatten(0, 1)), -1)
     found = q.new_empty(*q.shape[:2], into.shape[1])
-    ops.mla_decode(
-        *(q, latents, found, step.ends, step.page_ends, step.pages, step.last, step.count, scale, latents.shape[1])
-    )
+    ops.mla_decode(q, latents, found, *where, scale, latents.shape[1])
     return ops.bmm_a16w16(found.transpose(0, 1), out_of, None, True)
 
 

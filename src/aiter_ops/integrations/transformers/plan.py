@@ -11,7 +11,7 @@ from torch import nn
 from aiter_ops.ops.formulas import FLOATS
 
 from . import recognise
-from .attention import attention, attention_forward
+from .attention import attention_forward
 from .block_fp8 import BlockFp8Experts, BlockFp8Linear
 from .experts import Experts, coded_experts_forward, experts, experts_forward, lay_out
 from .recognise import Meaning
@@ -24,7 +24,9 @@ from .replace import (
     mlp_forward,
     norm_forward,
 )
+from .packed import Attention
 from .routers import router, router_forward
+from .trial import attention
 
 Found = Meaning | str | None
 Make = Callable[[nn.Module, Any], Callable[..., Any]]
@@ -40,6 +42,10 @@ BESIDE = {
     "mla_decode": ("flash_attn_varlen", "concat_and_cache_mla", "bmm_a16w16", "apply_rope"),
 }
 """The other ops that attention of each kind calls."""
+
+
+ASKED = ""
+"""Instead of a method's name: the module's own forward asks for attention, and nothing is put on it."""
 
 
 class Way(NamedTuple):
@@ -104,7 +110,10 @@ def _looks(module: nn.Module, tried: Tried) -> Iterator[tuple[Any, ...]]:
     yield tried(recognise.gated_mlp, module), "forward", mlp_forward
     yield tried(router, module), "forward", router_forward, "gemm_a16w16"
     found = tried(attention, module)
-    yield found, "forward", attention_forward, *(BESIDE[found.op] if isinstance(found, Meaning) else ())
+    if isinstance(found, Attention) and not found.whole:
+        yield found, ASKED, lambda module, meaning: None, "flash_attn_varlen"
+    else:
+        yield found, "forward", attention_forward, *(BESIDE[found.op] if isinstance(found, Meaning) else ())
     if type(module) is nn.Linear and module.weight.dtype in FLOATS:
         yield Meaning("gemm_a16w16"), "forward", linear_forward
     if isinstance(module, BlockFp8Linear):
