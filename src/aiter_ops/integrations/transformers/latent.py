@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,34 +14,50 @@ from .attend import Scores, attend
 from .block_fp8 import BlockFp8Linear, dequantised
 from .interface import why_not
 from .latent_cache import hold_together, together, tokens_of
-from .masks import FRESH, FRESH_SPAN, kind_of
+from .masks import FRESH, FRESH_SPAN, kind_of, still
 from .packed import Attention, arguments_of, is_paged, turned
 from .recognise import linear
+from .replace import KEPT
 
 CHILDREN = {"kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"}
 QUERY = ("q_proj", "q_a_proj", "q_a_layernorm", "q_b_proj")
 
 
-_absorbed: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Tensor, Tensor]] = weakref.WeakKeyDictionary()
-
-
 def absorbed(module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The halves of ``kv_b_proj`` as batches of products: queries into the latent space [H, L, nope], and values out of
-    it [H, v, L]; made again when the weight has changed.
+    it [H, v, L].
+
+    Made again, in the same memory, when the weight has changed; compiled code and captured graphs read what is there,
+    which the next pass over a prompt from Python brings up to date.
     """
-    layer = module.kv_b_proj
+    layer, kept = module.kv_b_proj, getattr(module, KEPT, None)
+    if kept is not None and kept[0].dtype is dtype and not still(layer.weight.device):
+        return kept[0], kept[1]
+    if not still(layer.weight.device):
+        return _halves(module, dtype)
     version = 0 if layer.weight.is_inference() else layer.weight._version
+    of_scale = layer.weight_scale_inv.data_ptr() if isinstance(layer, BlockFp8Linear) else 0
+    state = (layer.weight.data_ptr(), of_scale, version)  # changes in place of inference tensors are not seen
+    if kept is None or kept[2] != state or kept[0].dtype is not dtype:
+        made = _halves(module, dtype)
+        same = kept is not None and [(t.shape, t.dtype, t.device) for t in kept[:2]] == [
+            (t.shape, t.dtype, t.device) for t in made
+        ]
+        if same and not any(t.is_inference() for t in kept[:2]):
+            made = kept[0].copy_(made[0]), kept[1].copy_(made[1])
+        kept = (*made, state)
+        module.__dict__[KEPT] = kept
+    return kept[0], kept[1]
+
+
+def _halves(module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    layer = module.kv_b_proj
     coded = isinstance(layer, BlockFp8Linear)
-    of_scale = layer.weight_scale_inv.data_ptr() if coded else 0
-    state = (layer.weight.data_ptr(), of_scale, version, dtype)  # changes in place of inference tensors are not seen
-    known = _absorbed.get(module)
-    if known is None or known[0] != state:
+    with torch.no_grad():
         weight = dequantised(layer.weight, layer.weight_scale_inv) if coded else layer.weight
         both = weight.to(dtype).view(-1, module.qk_nope_head_dim + module.v_head_dim, module.kv_lora_rank)
         of_k, of_v = both.split((module.qk_nope_head_dim, module.v_head_dim), 1)
-        known = state, of_k.transpose(1, 2).contiguous(), of_v.contiguous()
-        _absorbed[module] = known
-    return known[1:]
+        return of_k.transpose(1, 2).contiguous(), of_v.contiguous()
 
 
 def queries(self: Any, x: Tensor) -> Tensor:
@@ -85,6 +100,7 @@ def forward(cls: type[nn.Module], meaning: Attention, ops: Any = aiter_ops) -> C
                 return self.o_proj(out.view(*lead, -1)), None
         elif cache is not None:
             hold_together(cache, self.layer_idx, latent, shared)
+            absorbed(self, latent.dtype)  # there before a step is compiled or captured
             latent, shared = (t.squeeze(1) for t in cache.update(latent[:, None], shared[:, None], self.layer_idx))
             if lead[1] == 1 and kind_of(mask) not in (FRESH, FRESH_SPAN):
                 out = decode(self, *tokens_of(mask, latent, shared, together(cache, self.layer_idx)), plain, turning, meaning.scale, ops)

@@ -56,7 +56,8 @@ def mask_function(stock: str) -> Callable[..., Any]:
     ) -> Any:
         device = torch.device(device)
         made: Tensor | str | None = "it is not causal, or more than causal"
-        if _is_causal(mask_function, local_size):
+        alone = attention_mask is None and q_length == kv_length
+        if not kwargs.get("use_vmap") and _is_causal(mask_function, local_size, alone, kwargs.get("config")):
             made = _made(batch_size, q_length, kv_length, q_offset, kv_offset, attention_mask, device)
         if not isinstance(made, str):
             return made
@@ -78,8 +79,11 @@ def mask_function(stock: str) -> Callable[..., Any]:
     return mask
 
 
-def _is_causal(function: Any, local_size: int | None) -> bool:
-    """Whether it is transformers' causal mask function, or that with a sliding window."""
+def _is_causal(function: Any, local_size: int | None, alone: bool, config: Any) -> bool:
+    """Whether it is transformers' causal mask function, or that with a sliding window.
+
+    alone: several sequences may be packed in a row, which a function that is traced does not show.
+    """
     from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
     if local_size is None:
@@ -87,6 +91,8 @@ def _is_causal(function: Any, local_size: int | None) -> bool:
     model = sliding_window_causal_mask_function(local_size)
     if getattr(function, "__code__", None) is not model.__code__:
         return False
+    if torch.compiler.is_compiling():  # what it is made of cannot be seen then: chunks, or packed sequences
+        return not alone and getattr(config, "attention_chunk_size", None) is None
     (given,), (wanted,) = ([c.cell_contents for c in f.__closure__] for f in (function, model))
     same = [f.__code__ is w.__code__ for f, w in zip(given, wanted, strict=False)]
     return len(given) == len(wanted) and all(same)

@@ -20,6 +20,9 @@ SWAPPED = "_aiter_ops_swapped"
 """Name under which a module keeps the names of its swapped methods."""
 
 
+KEPT = "_aiter_ops_kept"
+"""Name under which a module keeps what was made from its weights."""
+
 LAID_OUT = "_aiter_ops_laid_out"
 """Name under which a module keeps the names of its parameters that were contiguous before."""
 
@@ -35,6 +38,7 @@ def unswap(module: nn.Module) -> bool:
     for name in module.__dict__.pop(LAID_OUT, ()):
         weight: Any = module._parameters[name]
         weight.data = weight.data.contiguous()
+    module.__dict__.pop(KEPT, None)
     names = module.__dict__.pop(SWAPPED, ())
     for name in names:
         module.__dict__.pop(name, None)
