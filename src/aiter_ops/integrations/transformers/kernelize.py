@@ -14,6 +14,7 @@ from aiter_ops.core.decide import Refused
 from aiter_ops.core.op import get_op
 
 from . import interface
+from .layers import fused_norm
 from .plan import ASKED, Way, plan
 from .replace import swap, unswap
 
@@ -90,7 +91,7 @@ def kernelize(
     attending = [way.module for way in chosen if set(way.ops) & {"paged_attention", "mla_decode"}]
     if attending:
         interface.turn_on(attending)
-    fused = {f"{w.path}.post_attention_layernorm" for w in chosen if "add_rms_norm" in w.ops}
+    fused = {f"{w.path}.{fused_norm(w.module)}" for w in chosen if "add_rms_norm" in w.ops}
     report.replaced = [
         Replaced(w.path, type(w.module).__name__, op) for w in chosen if w.path not in fused for op in w.ops
     ]

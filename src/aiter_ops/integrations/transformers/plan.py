@@ -16,14 +16,13 @@ from .block_fp8 import BlockFp8Experts, BlockFp8Linear
 from .experts import Experts, coded_experts_forward, experts, experts_forward, lay_out
 from .recognise import Meaning
 from .replace import (
-    add_norm_call,
     coded_linear_forward,
     gate_method,
-    layer_forward,
     linear_forward,
     mlp_forward,
     norm_forward,
 )
+from .layers import add_norm_call, fused_norm, is_known, layer_forward
 from .packed import Attention
 from .routers import router, router_forward
 from .trial import attention
@@ -97,10 +96,12 @@ def plan(model: nn.Module) -> tuple[list[list[Way]], list[tuple[str, nn.Module, 
         if several:
             ways.append(several)
     for path, module in model.named_modules():
-        meaning = norms.get(getattr(module, "post_attention_layernorm", None))
-        if meaning is not None and meaning.op == "rms_norm" and _is_pre_norm(module, tried):
-            call = add_norm_call(module.post_attention_layernorm, meaning)
-            ways.append([Way(path, module, ("add_rms_norm",), "forward", layer_forward(type(module), call))])
+        fused = fused_norm(module)
+        meaning = norms.get(getattr(module, fused)) if fused else None
+        if fused and meaning is not None and meaning.op == "rms_norm" and "forward" not in module.__dict__:
+            if tried(is_known, module):
+                call = add_norm_call(getattr(module, fused), fused, meaning)
+                ways.append([Way(path, module, ("add_rms_norm",), "forward", layer_forward(type(module), fused, call))])
     return ways, left
 
 
@@ -144,9 +145,3 @@ def _product(module: nn.Module) -> Meaning | None:
         return None
     found = recognise.expert_gate(module)
     return found if isinstance(found, Meaning) else None
-
-
-def _is_pre_norm(module: nn.Module, tried: Tried) -> bool:
-    if "forward" in module.__dict__ or set(module._modules) != set(recognise.LAYER):
-        return False
-    return bool(tried(lambda m: recognise.pre_norm_layer(m, layer_forward(type(m), None)), module))
