@@ -68,11 +68,26 @@ MODELS = [
         SMALL,
         {"rms_norm": 3, "add_rms_norm": 2, "gelu_tanh_and_mul": 2, **DENSE, **ATTENTION},
     ),
-    ("Gemma2ForCausalLM", "Gemma2Config", SMALL, {"rms_norm": 9, "gelu_tanh_and_mul": 2, **DENSE}),
-    ("Gemma3ForCausalLM", "Gemma3TextConfig", SMALL, {"rms_norm": 13, "gelu_tanh_and_mul": 2, **DENSE}),
-    ("Phi3ForCausalLM", "Phi3Config", SMALL, {"rms_norm": 5, "silu_and_mul": 2, "gemm_a16w16": 9}),
+    (
+        "Gemma2ForCausalLM",
+        "Gemma2Config",
+        SMALL,
+        {"rms_norm": 7, "add_rms_norm": 2, "gelu_tanh_and_mul": 2, **DENSE, **ATTENTION},
+    ),
+    (
+        "Gemma3ForCausalLM",
+        "Gemma3TextConfig",
+        SMALL,
+        {"rms_norm": 11, "add_rms_norm": 2, "gelu_tanh_and_mul": 2, **DENSE, **ATTENTION},
+    ),
+    (
+        "Phi3ForCausalLM",
+        "Phi3Config",
+        SMALL,
+        {"rms_norm": 3, "add_rms_norm": 2, "silu_and_mul": 2, "gemm_a16w16": 9, **ATTENTION},
+    ),
     ("MixtralForCausalLM", "MixtralConfig", SMALL | MOE, {"rms_norm": 3, "add_rms_norm": 2, **EXPERTS, **ATTENTION}),
-    ("GptOssForCausalLM", "GptOssConfig", SMALL | MOE, {"rms_norm": 5, **EXPERTS}),
+    ("GptOssForCausalLM", "GptOssConfig", SMALL | MOE, {"rms_norm": 3, "add_rms_norm": 2, **EXPERTS, **ATTENTION}),
     (
         "DeepseekV3ForCausalLM",
         "DeepseekV3Config",
@@ -89,7 +104,7 @@ MODELS = [
         "GPT2LMHeadModel",
         "GPT2Config",
         {"vocab_size": 64, "n_embd": 64, "n_layer": 2, "n_head": 4},
-        {"layer_norm": 5, "gemm_a16w16": 1},
+        {"layer_norm": 5, "gemm_a16w16": 1, "flash_attn_varlen": 2},
     ),
 ]
 

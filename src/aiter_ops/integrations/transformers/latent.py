@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import aiter_ops
+from aiter_ops.ops.formulas import FLOATS
 
 from .attend import Scores, attend
 from .block_fp8 import BlockFp8Linear, dequantised
@@ -16,7 +17,8 @@ from .interface import why_not
 from .latent_cache import hold_together, together, tokens_of
 from .masks import FRESH, FRESH_SPAN, kind_of, still
 from .packed import Attention, arguments_of, is_paged, turned
-from .recognise import linear
+from .quantiser_fp8 import quantised_linear
+from .recognise import Meaning, linear
 from .replace import KEPT
 
 CHILDREN = {"kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"}
@@ -36,7 +38,7 @@ def absorbed(module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if not still(layer.weight.device):
         return _halves(module, dtype)
     version = 0 if layer.weight.is_inference() else layer.weight._version
-    of_scale = layer.weight_scale_inv.data_ptr() if isinstance(layer, BlockFp8Linear) else 0
+    of_scale = 0 if layer.weight.dtype in FLOATS else _scale_of(layer).data_ptr()
     state = (layer.weight.data_ptr(), of_scale, version)  # changes in place of inference tensors are not seen
     if kept is None or kept[2] != state or kept[0].dtype is not dtype:
         made = _halves(module, dtype)
@@ -52,12 +54,26 @@ def absorbed(module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def _halves(module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     layer = module.kv_b_proj
-    coded = isinstance(layer, BlockFp8Linear)
     with torch.no_grad():
-        weight = dequantised(layer.weight, layer.weight_scale_inv) if coded else layer.weight
+        weight, scale = layer.weight, None if layer.weight.dtype in FLOATS else _scale_of(layer)
+        if scale is not None:
+            blocks = hasattr(layer, "weight_scale_inv")
+            weight = dequantised(weight, scale) if blocks else weight.float() * scale.reshape(-1, 1)
         both = weight.to(dtype).view(-1, module.qk_nope_head_dim + module.v_head_dim, module.kv_lora_rank)
         of_k, of_v = both.split((module.qk_nope_head_dim, module.v_head_dim), 1)
         return of_k.transpose(1, 2).contiguous(), of_v.contiguous()
+
+
+def _scale_of(layer: Any) -> Tensor:
+    """The scales of FP8 weights: of blocks, or of rows."""
+    found: Tensor = layer.weight_scale_inv if hasattr(layer, "weight_scale_inv") else layer.weight_scale
+    return found
+
+
+def reads(layer: Any) -> bool:
+    """Whether the weight of a ``kv_b_proj`` is one that `absorbed` can read."""
+    plain = type(layer) is nn.Linear and layer.weight.dtype in FLOATS
+    return plain or isinstance(layer, BlockFp8Linear) or isinstance(quantised_linear(layer), Meaning)
 
 
 def queries(self: Any, x: Tensor) -> Tensor:

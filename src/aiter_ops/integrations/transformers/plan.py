@@ -24,6 +24,13 @@ from .replace import (
 )
 from .layers import add_norm_call, fused_norm, is_known, layer_forward
 from .packed import Attention
+from .quantiser_fp8 import (
+    quantised_experts,
+    quantised_experts_forward,
+    quantised_linear,
+    quantised_linear_forward,
+    without_minus_zero,
+)
 from .routers import router, router_forward
 from .trial import attention
 
@@ -31,16 +38,14 @@ Found = Meaning | str | None
 Make = Callable[[nn.Module, Any], Callable[..., Any]]
 
 
-OTHER_FP8 = (
-    "an FP8 layer of transformers' quantiser, which needs kernels to be tried; `aiter-ops run` loads it otherwise"
-)
-
-
 BESIDE = {
     "paged_attention": ("flash_attn_varlen", "reshape_and_cache", "apply_rope"),
     "mla_decode": ("flash_attn_varlen", "concat_and_cache_mla", "bmm_a16w16", "apply_rope"),
 }
 """The other ops that attention of each kind calls."""
+
+QUANTISES = {"gemm_a8w8_blockscale": "group_quant", "gemm_a8w8": "per_token_quant"}
+"""What quantises the input of each product of FP8."""
 
 
 ASKED = ""
@@ -88,6 +93,8 @@ def plan(model: nn.Module) -> tuple[list[list[Way]], list[tuple[str, nn.Module, 
                 found = f"its {name} was replaced on the instance by something else"
             if isinstance(found, Meaning):
                 prepare = lay_out if isinstance(found, Experts) and found.turned else None
+                if make in (quantised_linear_forward, quantised_experts_forward):
+                    prepare = without_minus_zero
                 several.append(Way(path, module, (found.op, *more), name, make(module, found), prepare))
             elif isinstance(found, str):
                 left.append((path, module, found))
@@ -119,10 +126,13 @@ def _looks(module: nn.Module, tried: Tried) -> Iterator[tuple[Any, ...]]:
         yield Meaning("gemm_a16w16"), "forward", linear_forward
     if isinstance(module, BlockFp8Linear):
         yield Meaning("gemm_a8w8_blockscale"), "forward", coded_linear_forward, "group_quant"
-    elif module._parameters.get("weight_scale_inv") is not None:
-        yield OTHER_FP8, "forward", coded_linear_forward
+    elif (found := quantised_linear(module)) is not None:
+        yield found, "forward", quantised_linear_forward, QUANTISES.get(getattr(found, "op", ""), "")
     if isinstance(module, BlockFp8Experts):
         yield Meaning("fused_moe"), "forward", coded_experts_forward
+        return
+    if (found := quantised_experts(module)) is not None:
+        yield found, "forward", quantised_experts_forward
         return
     whole = tried(experts, module)
     if whole is not None:

@@ -43,7 +43,7 @@ def attention(module: nn.Module) -> Attention | str | None:
         return "its attention is not causal"
     if why := interface.missing():
         return why
-    if known is None:
+    if known is None or (known is latent.stubs and not latent.reads(module.kv_b_proj)):
         return _by_code(module)
     try:
         return _tried(module, known(module, HIDDEN))
