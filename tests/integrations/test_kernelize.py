@@ -44,8 +44,8 @@ DENSE = {"gemm_a16w16": 15}
 ATTENTION = {"apply_rope": 2, "flash_attn_varlen": 2}
 """Of two layers, in a pass without pages."""
 
-UNUSED = {"paged_attention", "reshape_and_cache", "mla_decode", "concat_and_cache_mla", "bmm_a16w16"}
-"""What attention calls with pages alone."""
+UNUSED = {"sample", "paged_attention", "reshape_and_cache", "mla_decode", "concat_and_cache_mla", "bmm_a16w16"}
+"""What attention calls in decoding alone, and generation."""
 
 
 # model class, config class, config, calls of each op in one forward of two layers
@@ -175,7 +175,7 @@ def test_only_and_exclude_take_ops_and_families() -> None:
     assert {r.op for r in kernelize(model, only=["rms_norm"]).replaced} == {"rms_norm"}
     assert calls_of(model)[1] == {"rms_norm": 5}
     rest = {r.op for r in kernelize(model, exclude=["norm", "attention", "gemm"]).replaced}
-    assert rest == {"silu_and_mul"}
+    assert rest == {"silu_and_mul", "sample"}
     with pytest.raises(ValueError, match=r"only names rmsnorm; ops and families are accepted: .*rms_norm"):
         kernelize(model, only="rmsnorm")
     with pytest.raises(TypeError, match=r"model is dict; a torch.nn.Module is accepted"):

@@ -19,7 +19,7 @@ from . import latent
 from .attend import attend
 from .interface import why_not
 from .masks import kind_of
-from .packed import Attention, arguments_of, is_paged, turned
+from .packed import Attention, arguments_of, cache_name, is_paged, turned
 
 NORMS = {"q_norm", "k_norm"}
 PAGED = "_aiter_ops_paged"
@@ -38,13 +38,14 @@ def attention_forward(module: nn.Module, meaning: Attention, ops: Any = aiter_op
 
 def _plain_forward(module: Any, meaning: Attention, ops: Any) -> Callable[..., Any]:
     stock, arguments = type(module).forward, arguments_of(type(module).forward)
+    cached = cache_name(stock)
     normed, joint = set(module._modules) >= NORMS, "qkv_proj" in module._modules
     width: int = module.head_dim
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         given = arguments(args, kwargs)
         positions, mask = given.get("position_embeddings"), given.get("attention_mask")
-        cache = given.get("past_key_values")
+        cache = given.get(cached)
         if positions is None or kind_of(mask) == 0 or why_not(self, (hidden_states,), given) is not None:
             return stock(self, hidden_states, **given)
         lead = hidden_states.shape[:2]

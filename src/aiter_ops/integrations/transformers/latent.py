@@ -16,7 +16,7 @@ from .block_fp8 import BlockFp8Linear, dequantised
 from .interface import why_not
 from .latent_cache import hold_together, together, tokens_of
 from .masks import FRESH, FRESH_SPAN, kind_of, still
-from .packed import Attention, arguments_of, is_paged, turned
+from .packed import Attention, arguments_of, cache_name, is_paged, turned
 from .quantiser_fp8 import quantised_linear
 from .recognise import Meaning, linear
 from .replace import KEPT
@@ -93,11 +93,12 @@ def expanded(self: Any, latent: Tensor, rotated: Tensor) -> tuple[Tensor, Tensor
 def forward(cls: type[nn.Module], meaning: Attention, ops: Any = aiter_ops) -> Callable[..., Any]:
     """hidden_states [B, S, N] -> (the same, None), latents in the cache that is given."""
     stock, arguments, scores = cls.forward, arguments_of(cls.forward), Scores(meaning.scale)
+    cached = cache_name(stock)
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         given = arguments(args, kwargs)
         positions, mask = given.get("position_embeddings"), given.get("attention_mask")
-        cache = given.get("past_key_values")
+        cache = given.get(cached)
         if positions is None or kind_of(mask) == 0 or why_not(self, (hidden_states,), given) is not None:
             return stock(self, hidden_states, **given)
         lead, rope = hidden_states.shape[:2], self.qk_rope_head_dim

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import aiter_ops
 
+from .packed import cache_name
 from .recognise import Meaning, eps_of, forward_of, twin_of
 
 PRE_NORM = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
@@ -120,7 +121,8 @@ def _agree(module: nn.Module, replacement: Callable[..., Any], mlp: Callable[[Te
         return made
 
     x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
-    given = [{}, {"attention_mask": 1, "position_ids": 2, "past_key_values": None, "use_cache": True, "other": 3}]
+    cached = cache_name(type(module).forward)
+    given = [{}, {"attention_mask": 1, "position_ids": 2, cached: None, "use_cache": True, "other": 3}]
     try:
         for kwargs in given:
             theirs, ours = twin(), twin()

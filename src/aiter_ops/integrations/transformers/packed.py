@@ -57,6 +57,11 @@ def arguments_of(stock: Callable[..., Any]) -> Callable[[tuple[Any, ...], dict[s
     return lambda args, kwargs: {**dict(zip(named, args, strict=False)), **kwargs} if args else kwargs
 
 
+def cache_name(stock: Callable[..., Any]) -> str:
+    """What a forward calls the cache: ``cache`` from transformers 5.24 on, before that ``past_key_values``."""
+    return "cache" if "cache" in inspect.signature(stock).parameters else "past_key_values"
+
+
 _recent = Recent(4)
 
 

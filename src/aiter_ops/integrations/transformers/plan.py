@@ -32,6 +32,7 @@ from .quantiser_fp8 import (
     without_minus_zero,
 )
 from .routers import router, router_forward
+from .sampling import HOOK, sampling, sampling_method, watch_for_assistants
 from .trial import attention
 
 Found = Meaning | str | None
@@ -95,6 +96,8 @@ def plan(model: nn.Module) -> tuple[list[list[Way]], list[tuple[str, nn.Module, 
                 prepare = lay_out if isinstance(found, Experts) and found.turned else None
                 if make in (quantised_linear_forward, quantised_experts_forward):
                     prepare = without_minus_zero
+                elif make is sampling_method:
+                    prepare = watch_for_assistants
                 several.append(Way(path, module, (found.op, *more), name, make(module, found), prepare))
             elif isinstance(found, str):
                 left.append((path, module, found))
@@ -115,6 +118,7 @@ def plan(model: nn.Module) -> tuple[list[list[Way]], list[tuple[str, nn.Module, 
 def _looks(module: nn.Module, tried: Tried) -> Iterator[tuple[Any, ...]]:
     """What `module` may be: Found, the method to replace, what makes it, other ops that one calls."""
     yield _norm(module, tried), "forward", norm_forward
+    yield sampling(module), HOOK, sampling_method
     yield tried(recognise.gated_mlp, module), "forward", mlp_forward
     yield tried(router, module), "forward", router_forward, "gemm_a16w16"
     found = tried(attention, module)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import interface, latent
 from .attend import Scores, attend
 from .attention import NORMS, attention_forward
-from .packed import Attention, References
+from .packed import Attention, References, cache_name
 from .recognise import close, forward_of, linear, twin_of
 
 PLAIN, JOINT = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"qkv_proj", "o_proj"}
@@ -90,6 +90,7 @@ def _tried(module: Any, stubs: dict[str, nn.Module | None]) -> Attention | str:
     from .pages import PagedCache
 
     _register()
+    cached = cache_name(type(module).forward)
     generator = torch.Generator().manual_seed(9)
     own = {n: torch.randn(p.shape, generator=generator) for n, p in module._parameters.items() if p is not None}
     twin = twin_of(module, own, {n: m if m is None else _on_cpu(m) for n, m in stubs.items()})
@@ -104,7 +105,7 @@ def _tried(module: Any, stubs: dict[str, nn.Module | None]) -> Attention | str:
             continue
         _asked.clear()
         try:
-            want = forward_of(twin, x, position_embeddings=positions, attention_mask=None, past_key_values=None)[0]
+            want = forward_of(twin, x, position_embeddings=positions, attention_mask=None, **{cached: None})[0]
         except Exception:  # another form of angles, or fewer columns than it turns
             continue
         if len(_asked) != 1:
@@ -120,11 +121,11 @@ def _tried(module: Any, stubs: dict[str, nn.Module | None]) -> Attention | str:
                 stored, pages = DynamicCache(), PagedCache(1, BATCH, LENGTH, References())
                 first = {"position_embeddings": _part(positions, slice(0, LENGTH - 1)), "attention_mask": None}
                 then = {"position_embeddings": _part(positions, last), "attention_mask": None}
-                forward_of(twin, x[:, :-1], **first, past_key_values=stored)
+                forward_of(twin, x[:, :-1], **first, **{cached: stored})
                 got = [
                     ours(twin, x, position_embeddings=positions, attention_mask=None)[0],
-                    ours(twin, x[:, :-1], **first, past_key_values=pages)[0],
-                    *(ours(twin, x[:, last], **then, past_key_values=c)[0] for c in (stored, pages)),
+                    ours(twin, x[:, :-1], **first, **{cached: pages})[0],
+                    *(ours(twin, x[:, last], **then, **{cached: c})[0] for c in (stored, pages)),
                 ]
             parts = (want, want[:, :-1], want[:, last], want[:, last])
             if all(close(g, w) for g, w in zip(got, parts, strict=True)):
