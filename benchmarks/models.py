@@ -147,7 +147,11 @@ def prefill(run: Run, batch: int, way: str) -> dict[str, Any]:
             cache = cache_of(run, False, batch, run.prompt)
         else:
             cache.reset()
-        at = torch.arange(run.prompt, device=run.device) if position_argument(model, static, 0, run.device) is not None else None
+        at = (
+            torch.arange(run.prompt, device=run.device)
+            if position_argument(model, static, 0, run.device) is not None
+            else None
+        )
         call(model, ids, cache, at)
 
     started = time.perf_counter()
@@ -206,7 +210,9 @@ def measure(run: Run, ways: list[str], batches: list[int], tell: Callable[[], No
             for way in mine:
                 if what == "prefill" and way == "ours graph":
                     continue
-                results.append({"what": what, "batch": batch, "way": way, **tried(lambda w=way, b=batch, t=timed: t(run, b, w))})
+                results.append(
+                    {"what": what, "batch": batch, "way": way, **tried(lambda w=way, b=batch, t=timed: t(run, b, w))}
+                )
                 print(json.dumps({k: v for k, v in results[-1].items() if k != "all_ms"}), flush=True)
                 tell()
         if side == "ours":

@@ -22,7 +22,13 @@ WIDTHS: dict[str, Any] = {
 }
 WINDOW = 11
 LATENT = {"q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 24}
-GROUPED = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "moe_intermediate_size": 24, "first_k_dense_replace": 1}
+GROUPED = {
+    "n_routed_experts": 8,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+}
 DEEPSEEK = LATENT | GROUPED | {"num_experts_per_tok": 3, "num_key_value_heads": 4}
 MIXED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": WINDOW}
 V2 = {"topk_method": "group_limited_greedy", "routed_scaling_factor": 1.5}

@@ -56,7 +56,7 @@ def test_the_whole_model(kind: str) -> None:
     report = kernelize(model)
     assert not report.left, report
     replaced = {r.op for r in report.replaced}
-    assert CORE <= replaced
+    assert replaced >= CORE
     assert (kind in EXPERTS) == ("fused_moe" in replaced)
     for run, want in zip(runs, stock, strict=True):
         got, calls = called(functools.partial(continued, model, *run))

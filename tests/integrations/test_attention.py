@@ -16,9 +16,9 @@ import aiter_ops
 from aiter_ops.core import provider as providers
 from aiter_ops.core.op import get_op
 from aiter_ops.integrations.transformers import kernelize, restore
-from aiter_ops.integrations.transformers.trial import attention
 from aiter_ops.integrations.transformers.latent import absorbed
 from aiter_ops.integrations.transformers.packed import Attention
+from aiter_ops.integrations.transformers.trial import attention
 
 transformers = pytest.importorskip("transformers")
 

@@ -127,7 +127,9 @@ def test_experts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
             weight, scale = getattr(module, name), getattr(module, f"{name}_scale_inv")
             weight.copy_((drawn(*weight.shape, seed=i) * 100).to(FN))
             scale.copy_(drawn(*scale.shape, seed=i + 2).abs() / 1000)
-    parts = [(getattr(module, n).data.clone(), getattr(module, f"{n}_scale_inv").data) for n in ("gate_up_proj", "down_proj")]
+    parts = [
+        (getattr(module, n).data.clone(), getattr(module, f"{n}_scale_inv").data) for n in ("gate_up_proj", "down_proj")
+    ]
     x, ids = drawn(9, 128, seed=5), drawn(9, 3, seed=6).topk(2).indices
     weights = drawn(9, 2, seed=7).softmax(-1)
     want = BlockFp8Experts(*parts, "silu")(x, ids, weights)

@@ -13,7 +13,7 @@ from aiter_ops.integrations.transformers import kernelize, restore
 
 pytest.importorskip("transformers")
 
-from .architectures import build  # noqa: E402 - after the skip
+from .architectures import build
 
 IDS = torch.tensor([[5, 9, 33, 12]])
 WARPED: dict[str, Any] = {"temperature": 1.7, "top_k": 20, "top_p": 0.9, "min_p": 0.02}

@@ -58,9 +58,7 @@ class Recent:
 _recent = Recent(16)
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: Scores, ops: Any = aiter_ops
-) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: Scores, ops: Any = aiter_ops) -> Tensor:
     """Causal attention of q [B, S, H, D] to k [B, Hk, L, D] and v [B, Hk, L, Dv], any strides; [B, S, H, Dv].
 
     mask: as `masks` makes it. Queries that are padding get something finite.

@@ -113,7 +113,7 @@ def why_not(module: Any, tensors: tuple[Tensor, ...], given: dict[str, Any]) -> 
     return None
 
 
-UNSERVED = ("position_bias", "cache", "cu_seq_lens_q", "cu_seq_lens_k", "head_mask", "alibi", "indexer_mask")
+UNSERVED = ("position_bias", "cu_seq_lens_q", "cu_seq_lens_k", "head_mask", "alibi", "indexer_mask")
 """What some models give the interface that changes the numbers in a way the ops are not asked for."""
 
 
@@ -124,6 +124,8 @@ def attention_function(stock: str) -> Callable[..., Any]:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         why = why_not(module, (query, key, value), kwargs)
+        if why is None and kwargs.get("cache") is not None:
+            why = "it is given a cache of transformers' own pages"
         if why is None and kind_of(attention_mask) == 0:
             why = "a mask of another kind is given"
         if why is not None:

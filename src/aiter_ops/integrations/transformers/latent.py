@@ -120,7 +120,14 @@ def forward(cls: type[nn.Module], meaning: Attention, ops: Any = aiter_ops) -> C
             absorbed(self, latent.dtype)  # there before a step is compiled or captured
             latent, shared = (t.squeeze(1) for t in cache.update(latent[:, None], shared[:, None], self.layer_idx))
             if lead[1] == 1 and kind_of(mask) not in (FRESH, FRESH_SPAN):
-                out = decode(self, *tokens_of(mask, latent, shared, together(cache, self.layer_idx)), plain, turning, meaning.scale, ops)
+                out = decode(
+                    self,
+                    *tokens_of(mask, latent, shared, together(cache, self.layer_idx)),
+                    plain,
+                    turning,
+                    meaning.scale,
+                    ops,
+                )
                 return self.o_proj(out.view(*lead, -1)), None
             if kind_of(mask) in (FRESH, FRESH_SPAN):
                 latent, shared = latent[:, : lead[1]], shared[:, : lead[1]]

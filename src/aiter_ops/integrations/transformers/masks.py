@@ -62,7 +62,9 @@ def mask_function(stock: str) -> Callable[..., Any]:
         if not isinstance(made, str):
             return made
         if not torch.compiler.is_compiling():
-            warn_once(f"mask {made}", "a mask of attention: %s: the model's own attention serves there, not the op", made)
+            warn_once(
+                f"mask {made}", "a mask of attention: %s: the model's own attention serves there, not the op", made
+            )
         return ALL_MASK_ATTENTION_FUNCTIONS[stock](
             batch_size=batch_size,
             q_length=q_length,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aiter_ops.core.op import get_op
 
@@ -85,5 +85,3 @@ def turned(q: Tensor, k: Tensor, positions: Any, meaning: Attention, ops: Any) -
 def moved_apart(x: Tensor) -> Tensor:
     """Elements 2j and 2j + 1 of the last dimension to j and j + half."""
     return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-
-

@@ -14,14 +14,6 @@ from . import recognise
 from .attention import attention_forward
 from .block_fp8 import BlockFp8Experts, BlockFp8Linear
 from .experts import Experts, coded_experts_forward, experts, experts_forward, lay_out
-from .recognise import Meaning
-from .replace import (
-    coded_linear_forward,
-    gate_method,
-    linear_forward,
-    mlp_forward,
-    norm_forward,
-)
 from .layers import add_norm_call, fused_norm, is_known, layer_forward
 from .packed import Attention
 from .quantiser_fp8 import (
@@ -30,6 +22,14 @@ from .quantiser_fp8 import (
     quantised_linear,
     quantised_linear_forward,
     without_minus_zero,
+)
+from .recognise import Meaning
+from .replace import (
+    coded_linear_forward,
+    gate_method,
+    linear_forward,
+    mlp_forward,
+    norm_forward,
 )
 from .routers import router, router_forward
 from .sampling import HOOK, sampling, sampling_method, watch_for_assistants
@@ -108,10 +108,11 @@ def plan(model: nn.Module) -> tuple[list[list[Way]], list[tuple[str, nn.Module, 
     for path, module in model.named_modules():
         fused = fused_norm(module)
         meaning = norms.get(getattr(module, fused)) if fused else None
-        if fused and meaning is not None and meaning.op == "rms_norm" and "forward" not in module.__dict__:
-            if tried(is_known, module):
-                call = add_norm_call(getattr(module, fused), fused, meaning)
-                ways.append([Way(path, module, ("add_rms_norm",), "forward", layer_forward(type(module), fused, call))])
+        if fused is None or meaning is None or meaning.op != "rms_norm" or "forward" in module.__dict__:
+            continue
+        if tried(is_known, module):
+            call = add_norm_call(getattr(module, fused), fused, meaning)
+            ways.append([Way(path, module, ("add_rms_norm",), "forward", layer_forward(type(module), fused, call))])
     return ways, left
 
 

@@ -65,7 +65,11 @@ def quantised_experts(module: nn.Module) -> Meaning | str | None:
     ):
         return f"FP8 experts other than dynamic ones with scales of {BLOCK}×{BLOCK}"
     scales = [module._parameters.get(f"{n}_scale_inv") for n in ("gate_up_proj", "down_proj")]
-    if any(s is None or s.dtype != torch.float32 for s in scales) or (first.shape[1] // 2) % BLOCK or first.shape[2] % BLOCK:
+    if (
+        any(s is None or s.dtype != torch.float32 for s in scales)
+        or (first.shape[1] // 2) % BLOCK
+        or first.shape[2] % BLOCK
+    ):
         return "FP8 experts with other scales, or sizes that are no multiple of 128"
     if getattr(module, "_is_expert_parallel", False):
         return "holds a part of the experts only"

@@ -63,7 +63,11 @@ def sampling_method(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
         made = stock(self, generation_config, *args, **kwargs)
         names = [type(p).__name__ for p in made]
         first = next((i for i, name in enumerate(names) if name in WARPERS), len(names))
-        if ASSISTED in self.__dict__ or not _alone(generation_config) or names[first:] != [n for n in WARPERS if n in names[first:]]:
+        if (
+            ASSISTED in self.__dict__
+            or not _alone(generation_config)
+            or names[first:] != [n for n in WARPERS if n in names[first:]]
+        ):
             return made
         given = {type(p).__name__: p for p in made[first:]}
         values = (
@@ -101,5 +105,12 @@ def _alone(config: Any) -> bool:
         return False
     if any(getattr(config, n, None) for n in ("output_scores", "renormalize_logits", "assistant_tokens_confidence")):
         return False
-    speculative = ("prompt_lookup_num_tokens", "assistant_early_exit", "penalty_alpha", "dola_layers", "use_mtp", "is_assistant")
+    speculative = (
+        "prompt_lookup_num_tokens",
+        "assistant_early_exit",
+        "penalty_alpha",
+        "dola_layers",
+        "use_mtp",
+        "is_assistant",
+    )
     return not any(getattr(config, n, None) for n in speculative)

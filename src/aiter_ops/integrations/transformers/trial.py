@@ -76,7 +76,9 @@ def _register() -> None:
 
     def asked(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
         _asked.append(((q, k, v), kwargs))
-        scores = Scores(kwargs["scaling"], kwargs.get("sliding_window"), kwargs.get("softcap") or 0.0, kwargs.get("s_aux"))
+        scores = Scores(
+            kwargs["scaling"], kwargs.get("sliding_window"), kwargs.get("softcap") or 0.0, kwargs.get("s_aux")
+        )
         return attend(q.transpose(1, 2), k, v, None, scores, References()), None
 
     ALL_ATTENTION_FUNCTIONS.register(TRIAL, asked)
@@ -179,7 +181,11 @@ def _plain_stubs(module: Any, hidden: int) -> dict[str, nn.Module | None]:
     groups = module.num_key_value_groups
     joint = "qkv_proj" in module._modules
     keys = config.num_key_value_heads if joint or module._parameters else 2
-    sizes = {"q_proj": keys * groups * module.head_dim, "k_proj": keys * module.head_dim, "v_proj": keys * module.head_dim}
+    sizes = {
+        "q_proj": keys * groups * module.head_dim,
+        "k_proj": keys * module.head_dim,
+        "v_proj": keys * module.head_dim,
+    }
     made: dict[str, nn.Module | None] = {n: linear(hidden, size, i) for i, (n, size) in enumerate(sizes.items())}
     out = linear(sizes["q_proj"], hidden, 3)
     if joint:
