@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import Counter
 from typing import Any
 
@@ -316,6 +317,34 @@ def test_a_foreign_forward_on_the_instance_is_kept() -> None:
     report = kernelize(model)
     assert not report.replaced
     assert "replaced on the instance" in report.left[0].reason
+
+
+def test_hooks_that_stand_for_forward_keep_standing() -> None:
+    """As accelerate puts them on the modules of a device map."""
+    model, seen = build("Llama"), []
+    stock = logits(model)
+
+    def hook(module: nn.Module) -> None:
+        module._hf_hook, module._old_forward = object(), module.forward
+
+        def new_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
+            seen.append(type(module).__name__)
+            return module._old_forward(*args, **kwargs)
+
+        module.forward = functools.partial(new_forward, module)
+
+    for module in (*model.model.layers, model.model.norm, model.lm_head):
+        hook(module)
+    report = kernelize(model)
+    assert not report.left, report
+    ours, calls = calls_of(model)
+    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
+    assert (calls["add_rms_norm"], calls["rms_norm"], calls["gemm_a16w16"]) == (2, 3, 15)
+    assert seen == ["LlamaDecoderLayer", "LlamaDecoderLayer", "LlamaRMSNorm", "Linear"]
+    restore(model)
+    assert torch.equal(logits(model), stock)
+    assert len(seen) == 8
+    assert calls_of(model)[1] == {}
 
 
 def test_public_names_are_lazy() -> None:

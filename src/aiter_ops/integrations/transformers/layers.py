@@ -46,7 +46,12 @@ def layer_forward(cls: type[nn.Module], fused: str, add_norm: Callable[..., Any]
         norm = getattr(self, fused)
         if self.training or (
             add_norm is not None
-            and (norm._forward_hooks or norm._forward_pre_hooks or norm.weight.dtype is not hidden_states.dtype)
+            and (
+                norm._forward_hooks
+                or norm._forward_pre_hooks
+                or hasattr(norm, "_hf_hook")
+                or norm.weight.dtype is not hidden_states.dtype
+            )
         ):
             return stock(self, hidden_states, *args, **kwargs)
         given = {**defaults, **dict(zip(named, args, strict=False)), **kwargs}

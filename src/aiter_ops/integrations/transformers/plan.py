@@ -27,6 +27,7 @@ from .recognise import Meaning
 from .replace import (
     coded_linear_forward,
     gate_method,
+    is_taken,
     linear_forward,
     mlp_forward,
     norm_forward,
@@ -90,7 +91,7 @@ def plan(model: nn.Module) -> tuple[list[list[Way]], list[tuple[str, nn.Module, 
     for path, module in model.named_modules():
         several: list[Way] = []
         for found, name, make, *more in _looks(module, tried):
-            if isinstance(found, Meaning) and name in module.__dict__:
+            if isinstance(found, Meaning) and name and is_taken(module, name):
                 found = f"its {name} was replaced on the instance by something else"
             if isinstance(found, Meaning):
                 prepare = lay_out if isinstance(found, Experts) and found.turned else None
@@ -108,7 +109,7 @@ def plan(model: nn.Module) -> tuple[list[list[Way]], list[tuple[str, nn.Module, 
     for path, module in model.named_modules():
         fused = fused_norm(module)
         meaning = norms.get(getattr(module, fused)) if fused else None
-        if fused is None or meaning is None or meaning.op != "rms_norm" or "forward" in module.__dict__:
+        if fused is None or meaning is None or meaning.op != "rms_norm" or is_taken(module, "forward"):
             continue
         if tried(is_known, module):
             call = add_norm_call(getattr(module, fused), fused, meaning)

@@ -26,10 +26,25 @@ LAID_OUT = "_aiter_ops_laid_out"
 """Name under which a module keeps the names of its parameters that were contiguous before."""
 
 
+def place_of(module: nn.Module, name: str) -> str:
+    """Where a method is put: accelerate's hooks (``device_map``) stand for ``forward`` and call ``_old_forward``."""
+    own = module.__dict__
+    return "_old_forward" if name == "forward" and "_hf_hook" in own and "_old_forward" in own else name
+
+
+def is_taken(module: nn.Module, name: str) -> bool:
+    """Whether something else was put over a method on the instance."""
+    place = place_of(module, name)
+    if place == name:
+        return name in module.__dict__
+    return getattr(module.__dict__[place], "__func__", None) is not getattr(type(module), name)
+
+
 def swap(module: nn.Module, name: str, function: Callable[..., Any]) -> None:
     """Put `function` over the class's method `name` on this instance alone."""
-    module.__dict__[name] = types.MethodType(function, module)
-    module.__dict__[SWAPPED] = (*module.__dict__.get(SWAPPED, ()), name)
+    place = place_of(module, name)
+    module.__dict__[place] = types.MethodType(function, module)
+    module.__dict__[SWAPPED] = (*module.__dict__.get(SWAPPED, ()), place)
 
 
 def unswap(module: nn.Module) -> bool:
@@ -41,6 +56,8 @@ def unswap(module: nn.Module) -> bool:
     names = module.__dict__.pop(SWAPPED, ())
     for name in names:
         module.__dict__.pop(name, None)
+        if name == "_old_forward" and "_hf_hook" in module.__dict__:
+            module.__dict__[name] = types.MethodType(type(module).forward, module)
     return bool(names)
 
 
