@@ -347,6 +347,20 @@ def test_hooks_that_stand_for_forward_keep_standing() -> None:
     assert calls_of(model)[1] == {}
 
 
+class Sharded(torch.Tensor):
+    """Stands for a tensor subclass: a shard, or a weight quantised elsewhere."""
+
+
+def test_weights_that_are_no_plain_tensors_are_left() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+    model[0].weight = nn.Parameter(torch.randn(8, 8).as_subclass(Sharded))
+    report = kernelize(model)
+    assert [(entry.path, entry.reason) for entry in report.left] == [
+        ("0", "its weights are Sharded, not plain tensors")
+    ]
+    assert [r.path for r in report.replaced] == ["1"]
+
+
 def test_public_names_are_lazy() -> None:
     import subprocess
     import sys

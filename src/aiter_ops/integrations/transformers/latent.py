@@ -72,7 +72,7 @@ def _scale_of(layer: Any) -> Tensor:
 
 def reads(layer: Any) -> bool:
     """Whether the weight of a ``kv_b_proj`` is one that `absorbed` can read."""
-    if hasattr(layer, "_hf_hook"):  # accelerate may keep it elsewhere until it is called
+    if hasattr(layer, "_hf_hook") or type(layer.weight.data) is not Tensor:  # elsewhere until it is called, or shards
         return False
     plain = type(layer) is nn.Linear and layer.weight.dtype in FLOATS
     return plain or isinstance(layer, BlockFp8Linear) or isinstance(quantised_linear(layer), Meaning)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from aiter_ops.ops.formulas import FLOATS
 
@@ -93,6 +93,8 @@ def plan(model: nn.Module) -> tuple[list[list[Way]], list[tuple[str, nn.Module, 
         for found, name, make, *more in _looks(module, tried):
             if isinstance(found, Meaning) and name and is_taken(module, name):
                 found = f"its {name} was replaced on the instance by something else"
+            if isinstance(found, Meaning) and (kind := _subclass(module)):
+                found = f"its weights are {kind}, not plain tensors"
             if isinstance(found, Meaning):
                 prepare = lay_out if isinstance(found, Experts) and found.turned else None
                 if make in (quantised_linear_forward, quantised_experts_forward):
@@ -144,6 +146,12 @@ def _looks(module: nn.Module, tried: Tried) -> Iterator[tuple[Any, ...]]:
     if whole is not None:
         yield whole, "forward", experts_forward
         yield _product(module), "_apply_gate", gate_method  # the second best
+
+
+def _subclass(module: nn.Module) -> str | None:
+    """The type of a module's own parameters where they are no plain tensors: shards, or weights quantised elsewhere."""
+    kinds = (type(p.data) for p in module._parameters.values() if p is not None)
+    return next((kind.__name__ for kind in kinds if kind is not Tensor), None)
 
 
 def _norm(module: nn.Module, tried: Tried) -> Found:
