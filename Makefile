@@ -2,13 +2,16 @@
 # make test  the same, and runs the tests
 # make aot   the same, and compiles every Triton kernel for the AMD targets, which takes minutes
 # make emulated   the same, and executes every Triton kernel as gfx942 machine code on the CPU, which takes minutes
+# make test-transformers   a smoke of norm and attention with the two releases of transformers before, and the next; minutes
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test aot emulated lint docs clean
+TRANSFORMERS ?= 5.21.1 5.22.2 5.24.0
+
+.PHONY: run test test-transformers aot emulated lint docs clean
 
 # the bundled models are so small that threads would only wait for each other
 run: $(VENV)/run
@@ -22,6 +25,9 @@ aot: $(VENV)/test
 
 emulated: $(VENV)/test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m emulated $(ARGS)
+
+test-transformers: $(VENV)/test
+	@tools/test_transformers.sh $(VENV) $(TRANSFORMERS)
 
 lint: $(VENV)/test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,9 +16,9 @@ import aiter_ops
 from aiter_ops.core import provider as providers
 from aiter_ops.core.op import get_op
 from aiter_ops.integrations.transformers import kernelize, restore
-from aiter_ops.integrations.transformers.attention import attention
 from aiter_ops.integrations.transformers.latent import absorbed
 from aiter_ops.integrations.transformers.packed import Attention
+from aiter_ops.integrations.transformers.trial import attention
 
 transformers = pytest.importorskip("transformers")
 
@@ -108,9 +109,9 @@ def test_pages_of_a_sequence_lie_anywhere_and_are_used_again() -> None:
 def test_what_attention_computes() -> None:
     found = {name: attention(build(name).model.layers[0].self_attn) for name in PAGED}
     assert found["Llama"] == Attention("paged_attention", {}, True, 0.25)
-    assert found["DeepseekV3"] == Attention("mla_decode", {}, False, found["DeepseekV3"].scale)
+    assert found["DeepseekV3"] == Attention("mla_decode", {}, True, found["DeepseekV3"].scale, apart=True)
     plain = build("DeepseekV3ForCausalLM", "DeepseekV3Config", _deepseek(rope_interleave=False, q_lora_rank=None))
-    assert attention(plain.model.layers[0].self_attn).is_neox is True  # type: ignore[union-attr]
+    assert attention(plain.model.layers[0].self_attn) == replace(found["DeepseekV3"], apart=False)
 
 
 def _deepseek(**more: Any) -> dict[str, Any]:
@@ -140,27 +141,30 @@ def test_what_is_not_served_says_so_and_is_the_stock_models(caplog: pytest.LogCa
     aiter_ops.reload_settings()
     model = build("Llama")
     ids, mask = TOKENS[:, :9], torch.ones(2, 9, dtype=torch.long)
-    mask[0, :3] = 0
+    mask[0, 3:5] = 0
+    square = torch.ones(2, 1, 9, 9, dtype=torch.bool).tril(2)
     with torch.no_grad():
-        want = model(input_ids=ids, attention_mask=mask).logits
+        want = [model(input_ids=ids, attention_mask=m).logits for m in (mask, square)]
         kernelize(model)
-        torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, want, rtol=1e-4, atol=1e-4)
-    assert (
-        "LlamaAttention: a mask is given (padding, or eager attention): the model's own forward serves" in caplog.text
-    )
-    static = transformers.StaticCache(config=model.config, max_cache_len=16)
-    with aiter_ops.record() as calls, torch.no_grad():
-        model(input_ids=ids[:, :1], past_key_values=static)
+        with aiter_ops.record() as calls:
+            got = [model(input_ids=ids, attention_mask=m).logits for m in (mask, square)]
+    valid = mask.bool()
+    torch.testing.assert_close(got[0][valid], want[0][valid], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got[1], want[1], rtol=1e-4, atol=1e-4)
     assert "flash_attn_varlen" not in {c.op for c in calls}
+    assert "padding lies between tokens: the model's own attention serves there" in caplog.text
+    assert "LlamaAttention: a mask of another kind is given: the model's own attention serves there" in caplog.text
 
 
 def test_absorbed_weights_follow_the_layer() -> None:
     module = build("DeepseekV3").model.layers[0].self_attn
     first = absorbed(module, torch.float32)
     assert absorbed(module, torch.float32)[0] is first[0]
+    before = first[1].clone()
     with torch.no_grad():
         module.kv_b_proj.weight.mul_(2)
-    torch.testing.assert_close(absorbed(module, torch.float32)[1], 2 * first[1])
+    torch.testing.assert_close(absorbed(module, torch.float32)[1], 2 * before)
+    assert absorbed(module, torch.float32)[0] is first[0]  # in the memory that a captured graph reads
 
 
 def test_generate_with_pages_and_restore() -> None:

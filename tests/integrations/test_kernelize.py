@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import Counter
 from typing import Any
 
@@ -44,8 +45,8 @@ DENSE = {"gemm_a16w16": 15}
 ATTENTION = {"apply_rope": 2, "flash_attn_varlen": 2}
 """Of two layers, in a pass without pages."""
 
-UNUSED = {"paged_attention", "reshape_and_cache", "mla_decode", "concat_and_cache_mla", "bmm_a16w16"}
-"""What attention calls with pages alone."""
+UNUSED = {"sample", "paged_attention", "reshape_and_cache", "mla_decode", "concat_and_cache_mla", "bmm_a16w16"}
+"""What attention calls in decoding alone, and generation."""
 
 
 # model class, config class, config, calls of each op in one forward of two layers
@@ -68,11 +69,26 @@ MODELS = [
         SMALL,
         {"rms_norm": 3, "add_rms_norm": 2, "gelu_tanh_and_mul": 2, **DENSE, **ATTENTION},
     ),
-    ("Gemma2ForCausalLM", "Gemma2Config", SMALL, {"rms_norm": 9, "gelu_tanh_and_mul": 2, **DENSE}),
-    ("Gemma3ForCausalLM", "Gemma3TextConfig", SMALL, {"rms_norm": 13, "gelu_tanh_and_mul": 2, **DENSE}),
-    ("Phi3ForCausalLM", "Phi3Config", SMALL, {"rms_norm": 5, "silu_and_mul": 2, "gemm_a16w16": 9}),
+    (
+        "Gemma2ForCausalLM",
+        "Gemma2Config",
+        SMALL,
+        {"rms_norm": 7, "add_rms_norm": 2, "gelu_tanh_and_mul": 2, **DENSE, **ATTENTION},
+    ),
+    (
+        "Gemma3ForCausalLM",
+        "Gemma3TextConfig",
+        SMALL,
+        {"rms_norm": 11, "add_rms_norm": 2, "gelu_tanh_and_mul": 2, **DENSE, **ATTENTION},
+    ),
+    (
+        "Phi3ForCausalLM",
+        "Phi3Config",
+        SMALL,
+        {"rms_norm": 3, "add_rms_norm": 2, "silu_and_mul": 2, "gemm_a16w16": 9, **ATTENTION},
+    ),
     ("MixtralForCausalLM", "MixtralConfig", SMALL | MOE, {"rms_norm": 3, "add_rms_norm": 2, **EXPERTS, **ATTENTION}),
-    ("GptOssForCausalLM", "GptOssConfig", SMALL | MOE, {"rms_norm": 5, **EXPERTS}),
+    ("GptOssForCausalLM", "GptOssConfig", SMALL | MOE, {"rms_norm": 3, "add_rms_norm": 2, **EXPERTS, **ATTENTION}),
     (
         "DeepseekV3ForCausalLM",
         "DeepseekV3Config",
@@ -89,7 +105,7 @@ MODELS = [
         "GPT2LMHeadModel",
         "GPT2Config",
         {"vocab_size": 64, "n_embd": 64, "n_layer": 2, "n_head": 4},
-        {"layer_norm": 5, "gemm_a16w16": 1},
+        {"layer_norm": 5, "gemm_a16w16": 1, "flash_attn_varlen": 2},
     ),
 ]
 
@@ -160,7 +176,7 @@ def test_only_and_exclude_take_ops_and_families() -> None:
     assert {r.op for r in kernelize(model, only=["rms_norm"]).replaced} == {"rms_norm"}
     assert calls_of(model)[1] == {"rms_norm": 5}
     rest = {r.op for r in kernelize(model, exclude=["norm", "attention", "gemm"]).replaced}
-    assert rest == {"silu_and_mul"}
+    assert rest == {"silu_and_mul", "sample"}
     with pytest.raises(ValueError, match=r"only names rmsnorm; ops and families are accepted: .*rms_norm"):
         kernelize(model, only="rmsnorm")
     with pytest.raises(TypeError, match=r"model is dict; a torch.nn.Module is accepted"):
@@ -301,6 +317,48 @@ def test_a_foreign_forward_on_the_instance_is_kept() -> None:
     report = kernelize(model)
     assert not report.replaced
     assert "replaced on the instance" in report.left[0].reason
+
+
+def test_hooks_that_stand_for_forward_keep_standing() -> None:
+    """As accelerate puts them on the modules of a device map."""
+    model, seen = build("Llama"), []
+    stock = logits(model)
+
+    def hook(module: nn.Module) -> None:
+        module._hf_hook, module._old_forward = object(), module.forward
+
+        def new_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
+            seen.append(type(module).__name__)
+            return module._old_forward(*args, **kwargs)
+
+        module.forward = functools.partial(new_forward, module)
+
+    for module in (*model.model.layers, model.model.norm, model.lm_head):
+        hook(module)
+    report = kernelize(model)
+    assert not report.left, report
+    ours, calls = calls_of(model)
+    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
+    assert (calls["add_rms_norm"], calls["rms_norm"], calls["gemm_a16w16"]) == (2, 3, 15)
+    assert seen == ["LlamaDecoderLayer", "LlamaDecoderLayer", "LlamaRMSNorm", "Linear"]
+    restore(model)
+    assert torch.equal(logits(model), stock)
+    assert len(seen) == 8
+    assert calls_of(model)[1] == {}
+
+
+class Sharded(torch.Tensor):
+    """Stands for a tensor subclass: a shard, or a weight quantised elsewhere."""
+
+
+def test_weights_that_are_no_plain_tensors_are_left() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+    model[0].weight = nn.Parameter(torch.randn(8, 8).as_subclass(Sharded))
+    report = kernelize(model)
+    assert [(entry.path, entry.reason) for entry in report.left] == [
+        ("0", "its weights are Sharded, not plain tensors")
+    ]
+    assert [r.path for r in report.replaced] == ["1"]
 
 
 def test_public_names_are_lazy() -> None:

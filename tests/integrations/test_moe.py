@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -248,7 +247,8 @@ def test_a_batch_with_padding_is_what_it_was() -> None:
         stock = model(input_ids=ids, attention_mask=mask, output_router_logits=True)
         kernelize(model)
         ours = model(input_ids=ids, attention_mask=mask, output_router_logits=True)
-    torch.testing.assert_close(ours.logits, stock.logits, rtol=1e-4, atol=1e-4)
+    valid = mask.bool()
+    torch.testing.assert_close(ours.logits[valid], stock.logits[valid], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.aux_loss, stock.aux_loss)
     assert len(ours.router_logits) == 2
 
@@ -366,10 +366,3 @@ def test_experts_in_another_order_than_transformers_are_not_kept(
     loaded = load(deepseek_directory, torch.float32)
     assert type(loaded.model.model.layers[1].mlp.experts).__name__ == "DeepseekV3Experts"
     assert loaded.notes[1].startswith("block FP8: 12 weights dequantised to float32, such as model.layers.1.mlp.exp")
-
-
-def test_an_fp8_layer_of_transformers_own_is_named() -> None:
-    cls = importlib.import_module("transformers.integrations.finegrained_fp8").FP8Linear
-    report = kernelize(nn.Sequential(cls(128, 128, block_size=(128, 128))))
-    assert [entry.cls for entry in report.left] == ["FP8Linear"]
-    assert "transformers' quantiser" in report.left[0].reason

@@ -13,7 +13,9 @@ from aiter_ops.core import runtime
 from aiter_ops.core.decide import Refused
 from aiter_ops.core.op import get_op
 
-from .plan import Way, plan
+from . import interface
+from .layers import fused_norm
+from .plan import ASKED, Way, plan
 from .replace import swap, unswap
 
 
@@ -84,8 +86,12 @@ def kernelize(
     for way in chosen:
         if way.prepare is not None:
             way.prepare(way.module)
-        swap(way.module, way.name, way.method)
-    fused = {f"{w.path}.post_attention_layernorm" for w in chosen if "add_rms_norm" in w.ops}
+        if way.name != ASKED:
+            swap(way.module, way.name, way.method)
+    attending = [way.module for way in chosen if set(way.ops) & {"paged_attention", "mla_decode"}]
+    if attending:
+        interface.turn_on(attending)
+    fused = {f"{w.path}.{fused_norm(w.module)}" for w in chosen if "add_rms_norm" in w.ops}
     report.replaced = [
         Replaced(w.path, type(w.module).__name__, op) for w in chosen if w.path not in fused for op in w.ops
     ]
@@ -94,7 +100,8 @@ def kernelize(
 
 def restore(model: nn.Module) -> int:
     """Undo `kernelize`; returns how many modules were given their own methods back."""
-    return sum([unswap(module) for module in model.modules()])
+    asked = interface.turn_off(model)
+    return sum([unswap(module) for module in model.modules()]) or int(asked)
 
 
 def _names(argument: str, given: str | Iterable[str] | None) -> set[str] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,40 +9,73 @@ import torch
 from torch import Tensor, nn
 
 import aiter_ops
+from aiter_ops.ops.formulas import FLOATS
 
+from .attend import Scores, attend
 from .block_fp8 import BlockFp8Linear, dequantised
-from .packed import Attention, is_paged, packed_attention, serves
-from .recognise import linear
+from .interface import why_not
+from .latent_cache import hold_together, together, tokens_of
+from .masks import FRESH, FRESH_SPAN, kind_of, still
+from .packed import Attention, arguments_of, cache_name, is_paged, turned
+from .quantiser_fp8 import quantised_linear
+from .recognise import Meaning, linear
+from .replace import KEPT
 
 CHILDREN = {"kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"}
 QUERY = ("q_proj", "q_a_proj", "q_a_layernorm", "q_b_proj")
 
 
-_absorbed: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Tensor, Tensor]] = weakref.WeakKeyDictionary()
-
-
 def absorbed(module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The halves of ``kv_b_proj`` as batches of products: queries into the latent space [H, L, nope], and values out of
-    it [H, v, L]; made again when the weight has changed.
+    it [H, v, L].
+
+    Made again, in the same memory, when the weight has changed; compiled code and captured graphs read what is there,
+    which the next pass over a prompt from Python brings up to date.
     """
-    layer = module.kv_b_proj
+    layer, kept = module.kv_b_proj, getattr(module, KEPT, None)
+    if kept is not None and kept[0].dtype is dtype and not still(layer.weight.device):
+        return kept[0], kept[1]
+    if not still(layer.weight.device):
+        return _halves(module, dtype)
     version = 0 if layer.weight.is_inference() else layer.weight._version
-    coded = isinstance(layer, BlockFp8Linear)
-    of_scale = layer.weight_scale_inv.data_ptr() if coded else 0
-    state = (layer.weight.data_ptr(), of_scale, version, dtype)  # changes in place of inference tensors are not seen
-    known = _absorbed.get(module)
-    if known is None or known[0] != state:
-        weight = dequantised(layer.weight, layer.weight_scale_inv) if coded else layer.weight
+    of_scale = 0 if layer.weight.dtype in FLOATS else _scale_of(layer).data_ptr()
+    state = (layer.weight.data_ptr(), of_scale, version)  # changes in place of inference tensors are not seen
+    if kept is None or kept[2] != state or kept[0].dtype is not dtype:
+        made = _halves(module, dtype)
+        same = kept is not None and [(t.shape, t.dtype, t.device) for t in kept[:2]] == [
+            (t.shape, t.dtype, t.device) for t in made
+        ]
+        if same and not any(t.is_inference() for t in kept[:2]):
+            made = kept[0].copy_(made[0]), kept[1].copy_(made[1])
+        kept = (*made, state)
+        module.__dict__[KEPT] = kept
+    return kept[0], kept[1]
+
+
+def _halves(module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    layer = module.kv_b_proj
+    with torch.no_grad():
+        weight, scale = layer.weight, None if layer.weight.dtype in FLOATS else _scale_of(layer)
+        if scale is not None:
+            blocks = hasattr(layer, "weight_scale_inv")
+            weight = dequantised(weight, scale) if blocks else weight.float() * scale.reshape(-1, 1)
         both = weight.to(dtype).view(-1, module.qk_nope_head_dim + module.v_head_dim, module.kv_lora_rank)
         of_k, of_v = both.split((module.qk_nope_head_dim, module.v_head_dim), 1)
-        known = state, of_k.transpose(1, 2).contiguous(), of_v.contiguous()
-        _absorbed[module] = known
-    return known[1:]
+        return of_k.transpose(1, 2).contiguous(), of_v.contiguous()
 
 
-def moved_apart(x: Tensor) -> Tensor:
-    """Elements 2j and 2j + 1 of the last dimension to j and j + half."""
-    return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+def _scale_of(layer: Any) -> Tensor:
+    """The scales of FP8 weights: of blocks, or of rows."""
+    found: Tensor = layer.weight_scale_inv if hasattr(layer, "weight_scale_inv") else layer.weight_scale
+    return found
+
+
+def reads(layer: Any) -> bool:
+    """Whether the weight of a ``kv_b_proj`` is one that `absorbed` can read."""
+    if hasattr(layer, "_hf_hook") or type(layer.weight.data) is not Tensor:  # elsewhere until it is called, or shards
+        return False
+    plain = type(layer) is nn.Linear and layer.weight.dtype in FLOATS
+    return plain or isinstance(layer, BlockFp8Linear) or isinstance(quantised_linear(layer), Meaning)
 
 
 def queries(self: Any, x: Tensor) -> Tensor:
@@ -61,56 +93,66 @@ def expanded(self: Any, latent: Tensor, rotated: Tensor) -> tuple[Tensor, Tensor
 
 
 def forward(cls: type[nn.Module], meaning: Attention, ops: Any = aiter_ops) -> Callable[..., Any]:
-    """hidden_states [B, S, N] -> (the same, None), latents in the cache that is given.
+    """hidden_states [B, S, N] -> (the same, None), latents in the cache that is given."""
+    stock, arguments, scores = cls.forward, arguments_of(cls.forward), Scores(meaning.scale)
+    cached = cache_name(stock)
 
-    Where rotations pair neighbours, the stock forward moves these half a head apart first, and keeps keys so.
-    """
-    stock, is_neox, scale = cls.forward, meaning.is_neox, meaning.scale
-
-    def forward(
-        self: Any,
-        hidden_states: Tensor,
-        position_embeddings: Any,
-        attention_mask: Any = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        if not serves(self, attention_mask, past_key_values, kwargs):
-            return stock(self, hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+    def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        given = arguments(args, kwargs)
+        positions, mask = given.get("position_embeddings"), given.get("attention_mask")
+        cache = given.get(cached)
+        if positions is None or kind_of(mask) == 0 or why_not(self, (hidden_states,), given) is not None:
+            return stock(self, hidden_states, **given)
         lead, rope = hidden_states.shape[:2], self.qk_rope_head_dim
         q = queries(self, hidden_states).unflatten(-1, (-1, self.qk_nope_head_dim + rope))
-        plain, turned = q.split((self.qk_nope_head_dim, rope), -1)
+        plain, turning = q.split((self.qk_nope_head_dim, rope), -1)
         latent, shared = self.kv_a_proj_with_mqa(hidden_states).split((self.kv_lora_rank, rope), -1)
         latent = self.kv_a_layernorm(latent)
-        turned, shared = turned.transpose(1, 2), shared.unsqueeze(1)
-        if not is_neox:
-            turned, shared = moved_apart(turned), moved_apart(shared)
-        turned, shared = ops.apply_rope(turned, shared, *position_embeddings)
-        turned, shared = turned.transpose(1, 2), shared.squeeze(1)
-        if is_paged(past_key_values):
-            layer = past_key_values.layers[self.layer_idx]
+        turning, shared = turned(turning, shared.unsqueeze(2), positions, meaning, ops)
+        turning, shared = turning.transpose(1, 2), shared.squeeze(1)
+        if cache is not None and mask is None and is_paged(cache):
+            layer = cache.layers[self.layer_idx]
             step = layer.write_latents(latent, shared)
             if step.start:
-                return self.o_proj(decode(self, layer.latents, step, plain, turned, scale, ops).view(*lead, -1)), None
-        elif past_key_values is not None:
-            found = past_key_values.update(latent.unsqueeze(1), shared.unsqueeze(1), self.layer_idx)
-            latent, shared = (t.squeeze(1) for t in found)
-        k, v = expanded(self, latent, shared)
-        out = packed_attention(torch.cat((plain, turned), -1), k, v, scale, ops)
-        return self.o_proj(out.view(*lead, -1)), None
+                where = (step.ends, step.page_ends, step.pages, step.last, step.count)
+                out = decode(self, layer.latents, where, plain, turning, meaning.scale, ops)
+                return self.o_proj(out.view(*lead, -1)), None
+        elif cache is not None:
+            hold_together(cache, self.layer_idx, latent, shared)
+            absorbed(self, latent.dtype)  # there before a step is compiled or captured
+            latent, shared = (t.squeeze(1) for t in cache.update(latent[:, None], shared[:, None], self.layer_idx))
+            if lead[1] == 1 and kind_of(mask) not in (FRESH, FRESH_SPAN):
+                out = decode(
+                    self,
+                    *tokens_of(mask, latent, shared, together(cache, self.layer_idx)),
+                    plain,
+                    turning,
+                    meaning.scale,
+                    ops,
+                )
+                return self.o_proj(out.view(*lead, -1)), None
+            if kind_of(mask) in (FRESH, FRESH_SPAN):
+                latent, shared = latent[:, : lead[1]], shared[:, : lead[1]]
+        k, v = (t.transpose(1, 2) for t in expanded(self, latent, shared))
+        out = attend(torch.cat((plain, turning), -1), k, v, mask, scores, ops)
+        return self.o_proj(out.reshape(*lead, -1)), None
 
     return forward
 
 
-def decode(self: Any, latents: Tensor, step: Any, plain: Tensor, turned: Tensor, scale: float, ops: Any) -> Tensor:
-    """Attention of the new tokens to all pages in the latent space; [B·S, H, v]."""
+def decode(
+    self: Any, latents: Tensor, where: tuple[Any, ...], plain: Tensor, turned: Tensor, scale: float, ops: Any
+) -> Tensor:
+    """Attention of the new tokens to all of a cache in the latent space; [B·S, H, v].
+
+    latents: [pages, page, latent + rope]. where: the ends of queries, of pages, the pages, the tokens of the last page
+    of each sequence, and the queries of each, as `mla_decode` takes them.
+    """
     into, out_of = absorbed(self, plain.dtype)
     flat = plain.flatten(0, 1).transpose(0, 1)
     q = torch.cat((ops.bmm_a16w16(flat, into, None, True), turned.flatten(0, 1)), -1)
     found = q.new_empty(*q.shape[:2], into.shape[1])
-    ops.mla_decode(
-        *(q, latents, found, step.ends, step.page_ends, step.pages, step.last, step.count, scale, latents.shape[1])
-    )
+    ops.mla_decode(q, latents, found, *where, scale, latents.shape[1])
     return ops.bmm_a16w16(found.transpose(0, 1), out_of, None, True)
 
 

@@ -1,40 +1,46 @@
-"""What attention of every kind shares: which calls the ops serve, and attention over whole sequences side by side."""
+"""What attention of every kind shares: what is known of a module, how a call of it is read, and how heads are turned."""
 
 from __future__ import annotations
 
-import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import aiter_ops
 from aiter_ops.core.op import get_op
-from aiter_ops.core.tracing import warn_once
 
+from .attend import Recent, Scores
 from .recognise import Meaning
 
 
 @dataclass(frozen=True)
 class Attention(Meaning):
     """op: ``paged_attention``, or ``mla_decode`` for attention in a latent space. is_neox: rotations pair elements half
-    a head apart, else neighbours. scale: of the scores.
+    a head apart, else neighbours; apart: these are moved half a head apart first. angles: ``full``
+    (cos and sin, every angle twice), ``half`` (once) or ``complex`` (one tensor of both). scale, window, softcap: of the scores.
+    sinks: the module has a parameter ``sinks``. whole: the module's projections are known, and so its forward is
+    replaced; otherwise its own forward asks the op for attention alone.
     """
 
     is_neox: bool = True
     scale: float = 1.0
+    window: int | None = None
+    softcap: float = 0.0
+    sinks: bool = False
+    apart: bool = False
+    angles: str = "full"
+    whole: bool = True
+
+    def scores(self, module: Any) -> Scores:
+        return Scores(self.scale, self.window, self.softcap, module.sinks if self.sinks else None)
 
 
 def is_paged(cache: Any) -> bool:
     """Whether it is a `pages.PagedCache`; that module cannot be imported where transformers is not installed."""
     return type(cache).__name__ == "PagedCache"
-
-
-@functools.lru_cache(64)
-def ends(batch: int, count: int, device: torch.device) -> Tensor:
-    """Where each of `batch` packed sequences of `count` tokens ends, int32 [batch + 1]."""
-    return torch.arange(batch + 1, dtype=torch.int32, device=device) * count
 
 
 class References:
@@ -44,27 +50,38 @@ class References:
         return get_op(name).reference
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, ops: Any = aiter_ops) -> Tensor:
-    """Causal attention of q [B, S, H, D] to k, v [B, L, Hk, D or Dv], aligned at the end; [B·S, H, Dv]."""
-    (batch, count), length = q.shape[:2], k.shape[1]
-    of_q, of_k = ends(batch, count, q.device), ends(batch, length, q.device)
-    flat = (q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
-    out: Tensor = ops.flash_attn_varlen(*flat, of_q, of_k, count, length, scale)
-    return out
+def arguments_of(stock: Callable[..., Any]) -> Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]:
+    """Reads what follows hidden_states in a call by the names `stock` gives it."""
+    parameters = list(inspect.signature(stock).parameters.values())[2:]
+    named = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return lambda args, kwargs: {**dict(zip(named, args, strict=False)), **kwargs} if args else kwargs
 
 
-def serves(module: nn.Module, mask: Any, cache: Any, given: dict[str, Any]) -> bool:
-    """Whether this call is plain causal attention over whole sequences; the stock forward serves others, and says so."""
-    if module.training:
-        return False
-    if mask is not None:
-        why = "a mask is given (padding, or eager attention)"
-    elif not (cache is None or is_paged(cache) or type(cache).__name__ == "DynamicCache"):
-        why = f"the cache is a {type(cache).__name__}"
-    elif given.get("output_attentions"):
-        why = "attention weights are asked for"
-    else:
-        return True
-    cls = type(module).__name__
-    warn_once(f"attention {cls} {why}", "%s: %s: the model's own forward serves there, not the op", cls, why)
-    return False
+def cache_name(stock: Callable[..., Any]) -> str:
+    """What a forward calls the cache: ``cache`` from transformers 5.24 on, before that ``past_key_values``."""
+    return "cache" if "cache" in inspect.signature(stock).parameters else "past_key_values"
+
+
+_recent = Recent(4)
+
+
+def angles(positions: Any) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, S, R] as `apply_rope` takes them, of both [B, S, R / 2], or of one complex [B, S, R / 2]."""
+    cos, sin = (positions.real, positions.imag) if isinstance(positions, Tensor) else positions
+    return torch.cat((cos, cos), -1), torch.cat((sin, sin), -1)
+
+
+def turned(q: Tensor, k: Tensor, positions: Any, meaning: Attention, ops: Any) -> tuple[Tensor, Tensor]:
+    """q and k [B, S, heads, D] turned, as [B, heads, S, D]."""
+    q, k = q.transpose(1, 2), k.transpose(1, 2)
+    if meaning.apart:
+        q, k = moved_apart(q), moved_apart(k)
+    if meaning.angles != "full":
+        positions = _recent(positions, (), q.device, lambda: angles(positions))
+    found: tuple[Tensor, Tensor] = ops.apply_rope(q, k, *positions, meaning.is_neox)
+    return found
+
+
+def moved_apart(x: Tensor) -> Tensor:
+    """Elements 2j and 2j + 1 of the last dimension to j and j + half."""
+    return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)

@@ -19,7 +19,6 @@ from aiter_ops.core.op import get_op
 EPS_NAMES = ("variance_epsilon", "eps", "epsilon")
 SPLIT = ("gate_proj", "up_proj", "down_proj")
 JOINT = ("gate_up_proj", "down_proj")
-LAYER = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
 ACTIVATIONS = ("act_fn", "activation_fn", "act")
 
 
@@ -169,46 +168,3 @@ def linear(columns: int, rows: int, seed: int) -> nn.Linear:
     drawn = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) / columns**0.5
     made.weight = nn.Parameter(drawn, requires_grad=False)
     return made
-
-
-class _Stub(nn.Module):
-    """A function as a child; remembers the keyword arguments of its last call."""
-
-    def __init__(self, fn: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.fn = fn
-        self.seen: dict[str, Any] = {}
-
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Any:
-        self.seen = kwargs
-        return self.fn(hidden_states)
-
-
-def pre_norm_layer(module: nn.Module, replacement: Callable[..., Any]) -> bool:
-    """Whether a decoder layer is the plain pre-norm one, told by its class's forward and `replacement` (given the same
-    stubs for children) handing the same arguments on and returning the same.
-    """
-    if set(module._modules) != set(LAYER):
-        return False
-
-    def stubs() -> dict[str, nn.Module]:
-        functions: dict[str, Callable[[Tensor], Any]] = {
-            "input_layernorm": lambda x: 2 * x,
-            "self_attn": lambda x: (x.sin(), None),
-            "post_attention_layernorm": lambda x: x / 2 + 1,
-            "mlp": lambda x: x.cos(),
-        }
-        return {n: _Stub(f) for n, f in functions.items()}
-
-    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
-    given = [{}, {"attention_mask": 1, "position_ids": 2, "past_key_values": None, "use_cache": True, "other": 3}]
-    try:
-        for kwargs in given:
-            theirs, ours = twin_of(module, {}, stubs()), twin_of(module, {}, stubs())
-            want, got = forward_of(theirs, x, **kwargs), replacement(ours, x, **kwargs)
-            attention = theirs._modules["self_attn"].seen, ours._modules["self_attn"].seen  # type: ignore[union-attr]
-            if not isinstance(want, Tensor) or not torch.equal(want, got) or attention[0] != attention[1]:
-                return False
-    except Exception:  # a layer whose forward needs more is not the plain one
-        return False
-    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import types
 from collections.abc import Callable
 from typing import Any
@@ -20,14 +19,32 @@ SWAPPED = "_aiter_ops_swapped"
 """Name under which a module keeps the names of its swapped methods."""
 
 
+KEPT = "_aiter_ops_kept"
+"""Name under which a module keeps what was made from its weights."""
+
 LAID_OUT = "_aiter_ops_laid_out"
 """Name under which a module keeps the names of its parameters that were contiguous before."""
 
 
+def place_of(module: nn.Module, name: str) -> str:
+    """Where a method is put: accelerate's hooks (``device_map``) stand for ``forward`` and call ``_old_forward``."""
+    own = module.__dict__
+    return "_old_forward" if name == "forward" and "_hf_hook" in own and "_old_forward" in own else name
+
+
+def is_taken(module: nn.Module, name: str) -> bool:
+    """Whether something else was put over a method on the instance."""
+    place = place_of(module, name)
+    if place == name:
+        return name in module.__dict__
+    return getattr(module.__dict__[place], "__func__", None) is not getattr(type(module), name)
+
+
 def swap(module: nn.Module, name: str, function: Callable[..., Any]) -> None:
     """Put `function` over the class's method `name` on this instance alone."""
-    module.__dict__[name] = types.MethodType(function, module)
-    module.__dict__[SWAPPED] = (*module.__dict__.get(SWAPPED, ()), name)
+    place = place_of(module, name)
+    module.__dict__[place] = types.MethodType(function, module)
+    module.__dict__[SWAPPED] = (*module.__dict__.get(SWAPPED, ()), place)
 
 
 def unswap(module: nn.Module) -> bool:
@@ -35,9 +52,12 @@ def unswap(module: nn.Module) -> bool:
     for name in module.__dict__.pop(LAID_OUT, ()):
         weight: Any = module._parameters[name]
         weight.data = weight.data.contiguous()
+    module.__dict__.pop(KEPT, None)
     names = module.__dict__.pop(SWAPPED, ())
     for name in names:
         module.__dict__.pop(name, None)
+        if name == "_old_forward" and "_hf_hook" in module.__dict__:
+            module.__dict__[name] = types.MethodType(type(module).forward, module)
     return bool(names)
 
 
@@ -120,43 +140,3 @@ def coded_linear_forward(module: nn.Module, meaning: Meaning) -> Callable[..., A
         return aiter_ops.gemm_a8w8_blockscale(codes, self.weight, scale, self.weight_scale_inv, self.bias, x.dtype)
 
     return forward
-
-
-def layer_forward(cls: type[nn.Module], add_norm: Callable[..., Any] | None) -> Callable[..., Any]:
-    """A pre-norm decoder layer whose residual addition and second norm are one call.
-
-    add_norm(layer, attention, residual) -> (y, h), or None to call the layer's own norm on the sum (as the trial of
-    `pre_norm_layer` does).
-    """
-    stock = cls.forward
-    parameters = list(inspect.signature(stock).parameters.values())[2:]
-    named = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name in named}
-
-    def forward(self: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        norm = self.post_attention_layernorm
-        if add_norm is not None and (
-            norm._forward_hooks or norm._forward_pre_hooks or norm.weight.dtype is not hidden_states.dtype
-        ):
-            return stock(self, hidden_states, *args, **kwargs)
-        given = {**defaults, **dict(zip(named, args, strict=False)), **kwargs}
-        attention, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **given)
-        if add_norm is None:
-            total = hidden_states + attention
-            normed = norm(total)
-        else:
-            normed, total = add_norm(self, attention, hidden_states)
-        return total + self.mlp(normed)
-
-    return forward
-
-
-def add_norm_call(norm: nn.Module, meaning: Meaning) -> Callable[..., Any]:
-    """add_norm for `layer_forward`, with the constants of a layer's second norm."""
-    eps, kwargs = eps_of(norm), meaning.kwargs
-    offset, cast = kwargs.get("weight_offset", 0.0), kwargs.get("cast_before_weight", False)
-
-    def add_norm(layer: nn.Module, attention: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        return aiter_ops.add_rms_norm(attention, residual, layer.post_attention_layernorm.weight, eps, offset, cast)
-
-    return add_norm

@@ -1,0 +1,90 @@
+"""Latents of MLA in transformers' own caches, as `mla_decode` reads them: latent and rotated key side by side.
+
+A static cache gets one buffer for both, of which it hands out the two parts; what another cache keeps apart is put
+together at every step, 1 KB a token where keys and values of all heads would be tens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .attend import Recent
+from .masks import ENDS, ORDER, SPAN, kind_of
+
+NAME = "LatentStaticLayer"
+_recent = Recent(8)
+
+
+def hold_together(cache: Any, index: int, latent: Tensor, rotated: Tensor) -> None:
+    """Have a static layer that is not in use yet keep latents [B, S, l] and rotated keys [B, S, r] in one buffer."""
+    layers = getattr(cache, "layers", ())
+    layer = layers[index] if index < len(layers) else None
+    if type(layer).__name__ != "StaticLayer" or layer.is_initialized or torch.compiler.is_compiling():
+        return
+    layer.lazy_initialization(latent[:, None], rotated[:, None])
+    both = torch.cat((layer.keys, layer.values), -1)
+    torch._dynamo.mark_static_address(both)
+    layer.__class__ = _layer_class(type(layer))
+    layer.keys = layer.values = both
+
+
+_classes: dict[type, type] = {}
+
+
+def _layer_class(base: Any) -> type:
+    """A static layer whose keys and values are parts of one buffer. ``keys`` and ``values`` are that buffer, so that
+    whatever resets or reorders them does so to both at once."""
+
+    class LatentStaticLayer(base):  # type: ignore[misc]
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            both, count = self.keys, key_states.shape[-2]
+            at = torch.arange(count, device=both.device) + self.cumulative_length
+            self.cumulative_length.add_(count)
+            both.index_copy_(2, at, torch.cat((key_states, value_states), -1))
+            return both[..., : key_states.shape[3]], both[..., key_states.shape[3] :]
+
+    if base not in _classes:
+        _classes[base] = LatentStaticLayer
+    return _classes[base]
+
+
+def together(cache: Any, index: int) -> Tensor | None:
+    """The buffer [B, 1, L, l + r] of a layer that keeps both in one."""
+    layer = cache.layers[index] if index < len(getattr(cache, "layers", ())) else None
+    return layer.keys if type(layer).__name__ == NAME else None
+
+
+def tokens_of(
+    mask: Tensor | None, latent: Tensor, rotated: Tensor, both: Tensor | None
+) -> tuple[Tensor, tuple[Any, ...]]:
+    """The cache [pages, page, l + r] of latents [B, L, l] and rotated keys [B, L, r], or of `both`, and where the tokens of one query
+    of each sequence are in it, as `latent.decode` takes it."""
+    batch, length, _ = latent.shape
+    both = torch.cat((latent, rotated), -1) if both is None else both
+    page = next((p for p in (64, 16) if length % p == 0), 1) if kind_of(mask) in (None, ENDS) else 1
+    made = lambda: _where(mask, batch, length, page, latent.device)  # noqa: E731
+    return both.view(-1, page, both.shape[-1]), _recent(mask, (batch, length, page), latent.device, made)
+
+
+def _where(mask: Tensor | None, batch: int, length: int, page: int, device: torch.device) -> tuple[Any, ...]:
+    rows = torch.arange(batch + 1, dtype=torch.int32, device=device)
+    places = torch.arange(batch * (length // page), dtype=torch.int32, device=device)
+    if mask is None:
+        pages = torch.full((batch,), length // page, dtype=torch.int32, device=device)
+        last = torch.full_like(pages, page)
+        return rows, rows * (length // page), places, last, 1
+    values, kind = mask[:, 0, 0], kind_of(mask)
+    used = values[:, 1] - values[:, 0] if kind == SPAN else values[:, 0]
+    pages = (used + (page - 1)) // page
+    ends = torch.cat((rows[:1], pages.cumsum(0, dtype=torch.int32)))
+    row = (torch.searchsorted(ends, places, right=True) - 1).clamp(max=batch - 1)
+    within = places - ends[row]
+    if kind == SPAN:
+        within = within + values[row, 0]
+    elif kind == ORDER:
+        within = values[row, 1 + within.clamp(max=length - 1).long()]
+    within = within.clamp(max=length // page - 1)
+    return rows, ends, (row * (length // page) + within).to(torch.int32), (used - 1) % page + 1, 1
