@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -52,10 +53,6 @@ def registered(row: Override) -> bool:
     return hasattr(torch.ops.vllm, row.name.partition("::")[2])
 
 
-def _same(left: Any, right: Any) -> bool:
-    return left == right or (isinstance(left, torch.dtype) and left is right)
-
-
 def over(ours: Callable[..., Any], theirs: Callable[..., Any], what: str) -> Callable[..., Any]:
     """`ours`, called as `theirs` is, defaults included; `theirs` where ours does not honour the call."""
     signature = inspect.signature(theirs)
@@ -78,6 +75,20 @@ def over(ours: Callable[..., Any], theirs: Callable[..., Any], what: str) -> Cal
     return call
 
 
+def _fake(ours: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """Shapes and strides as the layer's ops have them: vLLM's fakes say row-major where its scales are not. Fusion
+    patterns are traced with sizes that no kernel takes; for those vLLM's fake answers.
+    """
+
+    def fake(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return ours(*args, **kwargs)
+        except (ValueError, NotImplementedError):
+            return theirs(*args, **kwargs)
+
+    return fake
+
+
 def _put_method(row: Override, vllm_class: Any) -> None:
     """On the class object, so that whoever holds it sees it."""
     stock = getattr(vllm_class, row.name)
@@ -85,16 +96,22 @@ def _put_method(row: Override, vllm_class: Any) -> None:
 
 
 def _put_kernel(row: Override, library: torch.library.Library, key: str, implementations: Any) -> None:
-    """Behind the op that vLLM registered: its schema and its fake stay, and so does what fusion patterns match."""
+    """Behind the op that vLLM registered: its name and schema stay, and so does what fusion patterns match."""
     name = row.name.partition("::")[2]
     face = next(f for f in ROWS.values() if f.op == name)
     theirs = [(a.name, str(a.type)) for a in getattr(torch.ops.vllm, name).default._schema.arguments]
     ours = [(a.name, str(a.type)) for a in torch._C.parse_schema(f"vllm::{signature_of(face).schema}").arguments]
     if theirs != ours[: len(theirs)]:
-        raise RuntimeError(f"aiter-ops: torch.ops.{row.name} takes {theirs}, known is {ours}; AITER_OPS_VLLM=1 leaves it")
-    stock = getattr(implementations, f"_{name}_impl", None)
-    fn = face.fn if stock is None else over(face.fn, stock, name)
-    library.impl(name, fn, key, allow_override=True)
+        raise RuntimeError(
+            f"aiter-ops: torch.ops.{row.name} takes {theirs}, known is {ours}; AITER_OPS_VLLM=1 leaves it"
+        )
+    bare = name.removeprefix("_")
+    stock, fake = (getattr(implementations, f"_{bare}_{part}", None) for part in ("impl", "fake"))
+    with warnings.catch_warnings():  # torch says so of every override, whatever allow_override
+        warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
+        library.impl(name, face.fn if stock is None else over(face.fn, stock, name), key, allow_override=True)
+    if fake is not None:
+        torch.library.register_fake(f"vllm::{name}", _fake(face.fn, fake), lib=library, allow_override=True)
 
 
 def install(rows: list[Override], platform: str) -> None:

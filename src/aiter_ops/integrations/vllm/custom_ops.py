@@ -1,9 +1,10 @@
 """Out-of-tree classes for vLLM's CustomOps: activations, rotary embedding, FP8 quantisation, grouped top-k.
 
 In-tree platforms never call ``forward_oot``, so each class has the layer behind ``forward_hip``, ``forward_cuda`` and
-``forward_cpu``. vLLM's switches keep their meaning (``custom_ops: ["-silu_and_mul"]``), and with its compiler on, they
-are off unless asked for: then ``forward_native`` is traced and fused, as without the plugin. A call that no op honours
-in full goes to vLLM's own method.
+``forward_cpu``. vLLM's switches keep their meaning (``custom_ops: ["-silu_and_mul"]``): with its compiler on, these
+classes are off unless asked for, and ``forward_native`` is traced and fused, as without the plugin. Where a pass of that
+compiler looks for vLLM's own op to fuse it (`looked_for`), the class leaves it in place. A call that no op honours in
+full goes to vLLM's own method.
 """
 
 from __future__ import annotations
@@ -123,7 +124,22 @@ FORWARDS: dict[str, Callable[..., Any]] = {
 }
 
 
-def on_layer(in_tree: type, forward: Callable[..., Any]) -> type:
+def looked_for(name: str) -> bool:
+    """Whether vLLM's compiler is on with a pass that looks for this class's own op: the layer's would hide it."""
+    from vllm.config import get_current_vllm_config_or_none
+
+    config = get_current_vllm_config_or_none()
+    if config is None or not config.compilation_config.mode:
+        return False
+    passes = config.compilation_config.pass_config
+    if name == "SiluAndMul":
+        return bool(passes.fuse_act_quant and config.quant_config is not None)
+    rope = (passes.fuse_rope_kvcache, passes.fuse_rope_kvcache_cat_mla, passes.enable_qk_norm_rope_fusion)
+    turning = name == "MRotaryEmbedding" or name in ROPE_CLASSES
+    return name == "QuantFP8" or (turning and any((*rope, passes.fuse_qk_norm_rope_kvcache)))
+
+
+def on_layer(in_tree: Any, forward: Callable[..., Any]) -> type:
     """A subclass of vLLM's class, of its name, with `forward` behind all of `PLACES`."""
 
     def place(name: str) -> Callable[..., Any]:
@@ -131,11 +147,16 @@ def on_layer(in_tree: type, forward: Callable[..., Any]) -> type:
 
         @functools.wraps(stock)
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return forward(self, stock, *args, **kwargs)
+            return stock(self, *args, **kwargs) if self._aiter_ops_stock else forward(self, stock, *args, **kwargs)
 
         return method
 
-    body = {name: place(name) for name in PLACES}
+    @functools.wraps(in_tree.__init__)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        in_tree.__init__(self, *args, **kwargs)
+        self._aiter_ops_stock = looked_for(in_tree.__name__)
+
+    body = {name: place(name) for name in PLACES} | {"__init__": init}
     return type(in_tree.__name__, (in_tree,), {**body, "__module__": __name__, "__doc__": in_tree.__doc__})
 
 

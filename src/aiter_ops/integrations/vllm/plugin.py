@@ -7,6 +7,7 @@ import inspect
 import itertools
 import logging
 import operator
+import sys
 import threading
 from collections import Counter
 from typing import Any
@@ -50,8 +51,8 @@ def _register() -> str:
     from vllm.platforms import current_platform
 
     if not table.in_window(vllm.__version__):
-        text = f"registers nothing: vLLM {vllm.__version__} is outside of the tested window {WINDOW}"
-        log.warning("aiter-ops %s", text)
+        text = f"aiter-ops registers nothing: vLLM {vllm.__version__} is outside of the tested window {WINDOW}"
+        log.warning("%s", text)
         return text
     platform = platform_name(current_platform)
     if platform is None:
@@ -66,7 +67,7 @@ def _register() -> str:
     for module, group in itertools.groupby(sorted(rows, key=_module), key=_module):
         importlib.import_module(f"{__package__}.{module}").install(list(group), platform)
     counts = Counter(row.kind for row in rows)
-    what = ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in counts.items())
+    what = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
     return _say(
         "(AITER_OPS_VLLM=%s) registered in vLLM %s on %s: %s; `aiter-ops doctor` lists them",
         *(mode, vllm.__version__, platform, what),
@@ -74,8 +75,17 @@ def _register() -> str:
 
 
 def _say(text: str, *args: object) -> str:
-    log.info(f"aiter-ops {text}", *args)
-    return text % args
+    """The line for the log. In a front end vLLM sets up its logging after its plugins: there the line goes to stderr,
+    where vLLM would log at all.
+    """
+    from vllm import envs
+
+    line = "aiter-ops " + text % args
+    if log.hasHandlers() or not envs.VLLM_CONFIGURE_LOGGING:
+        log.info("%s", line)
+    elif logging.getLevelName(envs.VLLM_LOGGING_LEVEL) <= logging.INFO:
+        print(f"INFO {line}", file=sys.stderr)
+    return line
 
 
 def _module(row: Override) -> str:

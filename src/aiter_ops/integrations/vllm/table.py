@@ -197,9 +197,7 @@ METHODS = tuple(
     for name in face.methods
     if name not in NOT_METHODS
 )
-TORCH_OPS = tuple(
-    Override("torch op", f"vllm::{row.op}", row.of, "all", (ROCM,)) for row in ROWS.values() if row.of
-)
+TORCH_OPS = tuple(Override("torch op", f"vllm::{row.op}", row.of, "all", (ROCM,)) for row in ROWS.values() if row.of)
 
 OVERRIDES: tuple[Override, ...] = (*IR, *CUSTOM_OPS, *LINEAR, *BACKENDS, *EXPERTS, *METHODS, *TORCH_OPS)
 
