@@ -24,5 +24,5 @@ for text in requires(sys.argv[1]) or ():
         need.marker = None
         print(need)
 PY
-pip install -c constraints-vllm.txt -r "$venv/requirements.txt" pytest
+pip install -c constraints-vllm.txt -r "$venv/requirements.txt" pytest pytest-xdist "typer>=0.15" "rich>=13"
 pip install --no-deps -e .
