@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import vllm.ir.ops  # noqa: F401 - declares them
 from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
 from vllm.config.compilation import CompilationMode
+from vllm.ir.op import IrOp
 
 import aiter_ops
 from aiter_ops.integrations.vllm import plugin
@@ -61,9 +63,6 @@ def test_registering_again_changes_nothing() -> None:
 @pytest.mark.parametrize("rows", [0, 1, 7])
 @pytest.mark.parametrize("weight_dtype", [None, "same", FP32])
 def test_norms_of_vllms_ir(dtype: torch.dtype, rows: int, weight_dtype: Any) -> None:
-    import vllm.ir.ops
-    from vllm.ir.op import IrOp
-
     x, residual = normal(rows, 320, dtype=dtype), normal(rows, 320, dtype=dtype, seed=1)
     weight = None if weight_dtype is None else normal(320, seed=2).to(dtype if weight_dtype == "same" else FP32)
     for name, args in (("rms_norm", (x, weight, 1e-5)), ("fused_add_rms_norm", (x, residual, weight, 1e-5))):
@@ -78,9 +77,6 @@ def test_norms_of_vllms_ir(dtype: torch.dtype, rows: int, weight_dtype: Any) -> 
 
 
 def test_a_norm_of_part_of_the_row_stays_vllms() -> None:
-    import vllm.ir.ops
-    from vllm.ir.op import IrOp
-
     op, x = IrOp.registry["rms_norm"], normal(3, 64)
     with op.set_priority(["aiter_ops", "native"]), aiter_ops.record() as calls:
         got = op(x, None, 1e-5, 32)
@@ -89,9 +85,6 @@ def test_a_norm_of_part_of_the_row_stays_vllms() -> None:
 
 
 def test_the_sparse_gelu() -> None:
-    import vllm.ir.ops
-    from vllm.ir.op import IrOp
-
     op, x = IrOp.registry["gelu_and_mul_sparse"], normal(5, 128)
     for how in ("none", "tanh"):
         with aiter_ops.record() as calls:

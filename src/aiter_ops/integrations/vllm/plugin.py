@@ -81,7 +81,7 @@ def _say(text: str, *args: object) -> str:
     from vllm import envs
 
     line = "aiter-ops " + text % args
-    if log.hasHandlers() or not envs.VLLM_CONFIGURE_LOGGING:
+    if logging.getLogger("vllm").handlers or not envs.VLLM_CONFIGURE_LOGGING:
         log.info("%s", line)
     elif logging.getLevelName(envs.VLLM_LOGGING_LEVEL) <= logging.INFO:
         print(f"INFO {line}", file=sys.stderr)
