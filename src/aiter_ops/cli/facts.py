@@ -18,6 +18,7 @@ from aiter_ops.core.platforms import Platform, distribution_version, driver_gpu,
 from aiter_ops.core.policy import Policy
 from aiter_ops.core.provider import get_provider, provider_names
 from aiter_ops.core.settings import SETTINGS, VLLM_FLAGS
+from aiter_ops.integrations.vllm import status as vllm
 
 from . import symbols
 from .importing import tried
@@ -54,7 +55,8 @@ def _versions() -> dict[str, str | None]:
         "triton": here.triton,
         "aiter": here.aiter,
     }
-    return {**versions, **{name: distribution_version(name) for name in ("transformers", "vllm")}}
+    found = vllm.installed()
+    return {**versions, "transformers": distribution_version("transformers"), "vllm": found and found[1]}
 
 
 def _installed() -> tuple[dict[str, list[str]], list[str]]:
@@ -134,6 +136,7 @@ def report(trial: bool = False) -> dict[str, Any]:
         "libraries": {n: list(tell(here)) for n in provider_names() if (tell := get_provider(n).facts)},
         "features": {n: tell(here) for n in provider_names() if (tell := get_provider(n).features)},
         "missed": {name: list(wish) for name, wish in missed.items()},
+        "vllm": vllm.status(),
     }
 
 
@@ -150,4 +153,4 @@ def differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
 
 def _keyed(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Rows of a list by what names them, so that lists of other lengths compare."""
-    return {" ".join(str(r[k]) for k in ("name", "op", "provider", "family") if k in r): r for r in rows}
+    return {" ".join(str(r[k]) for k in ("kind", "name", "op", "provider", "family") if k in r): r for r in rows}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch._C import _len_torch_dispatch_stack
 from torch._C._functorch import maybe_current_level
+from torch._guards import TracingContext
 from torch.compiler import is_dynamo_compiling
 
 from .checks import bad_choice, bad_value, device_mix, no_tensor, require_integers, require_scalar
@@ -99,10 +100,9 @@ def entry(sig: Signature, ready: Callable[[], bool]) -> tuple[Callable[..., Any]
 
 
 def write(sig: Signature, namespace: dict[str, Any], checked: bool, strided: tuple[int, ...], faked: bool) -> None:
-    """Write the functions of an op into the namespace that `entry` gave, and give ``entry`` itself its code.
+    """Write the functions of an op into the namespace that `entry` gave.
 
-    The traced first call goes to ``written``, another function: of ``entry`` torch.compile keeps the code it saw. So
-    an op that is compiled by itself, not in a function, and was never called before is compiled twice.
+    written: what `entry` calls until `settle` gives it this code.
 
     entry: runs ``slot`` unless compilation, a mode, a subclass or a gradient is involved.
     slow: where compilation and modes go: the reference if it may be traced or must be differentiated, else the
@@ -145,8 +145,18 @@ def write(sig: Signature, namespace: dict[str, Any], checked: bool, strided: tup
         done = [n if i in strided else f"{n}.contiguous()" for i, n in enumerate(outs)]
         source += f"    {', '.join(outs)} = fn({sig.call})\n    return {', '.join(done)}\n"
     _run("op", sig.name, source, namespace)
-    fn = namespace["entry"]
-    namespace["written"] = written = namespace[sig.name]
+    namespace["written"] = namespace[sig.name]
+
+
+def settle(namespace: dict[str, Any]) -> None:
+    """Give ``entry`` the code of what was written, unless torch.compile is tracing: of a function that it has met it
+    keeps the parameters it saw, and a second call in the same trace would not fit. Then a later call does it.
+
+    So an op that is compiled by itself, not in a function, and was never called before is compiled twice.
+    """
+    fn, written = namespace["entry"], namespace["written"]
+    if fn.__code__ is written.__code__ or TracingContext.try_get() is not None:
+        return
     # the code last: until then a call in another thread waits in `ready`
     fn.__defaults__, fn.__kwdefaults__ = written.__defaults__, written.__kwdefaults__
     fn.__code__ = written.__code__

@@ -134,6 +134,7 @@ class Op:
                 with runtime.lock:
                     if "_reference" not in self.__dict__:
                         self._write()
+            codegen.settle(self._names)
             return True
 
         ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
