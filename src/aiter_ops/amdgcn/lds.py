@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import EmulationError
+from .errors import EmulationError, Unsupported
 from .parse import Instruction, Operand
 from .state import LANES, Waves
 
@@ -98,6 +98,29 @@ def _read(w: Waves, ins: Instruction) -> None:
             w.write(ins.operands[0], full[:, :, j], i * words + j)
 
 
+_TRANSPOSED = {"b4": 16, "b8": 8, "b16": 4}
+"""Elements of each size in 64 bits."""
+
+
+def _transposed(w: Waves, ins: Instruction) -> None:
+    """Each 16 lanes read 64 bits a lane, together a matrix of 16 columns whose rows follow one another in the lanes; lane i
+    of them gets column i.
+    """
+    if not w.full:
+        raise Unsupported(f"{ins.name} with lanes that are off")
+    kind = ins.name.rpartition("_")[2]
+    rows, bits = _TRANSPOSED[kind], 64 // _TRANSPOSED[kind]
+    group, wave, at = _places(w, ins.operands[1], ins.number("offset"), 8)
+    if (at[:, 0] % 8).any():
+        raise EmulationError(f"LDS address {at[at[:, 0] % 8 != 0][0, 0]:#x} of a transposed read is not a multiple of 8")
+    raw = np.ascontiguousarray(w.machine.lds.read(group, wave, at)).view(np.uint64).reshape(len(w), 4, 16, 1)
+    # little-endian: the first element is the lowest bits
+    shifts = (np.arange(rows) * bits).astype(np.uint64)
+    matrix = ((raw >> shifts) & np.uint64((1 << bits) - 1)).reshape(len(w), 4, rows, 16)
+    column = (matrix.transpose(0, 1, 3, 2) << shifts).sum(axis=3, dtype=np.uint64).reshape(len(w), LANES)
+    w.write64(ins.operands[0], column)
+
+
 def _write(w: Waves, ins: Instruction) -> None:
     _, offsets, size = _offsets(ins)
     for data, offset in zip(ins.operands[1:], offsets, strict=True):
@@ -123,5 +146,6 @@ TABLE = {
     **{f"ds_write_{k}": _write for k in ("b8", "b16", "b8_d16_hi", "b16_d16_hi", "b32", "b64", "b96", "b128")},
     **{f"ds_read2{s}_{k}": _read for s in ("", "st64") for k in _KINDS},
     **{f"ds_write2{s}_{k}": _write for s in ("", "st64") for k in _KINDS},
+    **{f"ds_read_b64_tr_{k}": _transposed for k in _TRANSPOSED},
     "ds_add_u32": _add,
 }
