@@ -20,7 +20,7 @@ from .errors import EmulationError, Unsupported
 from .lds import Lds
 from .memory import Memory
 from .parse import EXEC, Instruction, Program
-from .state import LANES, SGPRS, Waves, touched
+from .state import LANES, SGPRS, Waves
 
 TABLE: dict[str, Callable[[Waves, Instruction], None]] = {
     **scalar.TABLE,
@@ -83,7 +83,7 @@ class Machine:
         unknown = sorted({i.name for i in program.code if i.name not in TABLE and i.name not in _BESIDE})
         if unknown:
             raise Unsupported(f"{program.name}: unknown instructions: {' '.join(unknown)}")
-        self._named = [touched(i) for i in program.code]
+        self._named = [i.registers for i in program.code]
         self._issued = [control.issued(i) for i in program.code]
         starts = {*program.labels.values()}
         self._ends = [i + 1 in starts for i in range(len(program.code))]
