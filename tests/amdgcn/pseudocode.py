@@ -6,6 +6,7 @@ The text is that of AMD's ISA documents as the package tinygrad carries it. Func
 
 from __future__ import annotations
 
+import bisect
 import math
 import re
 import struct
@@ -43,7 +44,12 @@ def whole(x: int, width: int, kind: str) -> Value:
     return Value(x & ((1 << width) - 1), width, kind)
 
 
-FORMATS = {(16, "f"): (11, -14, 15), (32, "f"): (24, -126, 127), (64, "f"): (53, -1022, 1023), (16, "bf"): (8, -126, 127)}
+FORMATS = {
+    (16, "f"): (11, -14, 15),
+    (32, "f"): (24, -126, 127),
+    (64, "f"): (53, -1022, 1023),
+    (16, "bf"): (8, -126, 127),
+}
 """Significant bits, exponents of the least normal and of the largest number."""
 
 
@@ -57,15 +63,16 @@ def rounded(x: Any, width: int, kind: str) -> Value:
             return Value(top | 1 << (fraction - 1), width, kind)
         return Value(top | (x < 0) << (width - 1), width, kind)
     negative = math.copysign(1, x) < 0 if isinstance(x, float) else x < 0
-    magnitude = abs(Fraction(x))
+    top, bottom = abs(x).as_integer_ratio()
     exponent = least
-    if magnitude:
-        exponent = max(math.frexp(float(magnitude))[1] - 1 if magnitude < 2**1000 else 1000, least)
-        while magnitude >= Fraction(2) ** (exponent + 1):
-            exponent += 1
-        while exponent > least and magnitude < Fraction(2) ** exponent:
-            exponent -= 1
-    units = round(magnitude / Fraction(2) ** (exponent - fraction))
+    if top:
+        exponent = top.bit_length() - bottom.bit_length()
+        exponent -= top << max(-exponent, 0) < bottom << max(exponent, 0)
+        exponent = max(exponent, least)
+    shift = fraction - exponent
+    units, rest = divmod(top << max(shift, 0), bottom << max(-shift, 0))
+    twice = 2 * rest - (bottom << max(-shift, 0))
+    units += twice > 0 or (twice == 0 and units % 2)
     code = ((exponent - least) << fraction) + units
     code = min(code, (most - least + 2) << fraction)
     return Value(code | negative << (width - 1), width, kind)
@@ -148,21 +155,24 @@ def small_values(fraction: int, exponents: int, bias: int, special: str) -> dict
 SMALL = {"fp8": small_values(3, 4, 7, "nan"), "bf8": small_values(2, 5, 15, "ieee"), "fp4": small_values(1, 2, 1, "")}
 
 
+NUMBERS = {
+    kind: [Fraction(x) for x in list(v.values())[: len(v) // 2] if math.isfinite(x)] for kind, v in SMALL.items()
+}
+"""The finite numbers from zero up, which are those of the codes 0, 1, …"""
+
+
 def to_small(x: Any, kind: str) -> int | None:
     """The nearest code, ties to the even one; None where the pseudocode's function does not say (beyond the range)."""
-    values = SMALL[kind]
-    half = len(values) // 2
-    finite = [c for c in range(half) if math.isfinite(values[c])]
+    numbers, half = NUMBERS[kind], len(SMALL[kind]) // 2
     if isinstance(x, float) and not math.isfinite(x):
         return None
     magnitude = abs(Fraction(x))
-    if magnitude > Fraction(values[finite[-1]]):
-        return None if kind != "fp4" else finite[-1] | (half if x < 0 else 0)
-    low = max(c for c in finite if Fraction(values[c]) <= magnitude)
-    code = low
-    if low + 1 in finite:
-        below, above = magnitude - Fraction(values[low]), Fraction(values[low + 1]) - magnitude
-        code = low + 1 if above < below or (above == below and low % 2) else low
+    if magnitude > numbers[-1] and kind != "fp4":
+        return None
+    code = bisect.bisect_right(numbers, magnitude) - 1
+    if code + 1 < len(numbers):
+        below, above = magnitude - numbers[code], numbers[code + 1] - magnitude
+        code += above < below or (above == below and code % 2 == 1)
     negative = math.copysign(1, x) < 0 if isinstance(x, float) else x < 0
     return code | (half if negative else 0)
 

@@ -38,7 +38,9 @@ def check_all(name: str, arch: str = "gfx942") -> int:
     op, target, served = aiter_ops.get_op(name), platform_for(arch), 0
     for sample in op.samples(size="small"):
         result = emulate(op, sample, target)
-        assert (result.refused is None) == promised(name, "triton", target, sample.name), f"{sample.name}: {result.refused}"
+        assert (result.refused is None) == promised(name, "triton", target, sample.name), (
+            f"{sample.name}: {result.refused}"
+        )
         if result.refused is None:
             served += 1
             assert result.verdict.ok, f"{name} on {arch}, {sample.name}: {result.verdict.detail}"

@@ -166,7 +166,9 @@ def _load_to_lds(w: Waves, ins: Instruction, addresses: U64, active: NDArray[np.
         raw[active] = w.machine.touch(w, active, lambda: read(_checked(addresses[active], size), size))
     start = w.s[M0][:, None].astype(np.int64) + np.arange(LANES) * size
     group, wave, at = places(w, start, ins.number("offset"), size)
-    control.note(w, control.Outstanding("vm", "lds load", frozenset({("lds", w.machine.lds.fly(group, wave, at, raw[w.exec]))})))
+    control.note(
+        w, control.Outstanding("vm", "lds load", frozenset({("lds", w.machine.lds.fly(group, wave, at, raw[w.exec]))}))
+    )
 
 
 def _global_to_lds(w: Waves, ins: Instruction) -> None:
