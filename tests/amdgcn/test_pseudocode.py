@@ -159,6 +159,8 @@ def conversion_cases(name: str) -> list[Case]:
         return [vector_case(name, _OUT[parts[3]], [32, 32])]
     if name == "v_cvt_f16_f32":
         return [vector_case(name, "f16", [32])]
+    if name == "v_cvt_f32_bf16":
+        return [vector_case(name, "f32", [32])]
     if "scalef32" not in name:
         if parts[3] in ("fp8", "bf8"):
             return [vector_case(name, "u32", [32, 32], t, OPSEL=o) for t, o in (("", 0), (" op_sel:[0,0,1]", 8))]
@@ -199,15 +201,12 @@ def cases_of(name: str) -> list[Case]:
     if name in CONVERT:
         return conversion_cases(name)
     if name in F16:
-        return [vector_case(name, "f16+f16", [32] * (3 if "fma" in name else 2))]
+        return [vector_case(name, "f16+f16", [32] * (3 if "fma" in name or "3" in name else 2))]
     if name in F32:
         return [vector_case(name, "f32+f32", [64] * (3 if "fma" in name else 2))]
     if name.startswith("v_bitop3"):
         out = name.rpartition("_")[2].replace("b", "u")
-        return [
-            vector_case(name, out, [32] * 3, f" bitop3:{t:#x}", TTBL=t)
-            for t in (0x6C, 0xC8, 0x36, 0xEC, 0x96, 0x01, 0xFF, 0)
-        ]
+        return [vector_case(name, out, [32] * 3, f" bitop3:{t:#x}", TTBL=t) for t in (0x6C, 0xC8, 0x96, 0)]
     if "_co_" in name:
         tail = ", vcc" if name.startswith(("v_addc", "v_subb")) else ""
         results = [("D0", 0, "u32", "v", 20), ("VCC", -1, "u1", "s", 106)]
@@ -312,7 +311,7 @@ def compare(case: Case, inputs: list[np.ndarray]) -> int:
 def test_an_instruction_does_what_the_document_says(name):
     compared = 0
     for number_, case in enumerate(cases_of(name)):
-        rounds = 40 if name.startswith("s_") else 2
+        rounds = 40 if name.startswith("s_") else 1
         for seed in range(rounds):
             inputs = patterns(1000 * number_ + seed, 2 * max(len(case.widths), 1))
             if name.startswith("s_"):
