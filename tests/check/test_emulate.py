@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import re
+import subprocess
+import sys
+import tempfile
 
 import pytest
 import torch
@@ -82,6 +86,44 @@ def test_every_op(name, arch):
 def test_every_op_on_gfx90a(name):
     """Every second sample of what is served there."""
     check_all(name, "gfx90a", 2)
+
+
+ASYNC = """
+import dataclasses
+import aiter_ops
+from aiter_ops.amdgcn import EmulationError, instruction
+from aiter_ops.check.emulate import emulate
+from aiter_ops.core.platforms import platform_for
+
+op, target, loads = aiter_ops.get_op("gemm_a16w16"), platform_for("gfx950"), []
+sample = next(s for s in op.samples(size="small") if s.args[0].shape[-1] >= 256)
+
+def look(program):
+    loads.extend(i.text for i in program.code if "lds" in i.mods)
+    return program
+
+def hasty(program):
+    code = [instruction("s_nop 0") if i.name == "s_waitcnt" and "vmcnt" in i.text and n > program.after_preload + 40 else i
+            for n, i in enumerate(program.code)]
+    return dataclasses.replace(program, code=code)
+
+assert emulate(op, sample, target, look).verdict.ok
+assert len(loads) > 4, loads
+try:
+    emulate(op, sample, target, hasty)
+except EmulationError as error:
+    print(error)
+"""
+
+
+@pytest.mark.emulated
+def test_pipelined_loads_to_lds_of_a_compiled_product():
+    """With Triton's asynchronous copies, which are off by default; and without the waits for them."""
+    with tempfile.TemporaryDirectory() as cache:
+        env = {**os.environ, "TRITON_HIP_USE_ASYNC_COPY": "1", "TRITON_CACHE_DIR": cache}
+        done = subprocess.run([sys.executable, "-c", ASYNC], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "outstanding" in done.stdout
 
 
 def test_rows_say_what_ran_what_was_refused_and_what_failed(monkeypatch):
