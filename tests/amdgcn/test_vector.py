@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from aiter_ops.amdgcn import formats as fmt
 from aiter_ops.amdgcn import numbers as num
 
 from .snippets import execute
@@ -67,6 +68,23 @@ def test_a_sum_that_two_roundings_get_wrong():
     assert got != twice
 
 
+def test_sums_of_matrix_instructions_are_rounded_once():
+    """fp64 and fp32 numbers whose sum lies at, or next to, the middle between two fp32 numbers, also below their range."""
+    random = np.random.default_rng(0)
+    c = random.integers(0, 2**32, 4000, dtype=np.uint32).view(np.float32)
+    c[:2000] = np.ldexp(1 + random.integers(0, 2**23, 2000) / 2**23, random.integers(-126, -124, 2000)).astype(
+        np.float32
+    )
+    c = np.where(np.isfinite(c), c, np.float32(1))
+    step = np.spacing(np.abs(c)).astype(np.float64)
+    p = step * random.choice([0.5, -0.5, 1.5, 0.25, 3.0], 4000) * (1 + random.choice([0, 2.0**-52, -(2.0**-52)], 4000))
+    p[::3] = p[::3] + step[::3] * 2.0 ** -random.integers(25, 50, len(p[::3]))
+    with np.errstate(all="ignore"):
+        got = num.add_to_f32(p, c)
+    for x, y, g in zip(p.tolist(), c.tolist(), got.tolist(), strict=True):
+        assert g == round32(Fraction(x) + Fraction(y)), (x, y)
+
+
 INTEGER = {
     "v_add_u32_e32": lambda a, b: a + b,
     "v_sub_u32_e32": lambda a, b: a - b,
@@ -104,7 +122,7 @@ def signed(x: int) -> int:
 
 
 def bfe(a: int, shift: int, width: int) -> int:
-    part = (a >> shift) & ((1 << width) - 1)
+    part = (signed(a) >> shift) & ((1 << width) - 1)
     return part - (1 << width) if width and part >> (width - 1) else part
 
 
@@ -189,18 +207,18 @@ def test_max_and_min_order_zeros_and_skip_quiet_nans():
 def test_every_fp8_code_and_every_rounding_to_one(fnuz, dtype):
     codes = torch.arange(256, dtype=torch.uint8)
     want = codes.view(dtype).float().numpy()
-    assert np.array_equal(num.E4M3[fnuz], want, equal_nan=True)
+    assert np.array_equal(fmt.E4M3_VALUES[fnuz], want, equal_nan=True)
     largest = 240.0 if fnuz else 448.0
     half = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16).float()
     inside = half[half.abs() <= largest]
     edges = torch.cat([inside, inside.nextafter(torch.tensor(torch.inf)), inside.nextafter(-torch.tensor(torch.inf))])
     edges = edges[edges.abs() <= largest]
-    got = num.to_e4m3(edges.numpy(), fnuz, False)
+    got = fmt.E4M3[fnuz].rounded(edges.numpy(), False)
     assert got.tolist() == edges.to(dtype).view(torch.uint8).tolist()
     beyond = np.array([1e9, -1e9, np.inf, np.nan], np.float32)
     top = 0x7F if fnuz else 0x7E
-    assert num.to_e4m3(beyond, fnuz, True)[:2].tolist() == [top, top | 0x80]
-    assert np.isnan(num.E4M3[fnuz][num.to_e4m3(beyond, fnuz, False)]).all()
+    assert fmt.E4M3[fnuz].rounded(beyond, True)[:2].tolist() == [top, top | 0x80]
+    assert np.isnan(fmt.E4M3_VALUES[fnuz][fmt.E4M3[fnuz].rounded(beyond, False)]).all()
 
 
 def test_conversions_of_every_fp16_number():

@@ -1,4 +1,5 @@
-"""Functional emulation of AMD CDNA3 (gfx942) machine code on a CPU: assembly text in, memory changed. Needs NumPy only.
+"""Functional emulation of AMD CDNA machine code (gfx90a, gfx942, gfx950) on a CPU: assembly text in, memory changed. Needs
+NumPy only.
 
 What it proves and what not: docs/emulator.md.
 """
