@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from aiter_ops.amdgcn import numbers as num
+from aiter_ops.amdgcn import formats as fmt
 
 from .snippets import execute
 
@@ -189,18 +189,18 @@ def test_max_and_min_order_zeros_and_skip_quiet_nans():
 def test_every_fp8_code_and_every_rounding_to_one(fnuz, dtype):
     codes = torch.arange(256, dtype=torch.uint8)
     want = codes.view(dtype).float().numpy()
-    assert np.array_equal(num.E4M3[fnuz], want, equal_nan=True)
+    assert np.array_equal(fmt.E4M3_VALUES[fnuz], want, equal_nan=True)
     largest = 240.0 if fnuz else 448.0
     half = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16).float()
     inside = half[half.abs() <= largest]
     edges = torch.cat([inside, inside.nextafter(torch.tensor(torch.inf)), inside.nextafter(-torch.tensor(torch.inf))])
     edges = edges[edges.abs() <= largest]
-    got = num.to_e4m3(edges.numpy(), fnuz, False)
+    got = fmt.E4M3[fnuz].rounded(edges.numpy(), False)
     assert got.tolist() == edges.to(dtype).view(torch.uint8).tolist()
     beyond = np.array([1e9, -1e9, np.inf, np.nan], np.float32)
     top = 0x7F if fnuz else 0x7E
-    assert num.to_e4m3(beyond, fnuz, True)[:2].tolist() == [top, top | 0x80]
-    assert np.isnan(num.E4M3[fnuz][num.to_e4m3(beyond, fnuz, False)]).all()
+    assert fmt.E4M3[fnuz].rounded(beyond, True)[:2].tolist() == [top, top | 0x80]
+    assert np.isnan(fmt.E4M3_VALUES[fnuz][fmt.E4M3[fnuz].rounded(beyond, False)]).all()
 
 
 def test_conversions_of_every_fp16_number():

@@ -19,7 +19,9 @@ from .state import Waves
 
 
 class Outstanding(NamedTuple):
-    """counter: ``vm`` or ``lgkm``; kind: ``load``, ``store``, ``scalar``, ``lds``, ``lds write``."""
+    """counter: ``vm`` or ``lgkm``; kind: ``load``, ``store``, ``scalar``, ``lds``, ``lds write``; ``lds load``: from memory
+    to LDS, whose register is ``lds`` with the number of the load.
+    """
 
     counter: str
     kind: str
@@ -30,8 +32,10 @@ _MOST = {"vm": 63, "lgkm": 15}
 
 
 def issued(ins: Instruction) -> Outstanding | None:
-    """What an instruction leaves outstanding."""
+    """What an instruction leaves outstanding; loads to LDS say it when they run."""
     name = ins.name
+    if "_load_lds_" in name or "lds" in ins.mods:
+        return None
     if name.startswith("s_load"):
         return Outstanding("lgkm", "scalar", _registers(ins))
     if name.startswith(("global_", "buffer_", "flat_")):
@@ -65,6 +69,8 @@ def _retire(w: Waves, counter: str, left: int) -> None:
     for e in w.pending:
         if e.counter == counter and gone > 0:
             gone -= 1
+            if e.kind == "lds load":
+                w.machine.lds.land(min(e.registers)[1], w.group, w.wave)
             continue
         kept.append(e)
     w.pending = tuple(kept)

@@ -180,7 +180,26 @@ def _below(w: Waves, ins: Instruction) -> None:
     w.write(ins.operands[0], np.bitwise_count(mask & below).astype(np.uint32) + w.read(ins.operands[2]))
 
 
+def _swap(width: int) -> Any:
+    """v_permlane{width}_swap: of every pair of neighbouring groups of `width` lanes, the second one of the first register
+    changes places with the first one of the second register.
+    """
+    upper = (_LANE // width) % 2 == 1
+
+    def run(w: Waves, ins: Instruction) -> None:
+        first, second = ins.operands
+        if set(ins.mods) or not w.full:
+            raise Unsupported(f"{ins.name} with modifiers or lanes that are off")
+        x, y = np.array(w.read(first)), np.array(w.read(second))
+        w.write(first, np.where(upper, np.roll(y, width, axis=1), x))
+        w.write(second, np.where(upper, y, np.roll(x, -width, axis=1)))
+
+    return run
+
+
 TABLE = {
+    "v_permlane16_swap_b32": _swap(16),
+    "v_permlane32_swap_b32": _swap(32),
     "v_readlane_b32": _readlane,
     "v_readfirstlane_b32": _readfirstlane,
     "v_writelane_b32": _writelane,

@@ -15,16 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import control, lanes, lds, matrix, memory, packed, scalar, vector
+from . import control, convert, lanes, lds, logic, matrix, memory, packed, scalar, vector
 from .errors import EmulationError, Unsupported
 from .lds import Lds
 from .memory import Memory
 from .parse import EXEC, Instruction, Program
-from .state import LANES, SGPRS, Waves, touched
+from .state import LANES, SGPRS, Waves
 
 TABLE: dict[str, Callable[[Waves, Instruction], None]] = {
     **scalar.TABLE,
     **vector.TABLE,
+    **logic.TABLE,
+    **convert.TABLE,
     **packed.TABLE,
     **matrix.TABLE,
     **lds.TABLE,
@@ -32,7 +34,7 @@ TABLE: dict[str, Callable[[Waves, Instruction], None]] = {
     **lanes.TABLE,
 }
 
-TARGETS = ("gfx942",)
+TARGETS = ("gfx90a", "gfx942", "gfx950")
 """What programs may be compiled for."""
 
 _BESIDE = (*control.CONDITIONS, *control.NOTHING, "s_waitcnt", "s_barrier", "s_endpgm")
@@ -81,7 +83,7 @@ class Machine:
         unknown = sorted({i.name for i in program.code if i.name not in TABLE and i.name not in _BESIDE})
         if unknown:
             raise Unsupported(f"{program.name}: unknown instructions: {' '.join(unknown)}")
-        self._named = [touched(i) for i in program.code]
+        self._named = [i.registers for i in program.code]
         self._issued = [control.issued(i) for i in program.code]
         starts = {*program.labels.values()}
         self._ends = [i + 1 in starts for i in range(len(program.code))]
@@ -114,7 +116,7 @@ class Machine:
 
     def _entry(self, groups: NDArray[np.int64], first: int, kernarg: int, data: bytes) -> Waves:
         d = self.program.directives
-        for name in ("dispatch_ptr", "queue_ptr", "dispatch_id", "private_segment_size"):
+        for name in ("dispatch_ptr", "queue_ptr", "dispatch_id", "flat_scratch_init", "private_segment_size"):
             if d.get(f"user_sgpr_{name}"):
                 raise Unsupported(f"user SGPRs for {name}")
         per = -(-self.program.workgroup_size // LANES)
@@ -125,8 +127,10 @@ class Machine:
         s = np.full((SGPRS, n), self.poison, np.uint32)
         w = Waves(self, v, a, s, np.repeat(groups - first, per), np.tile(np.arange(per), len(groups)))
         w.v[0] = (w.wave[:, None] * LANES + np.arange(LANES)).astype(np.uint32)
-        w.set_s64(0, np.full(n, kernarg, np.uint64))
-        place = 2
+        # a descriptor for scratch memory, which is not used, comes first on gfx90a
+        place = 4 if d.get("user_sgpr_private_segment_buffer") else 0
+        w.set_s64(place, np.full(n, kernarg, np.uint64))
+        place += 2
         for i in range(d.get("user_sgpr_kernarg_preload_length", 0)):
             at = 4 * (i + d.get("user_sgpr_kernarg_preload_offset", 0))
             w.set_s(place, int.from_bytes(data[at : at + 4].ljust(4, b"\0"), "little"))

@@ -7,13 +7,16 @@ is an error with instruction, wave, lane and address.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import control
 from .errors import EmulationError, Unsupported
-from .parse import Instruction, Operand
+from .lds import places
+from .parse import M0, Instruction, Operand
 from .state import LANES, U64, Waves
 
 FIRST, APART = 0x7000_0000_0000, 1 << 33
@@ -129,9 +132,10 @@ def _buffer(w: Waves, ins: Instruction) -> None:
     """data, [offset], descriptor, scalar offset. Raw buffers without stride or swizzling: beyond num_records loads give
     0 and stores are dropped; an access that lies across the end is an error here.
     """
-    if "idxen" in ins.mods or "lds" in ins.mods:
-        raise Unsupported("idxen or lds of a buffer instruction")
-    data, *rest = ins.operands
+    if "idxen" in ins.mods:
+        raise Unsupported("idxen of a buffer instruction")
+    to_lds = "lds" in ins.mods
+    data, rest = (None, list(ins.operands)) if to_lds else (ins.operands[0], list(ins.operands[1:]))
     offset = w.read(rest.pop(0)).astype(np.int64) if "offen" in ins.mods else np.zeros((1, 1), np.int64)
     descriptor, soffset = rest
     words = [w.s[descriptor.index + i] for i in range(4)]
@@ -146,19 +150,40 @@ def _buffer(w: Waves, ins: Instruction) -> None:
     if (~inside & (offset < records) & w.exec).any():
         raise EmulationError("a buffer access across the end of its records")
     addresses = base[:, None] + offset.astype(np.uint64)
+    if data is None:
+        _load_to_lds(w, ins, addresses, inside & w.exec, size)
+        return
     (_load if "_load_" in ins.name else _store)(w, ins, data, addresses, inside & w.exec)
 
 
+def _load_to_lds(w: Waves, ins: Instruction, addresses: U64, active: NDArray[np.bool_], size: int) -> None:
+    """Lane l's bytes go to LDS at M0 + offset + l · size; what is on but not `active` writes 0. It is outstanding in vmcnt."""
+    if size % 4:
+        raise Unsupported(f"loads of {size} bytes to LDS")
+    raw = np.zeros((len(w), LANES, size), np.uint8)
+    if active.any():
+        read = w.machine.memory.read
+        raw[active] = w.machine.touch(w, active, lambda: read(_checked(addresses[active], size), size))
+    start = w.s[M0][:, None].astype(np.int64) + np.arange(LANES) * size
+    group, wave, at = places(w, start, ins.number("offset"), size)
+    control.note(w, control.Outstanding("vm", "lds load", frozenset({("lds", w.machine.lds.fly(group, wave, at, raw[w.exec]))})))
+
+
+def _global_to_lds(w: Waves, ins: Instruction) -> None:
+    addresses = _address(w, ins, ins.operands[0], ins.operands[1:])
+    _load_to_lds(w, ins, addresses, w.exec, SIZES[ins.name.partition("_load_lds_")[2]])
+
+
+def _address(w: Waves, ins: Instruction, address: Operand, base: Sequence[Operand]) -> U64:
+    """64 bits of vector registers, or a scalar pair `base` with a 32-bit vector offset."""
+    start = w.scalar64(base[0])[:, None] + w.read(address).astype(np.uint64) if base else w.read64(address)
+    return np.broadcast_to(start + np.uint64(ins.number("offset") & 0xFFFFFFFFFFFFFFFF), (len(w), LANES))
+
+
 def _global(w: Waves, ins: Instruction) -> None:
-    """Address 64 bits of vector registers (off), or a scalar pair with a 32-bit vector offset."""
     load = "_load_" in ins.name
     data, address = (ins.operands[0], ins.operands[1]) if load else (ins.operands[1], ins.operands[0])
-    if len(ins.operands) > 2:
-        start = w.scalar64(ins.operands[2])[:, None] + w.read(address).astype(np.uint64)
-    else:
-        start = w.read64(address)
-    start = np.broadcast_to(start + np.uint64(ins.number("offset") & 0xFFFFFFFFFFFFFFFF), (len(w), LANES))
-    (_load if load else _store)(w, ins, data, start, w.exec)
+    (_load if load else _store)(w, ins, data, _address(w, ins, address, ins.operands[2:]), w.exec)
 
 
 def _scalar_load(w: Waves, ins: Instruction) -> None:
@@ -177,5 +202,6 @@ _STORES = ("byte", "short", "byte_d16_hi", "short_d16_hi", "dword", "dwordx2", "
 TABLE = {
     **{f"{k}_load_{s}": f for k, f in (("buffer", _buffer), ("global", _global)) for s in _LOADS},
     **{f"{k}_store_{s}": f for k, f in (("buffer", _buffer), ("global", _global)) for s in _STORES},
+    **{f"global_load_lds_{s}": _global_to_lds for s in ("dword", "dwordx3", "dwordx4")},
     **{f"s_load_dword{n}": _scalar_load for n in ("", "x2", "x4", "x8", "x16")},
 }

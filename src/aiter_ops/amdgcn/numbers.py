@@ -29,6 +29,17 @@ def sum_to_odd(p: F64, c: F64) -> F64:
     return np.asarray(np.where(inexact & even, bits + step, bits).view(np.float64))
 
 
+def add_to_f32(p: F64, c: F32) -> F32:
+    """p + c, rounded once to fp32. The fp64 sum says how to round, but where it lies halfway between two fp32 numbers or
+    below their normal range.
+    """
+    s = p + c
+    doubtful = ((s.view(np.int64) & 0x1FFFFFFF) == 0x10000000) | ((np.abs(s) < 2.0**-126) & (s != 0))
+    if doubtful.any():
+        s = sum_to_odd(np.broadcast_to(p, s.shape), np.ascontiguousarray(np.broadcast_to(c.astype(np.float64), s.shape)))
+    return np.asarray(s.astype(np.float32))
+
+
 def fma32(a: F32, b: F32, c: F32) -> F32:
     """a · b + c, rounded once."""
     a64, b64, c64 = np.broadcast_arrays(a.astype(np.float64), b.astype(np.float64), c.astype(np.float64))
@@ -74,6 +85,25 @@ def med32(a: F32, b: F32, c: F32) -> F32:
     largest = max32(max32(a, b), c)
     other = np.where(largest == a, max32(b, c), np.where(largest == b, max32(a, c), max32(a, b)))
     return np.asarray(np.where(nan, min32(min32(a, b), c), other))
+
+
+def _outermost(a: F32, b: F32, largest: bool) -> F32:
+    """IEEE 754-2019: a NaN gives a quiet NaN, and -0 is below +0."""
+    nan = np.isnan(a) | np.isnan(b)
+    return np.asarray(np.where(nan, np.float32(np.nan), _extreme(a, b, largest)))
+
+
+def maximum3(a: F32, b: F32, c: F32) -> F32:
+    return _outermost(_outermost(a, b, True), c, True)
+
+
+def minimum3(a: F32, b: F32, c: F32) -> F32:
+    return _outermost(_outermost(a, b, False), c, False)
+
+
+def mad32(a: F32, b: F32, c: F32) -> F32:
+    """a · b + c of CDNA2, rounded twice; denormal arguments and results are zeros whatever MODE says."""
+    return flush(flush(flush(a) * flush(b)) + flush(c))
 
 
 def flush(x: F32) -> F32:
@@ -125,48 +155,6 @@ def clamped_half(out: Any, *inputs: Any) -> Any:
         over = over & np.isfinite(x)
     return np.where(over, np.copysign(np.float16(65504), out), out).astype(np.float16)
 
-
-# --- FP8 --------------------------------------------------------------------------------------------------------------
-
-_E4M3 = {True: (8, 240.0, 0x80), False: (7, 448.0, 0x7F)}
-"""By fnuz: bias, largest finite number, NaN (the sign bit is added to OCP's)."""
-
-
-def to_e4m3(x: F32, fnuz: bool, clamp_overflow: bool) -> NDArray[np.uint32]:
-    """fp32 to e4m3, to nearest even; beyond the range: NaN, or the largest number where MODE clamps (FP16_OVFL; an
-    infinity stays outside and becomes NaN).
-    """
-    bias, _, nan = _E4M3[fnuz]
-    magnitude = np.abs(x).astype(np.float64)
-    finite = np.isfinite(magnitude)
-    safe = np.where(finite, magnitude, 0.0)
-    exponent = np.where(safe == 0, 1 - bias, np.maximum(np.frexp(safe)[1] - 1, 1 - bias))
-    units = np.rint(np.ldexp(safe, 3 - exponent)).astype(np.int64)
-    # units carry into the exponent field by themselves: 8 units are one binade
-    code = (exponent + bias - 1) * 8 + units
-    top = 0x7F if fnuz else 0x7E
-    over = code > top
-    sign = np.where(np.signbit(x), 0x80, 0)
-    code = np.where(over, top, code)
-    signed = code | sign
-    if fnuz:
-        signed = np.where(code == 0, 0, signed)
-    bad = ~finite if clamp_overflow else ~finite | over
-    return np.asarray(np.where(bad, nan if fnuz else nan | sign, signed).astype(np.uint32))
-
-
-def _e4m3_values(fnuz: bool) -> F32:
-    bias, _, nan = _E4M3[fnuz]
-    codes = np.arange(256)
-    exponent, mantissa = (codes >> 3) & 15, codes & 7
-    value = np.where(exponent > 0, (8 + mantissa) * 2.0 ** (exponent - bias - 3), mantissa * 2.0 ** (1 - bias - 3))
-    value = np.where(codes >= 128, -value, value)
-    missing = codes == nan if fnuz else (codes & 0x7F) == nan
-    return np.where(missing, np.nan, value).astype(np.float32)
-
-
-E4M3 = {True: _e4m3_values(True), False: _e4m3_values(False)}
-"""The value of every code, by fnuz."""
 
 # --- division (steps of the compiler's fp32 quotient) ------------------------------------------------------------------
 

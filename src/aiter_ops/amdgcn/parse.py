@@ -6,6 +6,7 @@ AMDGPU Backend", sections "Code Object V3 and Above Example" and "Code Object V5
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ NAMED = {"vcc": (106, 2), "vcc_lo": (106, 1), "vcc_hi": (107, 1), "m0": (124, 1)
 }
 """Scalar registers with a name: first number, count. The numbers are those of the operand encoding of gfx9."""
 
-VCC, EXEC = 106, 126
+VCC, M0, EXEC = 106, 124, 126
 
 _INV_2PI = {16: 0x3118, 32: 0x3E22F983, 64: 0x3FC45F306DC9C882}
 _REGISTER = re.compile(r"([vsa])(?:(\d+)|\[(\d+):(\d+)\])$")
@@ -69,12 +70,15 @@ class Operand:
 
 @dataclass(frozen=True)
 class Instruction:
-    """name: the mnemonic without its encoding suffix; mods: modifiers by name, flags as ``""``."""
+    """name: the mnemonic without its encoding suffix; mods: modifiers by name, flags as ``""``; registers: every one that
+    is named, as kind and number.
+    """
 
     name: str
     encoding: str
     operands: tuple[Operand, ...]
     mods: dict[str, str]
+    registers: frozenset[tuple[str, int]]
     text: str
     line: int
 
@@ -163,6 +167,12 @@ def _find_second_entry(program: Program) -> None:
 
 def instruction(line: str, number: int = 0) -> Instruction:
     """One line without its comment."""
+    return Instruction(*_parts(line), line, number)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _parts(line: str) -> tuple[str, str, tuple[Operand, ...], dict[str, str], frozenset[tuple[str, int]]]:
+    """What a line says; the kernels of an op have many lines in common."""
     mnemonic, _, rest = line.partition(" ") if " " in line else line.partition("\t")
     name, encoding = mnemonic, ""
     if mnemonic.rpartition("_")[2] in _ENCODINGS:
@@ -185,7 +195,8 @@ def instruction(line: str, number: int = 0) -> Instruction:
                 operands.append(_operand(word))
             else:
                 raise Unsupported(f"modifier {word!r} in {line!r}")
-    return Instruction(name, encoding, tuple(operands), mods, line, number)
+    named = ((op.kind, i) for op in operands if op.kind in "vsa" for i in range(op.index, op.index + op.count))
+    return name, encoding, tuple(operands), mods, frozenset(named)
 
 
 def _split(rest: str) -> list[str]:

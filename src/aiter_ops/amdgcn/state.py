@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import EmulationError, Unsupported
-from .parse import EXEC, VCC, Instruction, Operand
+from .parse import EXEC, VCC, Operand
 
 U32, U64 = NDArray[np.uint32], NDArray[np.uint64]
 LANES = 64
@@ -155,12 +155,3 @@ class Waves:
     def write64(self, op: Operand, value: U64) -> None:
         self.write(op, (value & np.uint64(0xFFFFFFFF)).astype(np.uint32), 0)
         self.write(op, (value >> np.uint64(32)).astype(np.uint32), 1)
-
-
-def touched(ins: Instruction) -> frozenset[tuple[str, int]]:
-    """Every register that an instruction names."""
-    found: set[tuple[str, int]] = set()
-    for op in ins.operands:
-        if op.kind in ("v", "s", "a"):
-            found.update((op.kind, i) for i in range(op.index, op.index + op.count))
-    return frozenset(found)

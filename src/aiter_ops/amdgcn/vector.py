@@ -199,6 +199,11 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "v_fma_f32": ("f32 f32 f32 f32", num.fma32),
     "v_fmamk_f32": ("f32 f32 f32 f32", lambda a, k, b: num.fma32(a, k, b)),
     "v_fmaak_f32": ("f32 f32 f32 f32", num.fma32),
+    "v_maximum3_f32": ("f32 f32 f32 f32", num.maximum3),
+    "v_minimum3_f32": ("f32 f32 f32 f32", num.minimum3),
+    "v_mad_f32": ("f32 f32 f32 f32", num.mad32),
+    "v_madmk_f32": ("f32 f32 f32 f32", num.mad32),
+    "v_madak_f32": ("f32 f32 f32 f32", num.mad32),
     "v_div_fixup_f32": ("f32 f32 f32 f32", num.div_fixup),
     "v_rcp_f32": ("f32 f32", num.reciprocal),
     "v_rcp_iflag_f32": ("f32 f32", num.reciprocal),
@@ -355,31 +360,6 @@ def _div_fmas(w: Waves, ins: Instruction) -> None:
     w.write(ins.operands[0], np.ascontiguousarray(made).view(np.uint32))
 
 
-def _to_half(w: Waves, ins: Instruction) -> None:
-    made = num.to_half(source(w, ins, 1, "f32"), bool(w.mode & FP16_OVFL))
-    bits = result_bits(w, ins, made, "f16")
-    w.write(ins.operands[0], sdwa_result(w, ins, bits) if ins.encoding == "sdwa" else bits)
-
-
-def _to_fp8(w: Waves, ins: Instruction) -> None:
-    """Two codes to the low half, or the high one with op_sel[2] (written [0,0,1]); the other half stays."""
-    clamp = bool(w.mode & FP16_OVFL)
-    low, high = (num.to_e4m3(source(w, ins, i, "f32"), w.machine.fnuz, clamp) for i in (1, 2))
-    pair, before = low | (high << 8), w.read(ins.operands[0])
-    upper = ins.bits("op_sel", (0, 0, 0))[2]
-    w.write(ins.operands[0], (before & 0xFFFF) | (pair << 16) if upper else (before & np.uint32(0xFFFF0000)) | pair)
-
-
-def _from_fp8(w: Waves, ins: Instruction) -> None:
-    codes = w.read(ins.operands[1])
-    upper = ins.mods.get("src0_sel") == "WORD_1" or ins.bits("op_sel", (0,))[0]
-    codes = codes >> 16 if upper else codes & 0xFFFF
-    table = num.E4M3[w.machine.fnuz].view(np.uint32)
-    low, high = table[codes & 255], table[codes >> 8]
-    w.write(ins.operands[0], low, 0)
-    w.write(ins.operands[0], high, 1)
-
-
 TABLE: dict[str, Callable[[Waves, Instruction], None]] = {
     **dict.fromkeys(OPS, _plain),
     **dict.fromkeys(COMPARISONS, _compare),
@@ -392,7 +372,4 @@ TABLE: dict[str, Callable[[Waves, Instruction], None]] = {
     "v_mad_i64_i32": _mad64,
     "v_div_scale_f32": _div_scale,
     "v_div_fmas_f32": _div_fmas,
-    "v_cvt_f16_f32": _to_half,
-    "v_cvt_pk_fp8_f32": _to_fp8,
-    "v_cvt_pk_f32_fp8": _from_fp8,
 }

@@ -27,7 +27,7 @@ POISONS = (0xFFFFFFFF, 0x5A5A5A5A)
 """What registers and LDS hold at first, in two runs that must agree to the bit."""
 
 
-ARCHS = ("gfx942",)
+ARCHS = ("gfx942", "gfx950", "gfx90a")
 """Architectures whose machine code is executed."""
 
 
