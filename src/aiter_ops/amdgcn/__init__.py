@@ -1,4 +1,4 @@
-"""Functional emulation of AMD CDNA3 (gfx942) machine code on a CPU: assembly text in, memory changed. Needs NumPy only.
+"""Functional emulation of AMD CDNA machine code on a CPU: assembly text in, memory changed. Needs NumPy only.
 
 What it proves and what not: docs/emulator.md.
 """
@@ -10,6 +10,10 @@ from .launch import Machine as Machine
 from .launch import Pointer as Pointer
 from .launch import coverage as coverage
 from .memory import Memory as Memory
+from .mix import class_of as class_of
 from .parse import Program as Program
 from .parse import instruction as instruction
 from .parse import parse as parse
+from .profile import Profile as Profile
+from .resources import Resources as Resources
+from .resources import resources as resources

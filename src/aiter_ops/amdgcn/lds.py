@@ -11,7 +11,6 @@ from .errors import EmulationError, Unsupported
 from .parse import Instruction
 from .state import LANES, Waves
 
-
 _PER_WORD = {1: (np.uint8, np.int16, 1), 4: (np.uint32, np.int64, 0x0001000100010001)}
 """By bytes of a unit: types of its data and of its bytes' marks, and what a mark is multiplied by to stand for all."""
 
@@ -22,9 +21,9 @@ class Lds:
     before that load was waited for.
     """
 
-    def __init__(self, groups: int, size: int, poison: int) -> None:
+    def __init__(self, groups: int, size: int) -> None:
         size = -(-size // 4) * 4
-        self.data = np.full((groups, size), poison & 255, np.uint8)
+        self.data = np.zeros((groups, size), np.uint8)
         # wave + 1 since the last barrier; 0: none; readers -1: several waves
         self.writer = np.zeros((groups, size), np.int16)
         self.reader = np.zeros((groups, size), np.int16)
@@ -122,6 +121,7 @@ def places(w: Waves, address: Any, offset: int, size: int) -> tuple[Any, Any, An
     bad = (at < 0) | (at + size > w.machine.lds.data.shape[1]) | (at % min(size, 4) != 0)
     if bad.any():
         raise EmulationError(f"{size} bytes at LDS address {at[bad][0]:#x}: outside or misaligned")
+    w.machine.touch_lds(w, at, size)
     rows = np.broadcast_to(np.arange(len(w))[:, None], on.shape)[on]
     return w.group[rows], w.wave[rows], at
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aiter_ops.amdgcn import Counts, EmulationError, Machine, Memory, Pointer, Program, Unsupported, parse
+from aiter_ops.amdgcn import Counts, EmulationError, Machine, Memory, Pointer, Profile, Program, Unsupported, parse
 from aiter_ops.core.compare import Verdict
 from aiter_ops.core.op import Op
 from aiter_ops.core.platforms import Platform, fp8_as_on, platform_for
@@ -23,23 +23,20 @@ from aiter_ops.providers.triton.launch import Job, running_for
 from .aot import compiled_for
 from .trial import Row, _poisoned
 
-POISONS = (0xFFFFFFFF, 0x5A5A5A5A)
-"""What registers and LDS hold at first, in two runs that must agree to the bit."""
-
-
 ARCHS = ("gfx942", "gfx950", "gfx90a")
 """Architectures whose machine code is executed."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled kernel: its program, bytes of LDS beside those of the descriptor, and the places among a job's tensors
-    and numbers of the arguments that it still takes.
+    """A compiled kernel: its program, bytes of LDS beside those of the descriptor, the places among a job's tensors and
+    numbers of the arguments that it still takes, and its assembly.
     """
 
     program: Program
     lds: int
     places: tuple[int, ...]
+    text: str = field(repr=False, default="")
 
 
 @dataclass
@@ -57,27 +54,49 @@ def kernel_for(job: Job, target: Platform) -> Kernel:
     compiled = compiled_for(job, target)
     types = list(compiled.src.signature.values())[: len(job.tensors) + len(job.numbers)]
     places = tuple(i for i, kind in enumerate(types) if kind != "constexpr")
-    return Kernel(parse(compiled.asm["amdgcn"]), compiled.metadata.shared, places)
+    text = compiled.asm["amdgcn"]
+    return Kernel(parse(text), compiled.metadata.shared, places, text)
 
 
-def emulate(op: Op, sample: Sample, target: Platform, change: Callable[[Program], Program] | None = None) -> Emulation:
+def refusal(op: Op, sample: Sample, target: Platform) -> str | None:
+    """Why the Triton implementation of `op` does not serve a sample on `target`, or None."""
+    implementation = op.implementations["triton"]
+    if reason := implementation.unmet(target):
+        return reason
+    args, kwargs = op.bind(sample.args, sample.kwargs, on=target)
+    predicate = implementation.predicate(target) if implementation.predicate else None
+    return predicate(*args, **kwargs) if predicate else None
+
+
+def emulate(
+    op: Op,
+    sample: Sample,
+    target: Platform,
+    change: Callable[[Program], Program] | None = None,
+    seen: Callable[[Job, Kernel, Machine], None] | None = None,
+) -> Emulation:
     """Run what the Triton implementation of `op` starts for `sample` on `target`, in order, and compare.
 
-    change: a function of each kernel's Program that gives another one, for controls. Raises EmulationError for what a
-    program must not do, and Unsupported for what is not modelled.
+    change: a function of each kernel's Program that gives another one, for controls. seen: what is told of every launch;
+    its machine then has a Profile. Raises EmulationError for what a program must not do, and Unsupported for what is not
+    modelled.
     """
     implementation = op.implementations["triton"]
+    if reason := refusal(op, sample, target):
+        return Emulation(reason)
     args, kwargs = op.bind(sample.args, sample.kwargs, on=target)
-    if reason := implementation.unmet(target):
-        return Emulation(reason)
-    predicate = implementation.predicate(target) if implementation.predicate else None
-    if predicate and (reason := predicate(*args, **kwargs)):
-        return Emulation(reason)
     out = Emulation()
 
     def run(job: Job, grid: int, tensors: tuple[Tensor, ...]) -> None:
         kernel = kernel_for(job, target)
-        _launch(kernel, change(kernel.program) if change else kernel.program, job, grid, tensors, out.counts)
+        program = change(kernel.program) if change else kernel.program
+        machine = _launch(kernel, program, job, grid, tensors, Profile(target.arch) if seen else None)
+        done = machine.counts
+        out.counts.waves += done.waves
+        out.counts.instructions += done.instructions
+        out.counts.lane_instructions += done.lane_instructions
+        if seen:
+            seen(job, kernel, machine)
 
     with fp8_as_on(target):
         want = op.run(op.reference, args, kwargs)
@@ -121,30 +140,19 @@ def _row(op: Op, target: Platform, seed: int) -> Row:
     return row
 
 
-def _launch(kernel: Kernel, program: Program, job: Job, grid: int, tensors: tuple[Tensor, ...], counts: Counts) -> None:
-    """Once for each poison, from the same memory; the results must be the same to the bit."""
+def _launch(
+    kernel: Kernel, program: Program, job: Job, grid: int, tensors: tuple[Tensor, ...], profile: Profile | None
+) -> Machine:
+    """The tensors are changed in place; the machine as it is afterwards."""
     if job.described:
         raise EmulationError("tensor descriptors")
     storages = {t.untyped_storage().data_ptr(): _bytes(t) for t in tensors if t.numel()}
-    before = {p: data.copy() for p, data in storages.items()}
-    results = []
-    for poison in POISONS:
-        for p, data in storages.items():
-            data[...] = before[p]
-        memory = Memory()
-        bases = {p: memory.add(data, p % 256, _extents(p, len(data), tensors)) for p, data in storages.items()}
-        machine = Machine(program, memory, kernel.lds, poison)
-        values: list[Any] = [_pointer(t, bases) for t in tensors] + list(job.numbers)
-        done = machine.run(grid, [values[i] for i in kernel.places])
-        results.append({p: data.copy() for p, data in storages.items()})
-    for p, first in results[0].items():
-        differ = np.flatnonzero(first != results[1][p])
-        if len(differ):
-            names = [i for i, t in enumerate(tensors) if t.numel() and t.untyped_storage().data_ptr() == p]
-            raise EmulationError(f"{len(differ)} bytes of tensor {names} depend on undefined registers or LDS")
-    counts.waves += done.waves
-    counts.instructions += done.instructions
-    counts.lane_instructions += done.lane_instructions
+    memory = Memory()
+    bases = {p: memory.add(data, p % 256, _extents(p, len(data), tensors)) for p, data in storages.items()}
+    machine = Machine(program, memory, kernel.lds, profile=profile)
+    values: list[Any] = [_pointer(t, bases) for t in tensors] + list(job.numbers)
+    machine.run(grid, [values[i] for i in kernel.places])
+    return machine
 
 
 def _bytes(t: Tensor) -> Any:
