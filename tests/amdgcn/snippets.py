@@ -6,11 +6,12 @@ import numpy as np
 
 from aiter_ops.amdgcn import Machine, Memory, parse
 from aiter_ops.amdgcn.launch import TABLE
+from aiter_ops.amdgcn.lds import Lds
 from aiter_ops.amdgcn.parse import EXEC
 from aiter_ops.amdgcn.state import LANES, SGPRS, Waves
 
 HEAD = """
-	.amdgcn_target "amdgcn-amd-amdhsa--gfx942"
+	.amdgcn_target "amdgcn-amd-amdhsa--{target}"
 k:
 {body}
 	s_endpgm
@@ -36,19 +37,27 @@ k:
 """
 
 
-def text(body: str, lanes: int = 64, pointers: int = 0) -> str:
+def text(body: str, lanes: int = 64, pointers: int = 0, target: str = "gfx942") -> str:
     """A kernel of `lanes` lanes a workgroup that takes `pointers` pointers."""
     argument = "      - .offset:         {}\n        .size:           8\n        .value_kind:     global_buffer"
     arguments = "\n".join(argument.format(8 * i) for i in range(pointers))
-    return HEAD.format(body=body, lanes=lanes, kernarg=8 * pointers, arguments=arguments)
+    return HEAD.format(target=target, body=body, lanes=lanes, kernarg=8 * pointers, arguments=arguments)
 
 
 def execute(
-    body: str, v: dict[int, np.ndarray] | None = None, s: dict[int, int] | None = None, mode: int = 0x3F0
+    body: str,
+    v: dict[int, np.ndarray] | None = None,
+    s: dict[int, int] | None = None,
+    mode: int = 0x3F0,
+    target: str = "gfx942",
+    lds: np.ndarray | None = None,
 ) -> Waves:
-    """Run straight-line code on one wave whose registers hold v (by number, [64] of any 32-bit type) and s."""
-    program = parse(text(body))
+    """Run straight-line code on one wave whose registers hold v (by number, [64] of any 32-bit type) and s; lds: its bytes."""
+    program = parse(text(body, target=target))
     machine = Machine(program, Memory(), 0)
+    if lds is not None:
+        machine.lds = Lds(1, len(lds), 0)
+        machine.lds.data[0] = lds
     w = Waves(
         machine,
         np.zeros((64, 1, LANES), np.uint32),

@@ -104,7 +104,7 @@ def signed(x: int) -> int:
 
 
 def bfe(a: int, shift: int, width: int) -> int:
-    part = (a >> shift) & ((1 << width) - 1)
+    part = (signed(a) >> shift) & ((1 << width) - 1)
     return part - (1 << width) if width and part >> (width - 1) else part
 
 

@@ -1,4 +1,4 @@
-"""Triton kernels executed as gfx942 machine code on the CPU, and mutants of that code, which must be caught."""
+"""Triton kernels executed as AMD machine code on the CPU, and mutants of that code, which must be caught."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ pytest.importorskip("triton")
 
 from aiter_ops.amdgcn import EmulationError, Program, Unsupported, instruction
 from aiter_ops.check.emulate import emulate
+from aiter_ops.check.support import promised
 
 TARGET = platform_for("gfx942")
 QUICK = ("rms_norm", "add_rms_norm", "silu_and_mul", "group_quant", "per_token_quant")
@@ -32,19 +33,18 @@ def compiled_here(tmp_path_factory):
     triton.knobs.cache.dir = before
 
 
-def check_all(name: str) -> int:
-    """Every small sample that the implementation serves; how many that were."""
-    op, served = aiter_ops.get_op(name), 0
+def check_all(name: str, arch: str = "gfx942") -> int:
+    """Every small sample: served as the support matrix says, and right; how many were served."""
+    op, target, served = aiter_ops.get_op(name), platform_for(arch), 0
     for sample in op.samples(size="small"):
-        result = emulate(op, sample, TARGET)
+        result = emulate(op, sample, target)
+        assert (result.refused is None) == promised(name, "triton", target, sample.name), (
+            f"{sample.name}: {result.refused}"
+        )
         if result.refused is None:
             served += 1
-            assert result.verdict.ok, f"{name}, {sample.name}: {result.verdict.detail}"
+            assert result.verdict.ok, f"{name} on {arch}, {sample.name}: {result.verdict.detail}"
     return served
-
-
-REFUSED = {"mxfp8_quant"}
-"""Ops that make a format which gfx942 does not have."""
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -52,19 +52,21 @@ def test_machine_code_gives_the_reference(name):
     assert check_all(name) > 10
 
 
-@pytest.mark.parametrize("name", ["gemm_a16w16", "gemm_a8w8"])
-def test_a_product_gives_the_reference(name):
-    op = aiter_ops.get_op(name)
-    results = [emulate(op, sample, TARGET) for sample, _ in zip(op.samples(size="small"), range(4), strict=False)]
+@pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
+@pytest.mark.parametrize("name", ["gemm_a16w16", "gemm_a8w8", "gemm_a8wfp4"])
+def test_a_product_gives_the_reference(name, arch):
+    """On gfx950 gemm_a8wfp4 multiplies FP8 by FP4 in one instruction, whose layouts of the two differ."""
+    op, target = aiter_ops.get_op(name), platform_for(arch)
+    results = [emulate(op, sample, target) for sample, _ in zip(op.samples(size="small"), range(4), strict=False)]
     assert all(r.refused or r.verdict.ok for r in results)
     assert any(r.refused is None for r in results)
 
 
 @pytest.mark.emulated
-@pytest.mark.parametrize("name", [op.name for op in list_ops() if op.name not in QUICK])
-def test_every_op(name):
-    served = check_all(name)
-    assert (served == 0) == (name in REFUSED), f"{name}: {served} samples were served"
+@pytest.mark.parametrize("arch", ["gfx942", "gfx950", "gfx90a"])
+@pytest.mark.parametrize("name", [op.name for op in list_ops()])
+def test_every_op(name, arch):
+    check_all(name, arch)
 
 
 def test_rows_say_what_ran_what_was_refused_and_what_failed(monkeypatch):

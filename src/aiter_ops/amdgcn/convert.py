@@ -131,7 +131,8 @@ def _widening(kind: str, small: str) -> Callable[[Waves, Instruction], None]:
         scale = _scale(w, ins, 2)
         # exact in fp64
         low, high = (
-            table[(codes >> np.uint32(width * i)) & np.uint32((1 << width) - 1)].astype(np.float64) * scale for i in (0, 1)
+            table[(codes >> np.uint32(width * i)) & np.uint32((1 << width) - 1)].astype(np.float64) * scale
+            for i in (0, 1)
         )
         if kind == "f32":
             for i, value in enumerate((low, high)):

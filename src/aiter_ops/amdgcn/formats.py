@@ -108,4 +108,3 @@ def to_bf16(x: Any) -> U32:
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.asarray(np.where(np.isnan(x), (bits >> np.uint32(16)) | np.uint32(0x40), rounded))
-

@@ -44,7 +44,11 @@ class Lds:
         return *flat, at, ((wave + 1) * all_bytes).astype(mark)[:, None]
 
     def _require_landed(self, group: Any, first: Any, size: int) -> None:
-        if self._flights and self._flying is not None and self._flying[group[:, None], first[:, None] + np.arange(size)].any():
+        if (
+            self._flights
+            and self._flying is not None
+            and self._flying[group[:, None], first[:, None] + np.arange(size)].any()
+        ):
             raise EmulationError("an LDS byte is touched while a load into it is outstanding")
 
     def read(self, group: Any, wave: Any, first: Any, size: int, unit: int = 4) -> NDArray[np.uint8]:

@@ -41,7 +41,9 @@ def _elements(w: Waves, op: Operand, kind: str, count: int) -> Any:
         return values[w.machine.fnuz][raw.view(np.uint8)].astype(np.float64)
     if kind == "fp4":
         codes = raw.view(np.uint8)
-        return fmt.E2M1_VALUES[np.stack([codes & 15, codes >> 4], axis=3).reshape(*codes.shape[:2], -1)].astype(np.float64)
+        return fmt.E2M1_VALUES[np.stack([codes & 15, codes >> 4], axis=3).reshape(*codes.shape[:2], -1)].astype(
+            np.float64
+        )
     return raw.view(np.int8).astype(np.int64)
 
 

@@ -36,7 +36,9 @@ def add_to_f32(p: F64, c: F32) -> F32:
     s = p + c
     doubtful = ((s.view(np.int64) & 0x1FFFFFFF) == 0x10000000) | ((np.abs(s) < 2.0**-126) & (s != 0))
     if doubtful.any():
-        s = sum_to_odd(np.broadcast_to(p, s.shape), np.ascontiguousarray(np.broadcast_to(c.astype(np.float64), s.shape)))
+        s = sum_to_odd(
+            np.broadcast_to(p, s.shape), np.ascontiguousarray(np.broadcast_to(c.astype(np.float64), s.shape))
+        )
     return np.asarray(s.astype(np.float32))
 
 

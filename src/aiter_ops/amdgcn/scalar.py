@@ -50,7 +50,9 @@ def _overflow(wide: Any) -> Any:
 def _bfe(a: Any, b: Any, signed: bool) -> Any:
     shift, width = (b & 31).astype(np.uint64), ((b >> 16) & 127).astype(np.uint64)
     width = np.minimum(width, np.uint64(32))
-    raw = (_u64(a) >> shift) & ((np.uint64(1) << width) - np.uint64(1))
+    # bits from beyond the top of a signed one are copies of it
+    wide = _i64(a).view(np.uint64) if signed else _u64(a)
+    raw = (wide >> shift) & ((np.uint64(1) << width) - np.uint64(1))
     if not signed:
         return _flagged(_low(raw))
     top = np.where(width > 0, np.uint64(1) << np.maximum(width, np.uint64(1)) - np.uint64(1), np.uint64(0))

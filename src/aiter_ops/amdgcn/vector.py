@@ -91,7 +91,9 @@ def _bfe_u(a: Any, b: Any, c: Any) -> Any:
 def _bfe_i(a: Any, b: Any, c: Any) -> Any:
     width = c & 31
     sign = np.where(width > 0, np.uint32(1) << (np.maximum(width, 1) - np.uint32(1)), np.uint32(0))
-    return (_bfe_u(a, b, c) ^ sign) - sign
+    # bits from beyond the top are copies of it
+    shifted = (a.view(np.int32) >> (b & 31).astype(np.int32)).view(np.uint32)
+    return ((shifted & ((np.uint32(1) << width) - np.uint32(1))) ^ sign) - sign
 
 
 def _perm(a: Any, b: Any, select: Any) -> Any:
