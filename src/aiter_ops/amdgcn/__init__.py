@@ -5,6 +5,8 @@ What it proves and what not: docs/emulator.md.
 
 from .errors import EmulationError as EmulationError
 from .errors import Unsupported as Unsupported
+from .kernel import Ran as Ran
+from .kernel import run_kernel as run_kernel
 from .launch import Counts as Counts
 from .launch import Machine as Machine
 from .launch import Pointer as Pointer

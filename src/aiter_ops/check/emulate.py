@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from aiter_ops.amdgcn import Counts, EmulationError, Machine, Memory, Pointer, Profile, Program, Unsupported, parse
+from aiter_ops.amdgcn import Counts, EmulationError, Machine, Memory, Profile, Program, Unsupported, parse
+from aiter_ops.amdgcn.kernel import extent, place
 from aiter_ops.core.compare import Verdict
 from aiter_ops.core.op import Op
 from aiter_ops.core.platforms import Platform, fp8_as_on, platform_for
@@ -149,33 +148,9 @@ def _launch(
     """The tensors are changed in place; the machine as it is afterwards."""
     if job.described:
         raise EmulationError("tensor descriptors")
-    storages = {t.untyped_storage().data_ptr(): _bytes(t) for t in tensors if t.numel()}
     memory = Memory()
-    bases = {p: memory.add(data, p % 256, _extents(p, len(data), tensors)) for p, data in storages.items()}
+    pointers = place(memory, map(extent, tensors))
     machine = Machine(program, memory, kernel.lds, profile=profile)
-    values: list[Any] = [_pointer(t, bases) for t in tensors] + list(job.numbers)
+    values: list[Any] = [*pointers, *job.numbers]
     machine.run(grid, [values[i] for i in kernel.places])
     return machine
-
-
-def _bytes(t: Tensor) -> Any:
-    """The whole storage of a CPU tensor, in place."""
-    return torch.empty(0, dtype=torch.uint8).set_(t.untyped_storage()).numpy()
-
-
-def _pointer(t: Tensor, bases: dict[int, int]) -> Pointer:
-    if not t.numel():
-        return Pointer(0)
-    storage = t.untyped_storage().data_ptr()
-    return Pointer(bases[storage] + t.data_ptr() - storage)
-
-
-def _extents(storage: int, size: int, tensors: tuple[Tensor, ...]) -> Any:
-    """The bytes between the first and last element of each tensor in a storage."""
-    allowed = np.zeros(size, np.bool_)
-    for t in tensors:
-        if t.numel() and t.untyped_storage().data_ptr() == storage:
-            first = t.data_ptr() - storage
-            last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1
-            allowed[first : first + last * t.element_size()] = True
-    return allowed
