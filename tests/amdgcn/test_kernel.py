@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
+import triton
 import triton.language as tl
 
 from aiter_ops.amdgcn import EmulationError, Unsupported, run_kernel

@@ -19,7 +19,7 @@ from . import control, convert, lanes, lds, logic, matrix, memory, packed, scala
 from .errors import EmulationError, Unsupported
 from .lds import Lds
 from .memory import Memory
-from .parse import EXEC, Instruction, Program
+from .parse import EXEC, VCC, Instruction, Program
 from .profile import Profile
 from .state import LANES, SGPRS, Waves
 from .undefined import filling, require_defined
@@ -268,7 +268,9 @@ class Machine:
         target = self.program.labels[ins.operands[0].text]
         taken = control.CONDITIONS[ins.name](w)
         if w.twins:
-            require_defined(w, "the condition of a branch", taken)
+            # of a mask every bit counts, also where one alone would decide
+            whole = w.s64(VCC) if "vcc" in ins.name else taken
+            require_defined(w, "the condition of a branch", whole)
         if taken.all():
             w.pc = target
             return [w]
