@@ -76,8 +76,8 @@ class Machine:
     """One launch of one program.
 
     twins: run every wave twice, with opposite bits in registers and LDS at first, and look for what depends on them
-    (undefined.py); else they hold ones. profile: what counts the accesses to memory and LDS. executed: by instruction of
-    the program, how many waves executed it.
+    (undefined.py); else they hold ones. profile: what counts the accesses to memory and LDS. By instruction of the program:
+    executed: how many waves executed it; run_by: what runs it, which controls may change.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class Machine:
         self.lds_bytes = (lds_bytes + program.directives.get("group_segment_fixed_size", 0) + 3) & ~3
         self.fnuz = program.target == "gfx942"
         self.executed = [0] * len(program.code)
+        self.run_by = [TABLE.get(i.name) for i in program.code]
         self._waves, self._first, self.grid = 0, 0, (1, 1, 1)
         self.lds: Lds
         unknown = sorted({i.name for i in program.code if i.name not in TABLE and i.name not in _BESIDE})
@@ -259,7 +260,9 @@ class Machine:
         elif name not in control.NOTHING:
             if w.pending:
                 control.require_settled(w, self._named[at], self._issued[at])
-            TABLE[name](w, ins)
+            run = self.run_by[at]
+            assert run is not None
+            run(w, ins)
             if (entry := self._issued[at]) is not None:
                 control.note(w, entry)
         return None

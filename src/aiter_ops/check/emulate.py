@@ -74,11 +74,12 @@ def emulate(
     target: Platform,
     change: Callable[[Program], Program] | None = None,
     seen: Callable[[Job, Kernel, Machine], None] | None = None,
+    prepare: Callable[[Machine], None] | None = None,
 ) -> Emulation:
     """Run what the Triton implementation of `op` starts for `sample` on `target`, in order, and compare.
 
     change: a function of each kernel's Program that gives another one, for controls. seen: what is told of every launch;
-    its machine then has a Profile. Raises EmulationError for what a program must not do, and Unsupported for what is not
+    its machine then has a Profile. prepare: what is given every machine before it runs. Raises EmulationError for what a program must not do, and Unsupported for what is not
     modelled.
     """
     implementation = op.implementations["triton"]
@@ -90,7 +91,7 @@ def emulate(
     def run(job: Job, grid: int, tensors: tuple[Tensor, ...]) -> None:
         kernel = kernel_for(job, target)
         program = change(kernel.program) if change else kernel.program
-        machine = _launch(kernel, program, job, grid, tensors, Profile(target.arch) if seen else None)
+        machine = _launch(kernel, program, job, grid, tensors, Profile(target.arch) if seen else None, prepare)
         done = machine.counts
         out.counts.waves += done.waves
         out.counts.instructions += done.instructions
@@ -143,7 +144,13 @@ def _row(op: Op, target: Platform, seed: int) -> Row:
 
 
 def _launch(
-    kernel: Kernel, program: Program, job: Job, grid: int, tensors: tuple[Tensor, ...], profile: Profile | None
+    kernel: Kernel,
+    program: Program,
+    job: Job,
+    grid: int,
+    tensors: tuple[Tensor, ...],
+    profile: Profile | None,
+    prepare: Callable[[Machine], None] | None,
 ) -> Machine:
     """The tensors are changed in place; the machine as it is afterwards."""
     if job.described:
@@ -151,6 +158,8 @@ def _launch(
     memory = Memory()
     pointers = place(memory, map(extent, tensors))
     machine = Machine(program, memory, kernel.lds, profile=profile)
+    if prepare:
+        prepare(machine)
     values: list[Any] = [*pointers, *job.numbers]
     machine.run(grid, [values[i] for i in kernel.places])
     return machine
