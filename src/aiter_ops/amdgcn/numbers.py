@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .halves import narrowed
+
 F32, F64 = NDArray[np.float32], NDArray[np.float64]
 
 
@@ -43,9 +45,21 @@ def add_to_f32(p: F64, c: F32) -> F32:
 
 
 def fma32(a: F32, b: F32, c: F32) -> F32:
-    """a · b + c, rounded once."""
-    a64, b64, c64 = np.broadcast_arrays(a.astype(np.float64), b.astype(np.float64), c.astype(np.float64))
-    return sum_to_odd(a64 * b64, np.ascontiguousarray(c64)).astype(np.float32)
+    """a · b + c, rounded once: the product is exact in fp64, and the fp64 sum says how to round but where it lies halfway
+    between two fp32 numbers or the result is below their normal range (or the smallest of it).
+    """
+    p = np.multiply(a, b, dtype=np.float64)
+    s = np.add(p, c, dtype=np.float64)
+    out = s.astype(np.float32)
+    low = np.bitwise_and(s.view(np.int64), 0x1FFFFFFF)
+    doubtful = low == 0x10000000
+    size = out.view(np.uint32) << np.uint32(1)
+    size -= np.uint32(1)
+    doubtful |= size <= np.uint32(0x01000000)
+    if doubtful.any():
+        p, c = np.broadcast_to(p, s.shape), np.broadcast_to(c, s.shape)
+        out[doubtful] = sum_to_odd(p[doubtful], c[doubtful].astype(np.float64)).astype(np.float32)
+    return np.asarray(out)
 
 
 def fma16(a: Any, b: Any, c: Any) -> Any:
@@ -60,14 +74,18 @@ def _signalling(bits: NDArray[np.uint32]) -> NDArray[np.bool_]:
 
 def _extreme(a: F32, b: F32, largest: bool) -> F32:
     """IEEE mode: a signalling NaN comes back quiet, a quiet one gives the other operand, and -0 is below +0."""
-    a, b = np.broadcast_arrays(a, b)
     out = (np.fmax if largest else np.fmin)(a, b)
+    zeros = out == 0
+    nan = np.isnan(np.maximum(a, b)).any()
+    if not nan and not zeros.any():
+        return np.asarray(out)
+    a, b = np.broadcast_arrays(a, b)
     bits_a, bits_b = (np.ascontiguousarray(x).view(np.uint32) for x in (a, b))
-    zeros = (a == 0) & (b == 0)
+    zeros &= (a == 0) & (b == 0)
     if zeros.any():
         joined = bits_a & bits_b if largest else bits_a | bits_b
         out = np.where(zeros, joined.view(np.float32), out)
-    for bits in (bits_b, bits_a):
+    for bits in (bits_b, bits_a) if nan else ():
         if (bad := _signalling(bits)).any():
             out = np.where(bad, (bits | np.uint32(0x00400000)).view(np.float32), out)
     return np.asarray(out)
@@ -110,6 +128,10 @@ def mad32(a: F32, b: F32, c: F32) -> F32:
 
 def flush(x: F32) -> F32:
     """Denormal numbers to zeros of their sign."""
+    size = np.ascontiguousarray(x).view(np.uint32) << np.uint32(1)
+    size -= np.uint32(1)
+    if not (size < np.uint32(0x00FFFFFF)).any():
+        return np.asarray(x)
     return np.asarray(np.where(np.abs(x) < np.float32(2.0**-126), np.copysign(np.float32(0), x), x))
 
 
@@ -141,7 +163,7 @@ def reciprocal(x: F32) -> F32:
 
 def to_half(x: F32, clamp_overflow: bool) -> NDArray[np.float16]:
     """fp32 to fp16, to nearest even; finite numbers beyond the range become the largest one where MODE says so."""
-    out = x.astype(np.float16)
+    out = narrowed(x)
     if clamp_overflow:
         over = np.isinf(out) & np.isfinite(x)
         out = np.where(over, np.copysign(np.float16(65504), out), out).astype(np.float16)

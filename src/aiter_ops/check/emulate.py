@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from aiter_ops.amdgcn import Counts, EmulationError, Machine, Memory, Profile, Program, Unsupported, parse
 from aiter_ops.amdgcn.kernel import extent, place
-from aiter_ops.core.compare import Verdict
+from aiter_ops.core.compare import Verdict, own_copy
 from aiter_ops.core.op import Op
 from aiter_ops.core.platforms import Platform, fp8_as_on, platform_for
 from aiter_ops.core.samples import Sample
@@ -115,9 +116,39 @@ def verify_emulated(ops: Iterable[Op], archs: Iterable[str], seed: int = 0) -> I
             yield _row(op, platform_for(arch), seed)
 
 
+def inputs(op: Op, target: Platform, seed: int = 0) -> Iterator[Sample]:
+    """What an op is emulated on: its small samples, and for ops that work row by row (they are inlined in compiled code) each
+    that is served once more with rows of other sizes: steps of a division and guards of zero show there that ordinary numbers
+    hide.
+    """
+    for sample in op.samples(size="small", seed=seed):
+        yield sample
+        if op.inline and not refusal(op, sample, target) and (other := rescaled(sample)) is not None:
+            yield other
+
+
+def rescaled(sample: Sample, low: int = -12, high: int = 12) -> Sample | None:
+    """A sample whose first matrix of floats has rows from 2^low to 2^high times as large, of more than two the last zeros, in
+    the same memory layout; None where there is no such matrix.
+    """
+    for at, value in enumerate(sample.args):
+        if not isinstance(value, Tensor) or value.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            continue
+        if value.dim() < 2 or not value.numel() or 0 in value.stride():
+            continue
+        rows = value.shape[0]
+        power = torch.linspace(low, high, rows).round().exp2().reshape(-1, *[1] * (value.dim() - 1))
+        made = own_copy(value).copy_((value.float() * power).clamp(-30000, 30000))
+        if rows > 2:
+            made[-1] = 0
+        args = (*sample.args[:at], made, *sample.args[at + 1 :])
+        return Sample(f"{sample.name}, rows by 2^{low} to 2^{high}", args, sample.kwargs, sample.size)
+    return None
+
+
 def _row(op: Op, target: Platform, seed: int) -> Row:
     row = Row(op.name, op.family, "triton", f"{target.arch}, emulated", "not here")
-    for sample in op.samples(size="small", seed=seed):
+    for sample in inputs(op, target, seed):
         try:
             result = emulate(op, sample, target)
         except EmulationError as error:  # of the program, or of what is not modelled

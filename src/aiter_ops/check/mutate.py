@@ -94,7 +94,8 @@ def _modifiers(line: str) -> Iterator[tuple[str, str]]:
         (r"src0_sel:WORD_(\d)", lambda m: f"src0_sel:WORD_{1 - int(m[1])}"),
     )
     for pattern, change in changes:
-        if re.search(pattern, line):
+        # of op_sel of a conversion to FP8 only the last bit means something
+        if re.search(pattern, line) and not ("op_sel" in pattern and line.startswith("v_cvt_pk_fp8")):
             yield "modifier", re.sub(pattern, change, line, count=1)
 
 
@@ -114,7 +115,7 @@ def _operands(line: str) -> Iterator[tuple[str, str]]:
     of_float = re.search(r"_f32(_|$)", head)
     for m in re.finditer(r"(?<=, )(-?\d+|0x[0-9a-f]+)(?=,|$)", rest):
         number = int(m[1], 0)
-        usual = "mov_b32" in head and 0x30000000 < number & 0x7FFFFFFF < 0x50000000
+        usual = "mov_b32" in head and (0x30000000 < number & 0x7FFFFFFF < 0x50000000 or number == 0x00800000)
         by = 0x00800000 if m[1].startswith("0x") and (of_float or usual) else 1
         yield "constant", f"{head} {rest[: m.start()]}{number + by}{rest[m.end() :]}"
     for m in re.finditer(r"(?<=, )(-?)(\d+\.\d+)(?=,|$)", rest):

@@ -9,8 +9,11 @@
   workgroups alone.
 - ``bound``: it changes the number of records of a buffer descriptor, which bounds nothing here but the offset 0x80000000 of
   masked lanes: any number from a tensor's size to 0x80000000 means the same.
-- ``quotient``: it is a step of the compiler's division (from v_div_scale to v_div_fixup) that a later step corrects: with all
-  inputs the result stays within the op's tolerance.
+- ``quotient``: it is a step of a division that a later step corrects (of the compiler's, from v_div_scale to v_div_fixup, or
+  of a kernel's own q = x · (1 / d), r = x - q · d, q + r · (1 / d)): with all inputs, whose rows differ by up to 2^24 in size,
+  the result stays within the op's tolerance.
+- ``same bits``: an exchange of lanes, a comparison or a choice (no arithmetic whose rounding could hide it) after which the
+  tensors are the same to the bit with all inputs: lanes that hold the same number change places, or write it.
 
 What has none of these is an unexplained survivor.
 """
@@ -33,35 +36,22 @@ from aiter_ops.core.op import Op
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.samples import Sample
 
-from .emulate import emulate
+from .emulate import emulate, rescaled
 from .mutate import Mutant
 
-ARGUMENTS = ("same result", "thrown away", "same values", "bound", "quotient")
+ARGUMENTS = ("same result", "thrown away", "same values", "bound", "quotient", "same bits")
 _OUTWARD = ("_store_", "ds_write", "ds_add", "_atomic_", "_lds_")
 
 
-def more_inputs(op: Op, sample: Sample, seeds: Sequence[int] = (1, 2)) -> Iterator[Sample]:
-    """The same arguments with other values: drawn anew, and with rows from 2^-12 to 2^12 times as large, and one of zeros."""
+def more_inputs(op: Op, sample: Sample, seeds: Sequence[int] = (1, 2, 3, 4)) -> Iterator[Sample]:
+    """The same arguments with other values: drawn anew, and with rows of other sizes."""
     for seed in seeds:
-        yield from (s for s in op.samples(size="small", seed=seed) if s.name == sample.name)
-    for low, high in ((-12, 12), (-3, 3)):
-        yield Sample(f"{sample.name}, rows by 2^{low} to 2^{high}", _scaled(sample.args, low, high), sample.kwargs)
-
-
-def _scaled(args: tuple[Any, ...], low: int, high: int) -> tuple[Any, ...]:
-    """The first float tensor in other sizes; its last row zeros."""
-    out, done = [], False
-    for value in args:
-        usable = isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16, torch.float32)
-        if usable and not done and value.dim() > 1 and 0 not in value.stride():
-            rows = value.shape[0]
-            power = torch.linspace(low, high, rows).round().exp2().reshape(-1, *[1] * (value.dim() - 1))
-            made = (value.float() * power).clamp(-30000, 30000).to(value.dtype)
-            if rows > 2:
-                made[-1] = 0
-            value, done = torch.empty_like(value).copy_(made), True
-        out.append(value)
-    return tuple(out)
+        for again in op.samples(size="small", seed=seed):
+            if again.name == sample.name:
+                yield again
+                for low, high in ((-12, 12), (-3, 3), (-seed, 2)):
+                    if (other := rescaled(again, low, high)) is not None:
+                        yield other
 
 
 def argument(op: Op, inputs: Sequence[Sample], target: Platform, mutant: Mutant) -> str | None:
@@ -79,7 +69,26 @@ def argument(op: Op, inputs: Sequence[Sample], target: Platform, mutant: Mutant)
         return "bound"
     if _in_quotient(op, inputs[0], target, mutant):
         return "quotient"
+    if re.match(_EXACT, mutant.before) and all(_same_bits(op, s, target, mutant) for s in inputs):
+        return "same bits"
     return None
+
+
+_EXACT = r"v_(mov|cmp|cndmask|max|min|readlane|permlane|swap)|\w+_dpp |ds_(swizzle|bpermute|permute)"
+
+
+def _same_bits(op: Op, sample: Sample, target: Platform, mutant: Mutant) -> bool:
+    """Whether every store of the old and of the mutated program writes the same to the same place."""
+
+    def stored(change: Any) -> list[Any]:
+        regions: list[Any] = []
+        emulate(
+            op, sample, target, change, seen=lambda job, kernel, m: regions.extend(r.copy() for r in m.memory.regions)
+        )
+        return regions
+
+    old, new = stored(None), stored(mutant.change)
+    return len(old) == len(new) and all(map(np.array_equal, old, new))
 
 
 def _may_differ(old: Instruction, new: Instruction, full: bool) -> Any:
@@ -240,25 +249,42 @@ def _bounds_records(op: Op, sample: Sample, target: Platform, mutant: Mutant) ->
 
 
 def _in_quotient(op: Op, sample: Sample, target: Platform, mutant: Mutant) -> bool:
-    """Whether the instruction takes part in a division: its result is used on by one until v_div_fixup."""
+    """Whether the instruction takes part in a division: an estimate or a correction whose result flows, through multiply-adds,
+    into the last step: v_div_fixup, or q + r · (1 / d) with r = x - q · d of that q.
+    """
     program = _program(op, sample, target, mutant)
     if program is None or not re.match(r"v_(div_|rcp_f32|fma|mul_f32|pk_fma|pk_mul)", mutant.before):
         return False
-    fixup = next((i for i in range(mutant.place, len(program.code)) if program.code[i].name == "v_div_fixup_f32"), None)
-    scale = next((i for i in range(mutant.place, -1, -1) if program.code[i].name == "v_div_scale_f32"), None)
-    if fixup is None or scale is None:
-        return False
-    # the result must flow into the fixup, through the instructions between
-    live = {r for o in program.code[mutant.place].operands[:1] for r in _registers(o)}
-    for ins in program.code[mutant.place + 1 : fixup + 1]:
-        sources = {r for o in ins.operands[1:] for r in _registers(o)} | (
-            {r for o in ins.operands[:1] for r in _registers(o)} if "fmac" in ins.name else set()
-        )
-        if sources & live:
-            live |= {r for o in ins.operands[:1] for r in _registers(o)}
-            if ins.name == "v_div_fixup_f32":
+    code = program.code
+    ends = [i for i in range(mutant.place, len(code)) if code[i].name == "v_div_fixup_f32" or _corrects(code, i)]
+    live = set(_registers(code[mutant.place].operands[0]))
+    if mutant.place in ends:
+        return True
+    for i in range(mutant.place + 1, len(code)):
+        ins = code[i]
+        accumulates = "fmac" in ins.name
+        if any(_registers(o) & live for o in ins.operands[0 if accumulates else 1 :]):
+            if i in ends:
                 return True
-    return mutant.place == fixup
+            if not re.match(r"v_(div_|rcp_f32|fma|mul_f32|pk_)", ins.name):
+                continue
+            live |= _registers(ins.operands[0])
+        elif ins.operands and not ins.name.startswith("s_"):
+            live -= _registers(ins.operands[0])
+    return False
+
+
+def _corrects(code: list[Instruction], place: int) -> bool:
+    """Whether an instruction is q + r · (1 / d) of a remainder r = x - q · d that was made shortly before of the same q."""
+    last = code[place]
+    if last.name != "v_fmac_f32" or len(last.operands) != 3:
+        return False
+    q, factors = _registers(last.operands[0]), _registers(last.operands[1]) | _registers(last.operands[2])
+    for ins in code[max(place - 24, 0) : place]:
+        made = ins.name in ("v_fma_f32", "v_fmac_f32") and _registers(ins.operands[0]) & factors
+        if made and any(o.neg for o in ins.operands[1:]) and any(_registers(o) & q for o in ins.operands[1:]):
+            return True
+    return False
 
 
 def _registers(operand: Any) -> set[tuple[str, int]]:
