@@ -281,8 +281,8 @@ def _corrects(code: list[Instruction], place: int) -> bool:
         return False
     q, factors = _registers(last.operands[0]), _registers(last.operands[1]) | _registers(last.operands[2])
     for ins in code[max(place - 24, 0) : place]:
-        made = ins.name in ("v_fma_f32", "v_fmac_f32") and _registers(ins.operands[0]) & factors
-        if made and any(o.neg for o in ins.operands[1:]) and any(_registers(o) & q for o in ins.operands[1:]):
+        remainder = ins.name.startswith(("v_fma_f32", "v_fmac_f32", "v_fmamk_f32", "v_fma_mix_f32"))
+        if remainder and _registers(ins.operands[0]) & factors and any(_registers(o) & q for o in ins.operands[1:]):
             return True
     return False
 
