@@ -1,7 +1,7 @@
 # make run   sets everything up in .venv and runs a bundled model on the op layer
 # make test  the same, and runs the tests
 # make aot   the same, and compiles every Triton kernel for the AMD targets, which takes minutes
-# make emulated   the same, and executes every Triton kernel as gfx942 machine code on the CPU, which takes minutes
+# make emulated   the same, and executes every Triton kernel as AMD machine code on the CPU, which takes minutes
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv

@@ -52,6 +52,8 @@ def cast(v: Value, width: int, kind: str) -> Value:
     if kind in "UI":
         x = int(number(v)) if v.kind == "f" else number(v)
         return whole(x, width, kind.lower())
+    if v.kind == "b" and v.width == width:
+        return Value(v.bits, width, "f")
     if v.kind not in ("f", "bf"):
         return rounded(Fraction(number(v)) if number(v) else 0.0, width, "f")
     if v.width == width and v.kind == "f":
@@ -78,10 +80,11 @@ def sliced(value: Closure, high: Closure, low: Closure) -> Closure:
 
 
 def joined(parts: list[Value]) -> Value:
+    """Bits without a type: as a float they are its pattern."""
     bits = width = 0
     for v in parts:
         bits, width = bits << v.width | v.bits, width + v.width
-    return Value(bits, width, "u")
+    return Value(bits, width, "b")
 
 
 def power(a: Value, b: Value) -> Value:

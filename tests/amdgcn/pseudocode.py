@@ -222,10 +222,10 @@ def signalling(v: Value) -> bool:
 
 
 def extreme(a: Value, b: Value, largest: bool) -> Value:
-    """v_maximum_f32, v_minimum_f32: IEEE 754-2019."""
+    """v_maximum, v_minimum: IEEE 754-2019."""
     if isnan(a) or isnan(b):
-        return rounded(math.nan, 32, "f")
-    order = [(number(v), not v.bits >> 31) for v in (a, b)]
+        return rounded(math.nan, a.width, "f")
+    order = [(number(v), not v.bits >> (a.width - 1)) for v in (a, b)]
     first = order[0] >= order[1] if largest else order[0] <= order[1]
     return a if first else b
 
@@ -264,4 +264,6 @@ FUNCTIONS: dict[str, Any] = {
     "isEven": lambda v: truth(number(v) % 2 == 0),
     "v_maximum_f32": lambda a, b: extreme(a, b, True),
     "v_minimum_f32": lambda a, b: extreme(a, b, False),
+    "v_maximum3_f16": lambda a, b, c: extreme(extreme(a, b, True), c, True),
+    "v_minimum3_f16": lambda a, b, c: extreme(extreme(a, b, False), c, False),
 }

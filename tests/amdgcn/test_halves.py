@@ -22,9 +22,13 @@ def test_every_number_is_widened():
 def test_every_rounding_to_fp16():
     exact = EVERY[np.isfinite(EVERY)].astype(np.float32)
     middle = exact[:-1].astype(np.float64) / 2 + exact[1:] / 2
-    near = np.concatenate([exact, middle.astype(np.float32), np.float32([65519.996, 65520, 65536, 1e30, np.inf, np.nan])])
+    near = np.concatenate(
+        [exact, middle.astype(np.float32), np.float32([65519.996, 65520, 65536, 1e30, np.inf, np.nan])]
+    )
     with np.errstate(all="ignore"):
-        numbers = np.concatenate([near, np.nextafter(near, np.float32(np.inf)), np.nextafter(near, np.float32(-np.inf))])
+        numbers = np.concatenate(
+            [near, np.nextafter(near, np.float32(np.inf)), np.nextafter(near, np.float32(-np.inf))]
+        )
         random = np.random.default_rng(0).integers(0, 1 << 32, 1 << 18, dtype=np.uint32).view(np.float32)
         for x in (numbers, -numbers, random, random.reshape(-1, 64)[:, ::2]):
             same(narrowed(x), x.astype(np.float16))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from aiter_ops.amdgcn import formats as fmt
+from aiter_ops.amdgcn import numbers as num
 
 from .snippets import execute
 
@@ -65,6 +66,23 @@ def test_a_sum_that_two_roundings_get_wrong():
     got = execute("v_fma_f32 v3, v0, v1, v2", {0: a, 1: b, 2: c}).v[3][0].view(np.float32)[0]
     assert got == exact
     assert got != twice
+
+
+def test_sums_of_matrix_instructions_are_rounded_once():
+    """fp64 and fp32 numbers whose sum lies at, or next to, the middle between two fp32 numbers, also below their range."""
+    random = np.random.default_rng(0)
+    c = random.integers(0, 2**32, 4000, dtype=np.uint32).view(np.float32)
+    c[:2000] = np.ldexp(1 + random.integers(0, 2**23, 2000) / 2**23, random.integers(-126, -124, 2000)).astype(
+        np.float32
+    )
+    c = np.where(np.isfinite(c), c, np.float32(1))
+    step = np.spacing(np.abs(c)).astype(np.float64)
+    p = step * random.choice([0.5, -0.5, 1.5, 0.25, 3.0], 4000) * (1 + random.choice([0, 2.0**-52, -(2.0**-52)], 4000))
+    p[::3] = p[::3] + step[::3] * 2.0 ** -random.integers(25, 50, len(p[::3]))
+    with np.errstate(all="ignore"):
+        got = num.add_to_f32(p, c)
+    for x, y, g in zip(p.tolist(), c.tolist(), got.tolist(), strict=True):
+        assert g == round32(Fraction(x) + Fraction(y)), (x, y)
 
 
 INTEGER = {

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
 import pytest
 import torch
 
@@ -12,8 +20,8 @@ from aiter_ops.core.samples import Sample
 
 pytest.importorskip("triton")
 
-from aiter_ops.amdgcn import EmulationError
-from aiter_ops.check.emulate import emulate
+from aiter_ops.amdgcn import EmulationError, Program, instruction
+from aiter_ops.check.emulate import emulate, rescaled
 from aiter_ops.check.support import promised
 
 TARGET = platform_for("gfx942")
@@ -30,10 +38,10 @@ def compiled_here(tmp_path_factory):
     triton.knobs.cache.dir = before
 
 
-def check_all(name: str, arch: str = "gfx942") -> int:
-    """Every small sample: served as the support matrix says, and right; how many were served."""
+def check_all(name: str, arch: str = "gfx942", step: int = 1) -> int:
+    """Every step-th small sample: served as the support matrix says, and right; how many were served."""
     op, target, served = aiter_ops.get_op(name), platform_for(arch), 0
-    for sample in op.samples(size="small"):
+    for sample in itertools.islice(op.samples(size="small"), 0, None, step):
         result = emulate(op, sample, target)
         assert (result.refused is None) == promised(name, "triton", target, sample.name), (
             f"{sample.name}: {result.refused}"
@@ -41,7 +49,14 @@ def check_all(name: str, arch: str = "gfx942") -> int:
         if result.refused is None:
             served += 1
             assert result.verdict.ok, f"{name} on {arch}, {sample.name}: {result.verdict.detail}"
+            if op.inline and (other := rescaled(sample)) is not None:
+                again = emulate(op, other, target)
+                assert again.verdict.ok, f"{name} on {arch}, {other.name}: {again.verdict.detail}"
     return served
+
+
+REFUSED = [("mxfp8_quant", "gfx942")]
+"""It makes a format that gfx942 does not have."""
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -49,8 +64,10 @@ def test_machine_code_gives_the_reference(name):
     assert check_all(name) > 10
 
 
-@pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
-@pytest.mark.parametrize("name", ["gemm_a16w16", "gemm_a8w8", "gemm_a8wfp4"])
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [("gemm_a16w16", "gfx942"), ("gemm_a8w8", "gfx942"), ("gemm_a8w8", "gfx950"), ("gemm_a8wfp4", "gfx950")],
+)
 def test_a_product_gives_the_reference(name, arch):
     """On gfx950 gemm_a8wfp4 multiplies FP8 by FP4 in one instruction, whose layouts of the two differ."""
     op, target = aiter_ops.get_op(name), platform_for(arch)
@@ -60,10 +77,56 @@ def test_a_product_gives_the_reference(name, arch):
 
 
 @pytest.mark.emulated
-@pytest.mark.parametrize("arch", ["gfx942", "gfx950", "gfx90a"])
+@pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
 @pytest.mark.parametrize("name", [op.name for op in list_ops()])
 def test_every_op(name, arch):
-    check_all(name, arch)
+    if (name, arch) not in [(n, "gfx942") for n in QUICK]:
+        assert (check_all(name, arch) > 0) == ((name, arch) not in REFUSED)
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("name", [op.name for op in list_ops()])
+def test_every_op_on_gfx90a(name):
+    """Every second sample of what is served there."""
+    check_all(name, "gfx90a", 2)
+
+
+ASYNC = """
+import dataclasses
+import aiter_ops
+from aiter_ops.amdgcn import EmulationError, instruction
+from aiter_ops.check.emulate import emulate, rescaled
+from aiter_ops.core.platforms import platform_for
+
+op, target, loads = aiter_ops.get_op("gemm_a16w16"), platform_for("gfx950"), []
+sample = next(s for s in op.samples(size="small") if s.args[0].shape[-1] >= 256)
+
+def look(program):
+    loads.extend(i.text for i in program.code if "lds" in i.mods)
+    return program
+
+def hasty(program):
+    code = [instruction("s_nop 0") if i.name == "s_waitcnt" and "vmcnt" in i.text and n > program.after_preload + 40 else i
+            for n, i in enumerate(program.code)]
+    return dataclasses.replace(program, code=code)
+
+assert emulate(op, sample, target, look).verdict.ok
+assert len(loads) > 4, loads
+try:
+    emulate(op, sample, target, hasty)
+except EmulationError as error:
+    print(error)
+"""
+
+
+@pytest.mark.emulated
+def test_pipelined_loads_to_lds_of_a_compiled_product():
+    """With Triton's asynchronous copies, which are off by default; and without the waits for them."""
+    with tempfile.TemporaryDirectory() as cache:
+        env = {**os.environ, "TRITON_HIP_USE_ASYNC_COPY": "1", "TRITON_CACHE_DIR": cache}
+        done = subprocess.run([sys.executable, "-c", ASYNC], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "outstanding" in done.stdout
 
 
 def test_rows_say_what_ran_what_was_refused_and_what_failed(monkeypatch):
@@ -108,3 +171,31 @@ def test_a_sum_that_overflows_fp16_is_infinite_in_kernels_that_saturate_codes(na
     result = emulate(aiter_ops.get_op(name), Sample("", args, {}), TARGET)
     assert result.refused is None
     assert result.verdict.ok, result.verdict.detail
+
+
+# --- mutants; tests/check/test_mutants.py has more --------------------------------------------------------------------
+
+
+def test_mutants_of_block_scaled_products_are_caught():
+    """Another byte of scales, the scales of A and B exchanged, the formats exchanged."""
+    op, target = aiter_ops.get_op("gemm_a8wfp4"), platform_for("gfx950")
+    sample = next(s for s in op.samples(size="small") if s.name.startswith("leading dimensions"))
+    tried = []
+
+    def mutated(program: Program) -> Program:
+        code = list(program.code)
+        for i, ins in enumerate(code):
+            if ins.name.startswith("v_mfma_scale"):
+                *_, a, b = (str(op.index) for op in ins.operands)
+                swapped = re.sub(rf"v{a}, v{b} ", f"v{b}, v{a} ", ins.text)
+                byte = re.sub(r"op_sel:\[\d,", "op_sel:[0,", ins.text) if "op_sel:" in ins.text else ""
+                byte = byte or ins.text.replace("op_sel_hi", "op_sel:[1,1,0] op_sel_hi")
+                others = [x for x in (swapped, byte) if x != ins.text]
+                code[i] = instruction(others[len(tried) % len(others)])
+                tried.append(code[i].text)
+                break
+        return dataclasses.replace(program, code=code)
+
+    for _ in range(2):
+        assert not emulate(op, sample, target, mutated).verdict.ok, tried[-1]
+    assert len(set(tried)) == 2

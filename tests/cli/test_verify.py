@@ -194,7 +194,7 @@ def test_the_same_seed_gives_the_same_figures(cli, plug):
 def test_what_emulation_does_not_know_is_said_in_one_line(cli):
     pytest.importorskip("triton")
     for args, said in (
-        (("--emulate", "gfx950"), "accepted: gfx942"),
+        (("--emulate", "gfx1100"), "accepted: gfx942, gfx950, gfx90a"),
         (("rms_norm", "--emulate", "gfx942", "--device", "cpu"), "--device has no meaning with --emulate"),
         (("rms_norm", "--emulate", "gfx942", "--provider", "torch"), "--provider has no meaning"),
     ):
@@ -205,6 +205,10 @@ def test_what_emulation_does_not_know_is_said_in_one_line(cli):
 
 def test_machine_code_is_executed_and_told_of(cli):
     pytest.importorskip("triton")
+    two = cli("verify", "mxfp8_quant", "--emulate", "gfx942,gfx950")
+    assert two.code == 0
+    assert "triton gfx942: 1 ops not checked here" in two.out
+    assert "mxfp8_quant  triton gfx950" in two.out
     done = cli("verify", "layer_norm", "--emulate", "gfx942")
     assert done.code == 0
     assert "gfx942 machine code, executed on the CPU: 1 ok" in done.out

@@ -1,4 +1,5 @@
-"""Functional emulation of AMD CDNA machine code on a CPU: assembly text in, memory changed. Needs NumPy only.
+"""Functional emulation of AMD machine code (CDNA2 to CDNA4: gfx90a, gfx942, gfx950) on a CPU: assembly text in, memory
+changed. Needs NumPy, and Triton where kernels are to be compiled.
 
 What it proves and what not: docs/emulator.md.
 """

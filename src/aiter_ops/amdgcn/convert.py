@@ -52,6 +52,15 @@ def _pair16(w: Waves, ins: Instruction) -> None:
     w.write(ins.operands[0], made[0] | (made[1] << np.uint32(16)))
 
 
+def _from_bf16(w: Waves, ins: Instruction) -> None:
+    if ins.encoding == "dpp":
+        raise Unsupported(f"{ins.name} with dpp")
+    op = ins.operands[1]
+    x = fmt.from_bf16(source(w, ins, 1, "u16"))
+    x = np.abs(x) if op.abs else x
+    w.write(ins.operands[0], result_bits(w, ins, -x if op.neg else x, "f32"))
+
+
 def _put(w: Waves, ins: Instruction, value: Any, width: int, place: int) -> None:
     """Into one half (byte) of the result; the others stay."""
     before = w.read(ins.operands[0])
@@ -152,6 +161,7 @@ _KINDS = ("f32", "f16", "bf16")
 _SMALLS = ("fp8", "bf8", "fp4")
 TABLE: dict[str, Callable[[Waves, Instruction], None]] = {
     "v_cvt_f16_f32": _to_half,
+    "v_cvt_f32_bf16": _from_bf16,
     "v_cvt_pk_f16_f32": _pair16,
     "v_cvt_pk_bf16_f32": _pair16,
     **dict.fromkeys(("v_cvt_pk_fp8_f32", "v_cvt_pk_bf8_f32"), _to_fp8),

@@ -1,5 +1,5 @@
 """Moves between lanes: DPP and SDWA sources, readlane, writelane, and the LDS hardware's permutations
-(AMD, "CDNA3 Instruction Set Architecture", sections DPP, SDWA, VOP3A, DS).
+(AMD, "CDNA3 Instruction Set Architecture", sections DPP, SDWA, VOP3A, DS); swaps of rows (CDNA4, section VOP1).
 
 Every source is read in all lanes before any is written.
 """

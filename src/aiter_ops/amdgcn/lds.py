@@ -1,4 +1,6 @@
-"""LDS: reads, writes and sums, with a check for races (AMD, "CDNA3 Instruction Set Architecture", section DS)."""
+"""LDS: reads, transposed ones too, writes and sums, with a check for races (AMD, "CDNA3 Instruction Set Architecture" and
+"CDNA4 Instruction Set Architecture", section DS).
+"""
 
 from __future__ import annotations
 

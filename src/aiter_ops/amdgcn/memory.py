@@ -1,5 +1,6 @@
 """Tensors as memory, and scalar, global and buffer instructions
-(AMD, "CDNA3 Instruction Set Architecture", chapters Scalar Memory Operations and Vector Memory Operations).
+(AMD, "CDNA3 Instruction Set Architecture" and "CDNA4 Instruction Set Architecture", chapters Scalar Memory Operations and
+Vector Memory Operations, of that the section on loads to LDS).
 
 Every tensor that was passed lies in a region of its own, 4 GiB from the next; an access that is not wholly inside one
 is an error with instruction, wave, lane and address.

@@ -16,6 +16,15 @@ from .parse import Instruction, Operand
 from .scalar import FP16_OVFL
 from .state import Waves
 
+
+def _outermost(function: Any, a: Any, b: Any) -> Any:
+    """IEEE 754-2019: a NaN gives NaN, and -0 is below +0."""
+    a, b = np.broadcast_arrays(a, b)
+    bits = [np.ascontiguousarray(x).view(np.uint16) for x in (a, b)]
+    zero = bits[0] & bits[1] if function is np.maximum else bits[0] | bits[1]
+    return np.where((a == 0) & (b == 0), zero.view(np.float16), function(a, b))
+
+
 F32: dict[str, Callable[..., Any]] = {
     "v_pk_add_f32": lambda a, b: a + b,
     "v_pk_mul_f32": lambda a, b: a * b,
@@ -25,6 +34,8 @@ F16: dict[str, Callable[..., Any]] = {
     "v_pk_add_f16": lambda a, b: narrowed(widened(a) + widened(b)),
     "v_pk_mul_f16": lambda a, b: narrowed(widened(a) * widened(b)),
     "v_pk_fma_f16": num.fma16,
+    "v_pk_maximum3_f16": lambda a, b, c: _outermost(np.maximum, _outermost(np.maximum, a, b), c),
+    "v_pk_minimum3_f16": lambda a, b, c: _outermost(np.minimum, _outermost(np.minimum, a, b), c),
 }
 
 

@@ -169,24 +169,29 @@ def _table(rows: list[Row], names: list[str], provider: str | None, where: str |
     shown(" ".join(["verify", *names, *(["--provider", provider] if provider else [])]))
     out = console()
     here = [r for r in rows if r.verdict != "not here"]
+    several = len({r.device for r in rows}) > 1
+
+    def who(r: Row) -> str:
+        return f"{r.provider} {r.device.partition(',')[0]}" if several else r.provider
+
     if here:
         view = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
         for column in ("op", "provider", "run", "refused", "max error", "tolerance", "verdict"):
             view.add_column(column, no_wrap=True, justify="right" if column in ("run", "refused") else "left")
         for r in here:
             numbers = ("", "") if r.provider == "torch" else (f"{r.error:.3g}", f"{r.tolerance:.3g}")
-            view.add_row(r.op, r.provider, str(r.run), str(r.refused), *numbers, f"[{_STYLE[r.verdict]}]{r.verdict}[/]")
+            view.add_row(r.op, who(r), str(r.run), str(r.refused), *numbers, f"[{_STYLE[r.verdict]}]{r.verdict}[/]")
         out.print(view)
         out.print()
     for r in rows:
         if r.bad:
-            out.print(f"{r.op} on {r.provider}: {r.detail}", style="red", markup=False)
+            out.print(f"{r.op} on {who(r)}: {r.detail}", style="red", markup=False)
     away: dict[tuple[str, str], int] = {}
     for r in rows:
         if r.verdict == "not here":
-            away[r.provider, r.detail] = away.get((r.provider, r.detail), 0) + 1
-    for (who, why), n in away.items():
-        out.print(f"{who}: {n} ops not checked here: {why}", style="dim", markup=False)
+            away[who(r), r.detail] = away.get((who(r), r.detail), 0) + 1
+    for (name, why), n in away.items():
+        out.print(f"{name}: {n} ops not checked here: {why}", style="dim", markup=False)
     counts = {v: sum(r.verdict == v for r in rows) for v in _STYLE}
     text = ", ".join(f"{n} {v}" for v, n in counts.items() if n)
     out.print(f"{where or platform().name}: {text}", style="bold", markup=False)
