@@ -56,7 +56,7 @@ def execute(
     program = parse(text(body, target=target))
     machine = Machine(program, Memory(), 0)
     if lds is not None:
-        machine.lds = Lds(1, len(lds), 0)
+        machine.lds = Lds(1, len(lds))
         machine.lds.data[0] = lds
     w = Waves(
         machine,

@@ -217,7 +217,10 @@ def test_loads_to_lds(kind):
     to_lds(
         LOADS[kind]
         + "\n"
-        + end.format(0x0).replace("v2, v1", "v2, v4").replace("ds_read", "v_mov_b32_e32 v4, 0\nds_read")
+        + end.format(0x0)
+        .replace("v2, v1", "v2, v4")
+        .replace("ds_read", "v_mov_b32_e32 v4, 0\nds_read")
+        .replace("v3, v2", "v3, v4")
     )
 
 

@@ -50,7 +50,7 @@ class Model:
 def test_races(seed):
     """Steps of one to four lanes of any waves, of 1 to 16 bytes, few values so that equal ones meet; up to the first race."""
     random = np.random.default_rng(seed)
-    lds, model = Lds(1, BYTES, 0), Model()
+    lds, model = Lds(1, BYTES), Model()
     for _ in range(40):
         if random.random() < 0.25:
             lds.barrier(np.zeros(1, np.int64))

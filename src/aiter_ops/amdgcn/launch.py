@@ -19,8 +19,10 @@ from . import control, convert, lanes, lds, logic, matrix, memory, packed, scala
 from .errors import EmulationError, Unsupported
 from .lds import Lds
 from .memory import Memory
-from .parse import EXEC, Instruction, Program
+from .parse import EXEC, VCC, Instruction, Program
+from .profile import Profile
 from .state import LANES, SGPRS, Waves
+from .undefined import filling, require_defined
 
 TABLE: dict[str, Callable[[Waves, Instruction], None]] = {
     **scalar.TABLE,
@@ -39,10 +41,7 @@ TARGETS = ("gfx90a", "gfx942", "gfx950")
 
 _BESIDE = (*control.CONDITIONS, *control.NOTHING, "s_waitcnt", "s_barrier", "s_endpgm")
 
-_FLAT = {"block_count": 1, "group_size": 1, "remainder": 0}
-"""Hidden arguments of the dimensions that a grid here does not have."""
-
-MOST_WAVES = 1024
+MOST_WAVES = 512
 """Waves that run in step at most; further workgroups run after them."""
 
 
@@ -58,9 +57,15 @@ class Pointer:
     address: int
 
 
+Grid = int | tuple[int, ...]
+"""Workgroups along x, or along x, y and z."""
+
+
 @dataclass
 class Counts:
-    """What a launch did: instructions over waves, and over lanes (64 a vector instruction and wave, 1 a scalar one)."""
+    """What a launch did: instructions over waves, and over lanes (64 a vector instruction and wave, 1 a scalar one).
+    Twins count once.
+    """
 
     waves: int = 0
     instructions: int = 0
@@ -68,37 +73,53 @@ class Counts:
 
 
 class Machine:
-    """One launch of one program. poison: what registers and LDS hold at first."""
+    """One launch of one program.
 
-    def __init__(self, program: Program, mem: Memory, lds_bytes: int, poison: int = 0xFFFFFFFF) -> None:
+    twins: run every wave twice, with opposite bits in registers and LDS at first, and look for what depends on them
+    (undefined.py); else they hold ones. profile: what counts the accesses to memory and LDS. By instruction of the program:
+    executed: how many waves executed it; run_by: what runs it, which controls may change.
+    """
+
+    def __init__(
+        self, program: Program, mem: Memory, lds_bytes: int, twins: bool = True, profile: Profile | None = None
+    ) -> None:
         if program.target not in TARGETS or program.wave_size != LANES:
             raise Unsupported(f"target {program.target} with waves of {program.wave_size}")
         if program.directives.get("private_segment_fixed_size"):
             raise Unsupported("scratch memory")
-        self.program, self.memory, self.poison = program, mem, poison
+        self.program, self.memory, self.twins, self.profile = program, mem, twins, profile
         self.lds_bytes = (lds_bytes + program.directives.get("group_segment_fixed_size", 0) + 3) & ~3
         self.fnuz = program.target == "gfx942"
-        self.counts = Counts()
+        self.executed = [0] * len(program.code)
+        self.run_by = [TABLE.get(i.name) for i in program.code]
+        self._waves, self._first, self.grid = 0, 0, (1, 1, 1)
         self.lds: Lds
         unknown = sorted({i.name for i in program.code if i.name not in TABLE and i.name not in _BESIDE})
         if unknown:
             raise Unsupported(f"{program.name}: unknown instructions: {' '.join(unknown)}")
         self._named = [i.registers for i in program.code]
         self._issued = [control.issued(i) for i in program.code]
+        self._lanes = [1 if i.name.startswith("s_") else LANES for i in program.code]
         starts = {*program.labels.values()}
         self._ends = [i + 1 in starts for i in range(len(program.code))]
 
+    @property
+    def counts(self) -> Counts:
+        """Of all launches so far."""
+        total = sum(n * lanes for n, lanes in zip(self.executed, self._lanes, strict=True))
+        return Counts(self._waves, sum(self.executed), total)
+
     # --- entry --------------------------------------------------------------------------------------------------
 
-    def arguments(self, grid: int, values: Sequence[Any]) -> bytes:
+    def arguments(self, values: Sequence[Any]) -> bytes:
         """The kernel argument segment. Visible arguments beyond `values` are null; hidden ones describe the grid."""
         data = bytearray(self.program.directives["kernarg_size"])
         visible = [a for a in self.program.arguments if not a[2].startswith("hidden_")]
         if len(values) > len(visible):
             raise EmulationError(f"{len(values)} arguments for {len(visible)}")
-        lanes_of_group = self.program.workgroup_size
-        hidden = {"block_count_x": grid, "group_size_x": lanes_of_group, "grid_dims": 1, "remainder_x": 0}
-        hidden |= {f"{name}_{axis}": value for axis in "yz" for name, value in _FLAT.items()}
+        hidden = {"grid_dims": max(i + 1 for i in range(3) if i == 0 or self.grid[i] > 1)}
+        for axis, blocks, lanes_of_group in zip("xyz", self.grid, (self.program.workgroup_size, 1, 1), strict=True):
+            hidden |= {f"block_count_{axis}": blocks, f"group_size_{axis}": lanes_of_group, f"remainder_{axis}": 0}
         for offset, size, kind in self.program.arguments:
             if kind.startswith("hidden_") and (value := hidden.get(kind.removeprefix("hidden_"))) is not None:
                 data[offset : offset + size] = value.to_bytes(size, "little")
@@ -114,18 +135,19 @@ class Machine:
             data[offset : offset + size] = raw
         return bytes(data)
 
-    def _entry(self, groups: NDArray[np.int64], first: int, kernarg: int, data: bytes) -> Waves:
+    def _entry(self, groups: NDArray[np.int64], kernarg: int, data: bytes) -> Waves:
         d = self.program.directives
         for name in ("dispatch_ptr", "queue_ptr", "dispatch_id", "flat_scratch_init", "private_segment_size"):
             if d.get(f"user_sgpr_{name}"):
                 raise Unsupported(f"user SGPRs for {name}")
-        per = -(-self.program.workgroup_size // LANES)
-        n = len(groups) * per
-        v = np.full((d["next_free_vgpr"], n, LANES), self.poison, np.uint32)
+        per, times = -(-self.program.workgroup_size // LANES), 2 if self.twins else 1
+        n = len(groups) * per * times
+        group = np.repeat(groups - self._first, per * times) * times + np.tile(np.arange(times), len(groups) * per)
+        wave = np.tile(np.repeat(np.arange(per), times), len(groups))
         accumulators = max(0, d["next_free_vgpr"] - d.get("accum_offset", 0))
-        a = np.full((accumulators, n, LANES), self.poison, np.uint32)
-        s = np.full((SGPRS, n), self.poison, np.uint32)
-        w = Waves(self, v, a, s, np.repeat(groups - first, per), np.tile(np.arange(per), len(groups)))
+        v = self._filled((d["next_free_vgpr"], n, LANES), 1)
+        w = Waves(self, v, self._filled((accumulators, n, LANES), 1), self._filled((SGPRS, n), 1), group, wave)
+        w.twins = self.twins
         w.v[0] = (w.wave[:, None] * LANES + np.arange(LANES)).astype(np.uint32)
         # a descriptor for scratch memory, which is not used, comes first on gfx90a
         place = 4 if d.get("user_sgpr_private_segment_buffer") else 0
@@ -137,10 +159,10 @@ class Machine:
             place += 1
         if place != d["user_sgpr_count"]:
             raise Unsupported(f"{d['user_sgpr_count']} user SGPRs, of which {place} are known")
-        if d.get("system_sgpr_workgroup_id_x"):
-            w.set_s(place, np.repeat(groups, per).astype(np.uint32))
-        if d.get("system_sgpr_workgroup_id_y") or d.get("system_sgpr_workgroup_id_z"):
-            raise Unsupported("grids of more than one dimension")
+        for axis, ids in zip("xyz", np.unravel_index(groups, self.grid, order="F"), strict=True):
+            if d.get(f"system_sgpr_workgroup_id_{axis}"):
+                w.set_s(place, np.repeat(ids, per * times).astype(np.uint32))
+                place += 1
         w.set_s64(EXEC, np.full(n, 0xFFFFFFFFFFFFFFFF, np.uint64))
         w.mode = d["float_round_mode_32"] | d["float_round_mode_16_64"] << 2 | d["float_denorm_mode_32"] << 4
         w.mode |= d["float_denorm_mode_16_64"] << 6 | d["dx10_clamp"] << 8 | d["ieee_mode"] << 9
@@ -149,26 +171,45 @@ class Machine:
         w.pc = self.program.after_preload
         return w
 
+    def _filled(self, shape: tuple[int, ...], axis: int) -> NDArray[np.uint32]:
+        return filling(shape, axis) if self.twins else np.full(shape, 0xFFFFFFFF, np.uint32)
+
+    def _fresh_lds(self, groups: int) -> Lds:
+        lds = Lds(groups, self.lds_bytes)
+        lds.data[...] = self._filled((groups, lds.data.shape[1] // 4), 0).view(np.uint8)
+        return lds
+
+    def unknown(self, w: Waves) -> NDArray[np.uint32]:
+        """[n, 64]: what the hardware leaves undefined in a result."""
+        return filling((len(w), LANES), 0) if w.twins else np.full((len(w), LANES), 0xFFFFFFFF, np.uint32)
+
     # --- running ------------------------------------------------------------------------------------------------
 
-    def run(self, grid: int, values: Sequence[Any], most: int = 2_000_000) -> Counts:
-        """Start `grid` workgroups and run them to their ends; `most`: steps before that is taken for an endless loop."""
-        data = self.arguments(grid, values)
+    def run(self, grid: Grid, values: Sequence[Any], most: int = 2_000_000) -> Counts:
+        """Start the workgroups of `grid` and run them to their ends; `most`: steps before that is taken for an endless
+        loop.
+        """
+        x, y, z = (*(grid if isinstance(grid, tuple) else (grid,)), 1, 1)[:3]
+        self.grid = x, y, z
+        data = self.arguments(values)
         kernarg = self.memory.add(np.frombuffer(bytearray(data), np.uint8))
+        if self.profile is not None:
+            self.profile.left_out.add(len(self.memory.regions) - 1)
         per = -(-self.program.workgroup_size // LANES)
         if self.program.workgroup_size % LANES:
             raise Unsupported("workgroups of parts of waves")
         together = max(1, MOST_WAVES // per)
         with np.errstate(all="ignore"):
-            for first in range(0, grid, together):
-                groups = np.arange(first, min(grid, first + together))
-                self.lds = Lds(len(groups), self.lds_bytes, self.poison)
-                self._alive = np.full(len(groups), per)
-                self._run_all(self._entry(groups, first, kernarg, data), most)
+            for self._first in range(0, x * y * z, together):
+                groups = np.arange(self._first, min(x * y * z, self._first + together))
+                count = len(groups) * (2 if self.twins else 1)
+                self.lds = self._fresh_lds(count)
+                self._alive = np.full(count, per)
+                self._waves += len(groups) * per
+                self._run_all(self._entry(groups, kernarg, data), most)
         return self.counts
 
     def _run_all(self, start: Waves, most: int) -> None:
-        self.counts.waves += len(start)
         ready, waiting, steps = [start], list[Waves](), 0
         while ready or waiting:
             if not ready:
@@ -203,8 +244,7 @@ class Machine:
     def _step(self, w: Waves, ins: Instruction, waiting: list[Waves]) -> list[Waves] | None:
         """One instruction; None: go on with the next, else the groups that go on elsewhere."""
         name, at = ins.name, w.pc
-        self.counts.instructions += len(w)
-        self.counts.lane_instructions += len(w) * (1 if name.startswith("s_") else LANES)
+        self.executed[at] += len(w) // 2 if w.twins else len(w)
         if name in control.CONDITIONS:
             return self._branch(w, ins)
         if name == "s_waitcnt":
@@ -220,7 +260,9 @@ class Machine:
         elif name not in control.NOTHING:
             if w.pending:
                 control.require_settled(w, self._named[at], self._issued[at])
-            TABLE[name](w, ins)
+            run = self.run_by[at]
+            assert run is not None
+            run(w, ins)
             if (entry := self._issued[at]) is not None:
                 control.note(w, entry)
         return None
@@ -228,6 +270,10 @@ class Machine:
     def _branch(self, w: Waves, ins: Instruction) -> list[Waves]:
         target = self.program.labels[ins.operands[0].text]
         taken = control.CONDITIONS[ins.name](w)
+        if w.twins:
+            # of a mask every bit counts, also where one alone would decide
+            whole = w.s64(VCC) if "vcc" in ins.name else taken
+            require_defined(w, "the condition of a branch", whole)
         if taken.all():
             w.pc = target
             return [w]
@@ -261,13 +307,48 @@ class Machine:
         waiting[:] = left
         return out
 
-    def touch(self, w: Waves, active: NDArray[np.bool_], access: Callable[[], Any]) -> Any:
-        """An access to memory by the `active` lanes; an error names the wave and lane."""
+    def place(self, group: int) -> str:
+        """A workgroup of those that run now, as its number or numbers."""
+        number = self._first + (group // 2 if self.twins else group)
+        if self.grid[1:] == (1, 1):
+            return str(number)
+        return str(tuple(int(i) for i in np.unravel_index(number, self.grid, order="F")))
+
+    def touch(
+        self,
+        w: Waves,
+        active: NDArray[np.bool_],
+        addresses: Any,
+        size: int,
+        access: Callable[[Any], Any],
+        store: bool = False,
+    ) -> Any:
+        """An access to memory by the `active` lanes, `size` bytes each from the addresses [n, 64 or 1] on: `access` is
+        given those of the active lanes. An error names the wave and lane.
+        """
+        addresses = np.broadcast_to(addresses, active.shape)
+        at = addresses[active]
+        if w.twins:
+            require_defined(w, "an address", at, active)
         try:
-            return access()
+            made = access(at)
         except EmulationError as error:
-            at = error.access
-            if at is not None:
-                wave, lane = np.argwhere(active)[at]
-                error.args = (f"{error.args[0]} (workgroup {w.group[wave]}, wave {w.wave[wave]}, lane {lane})",)
+            if error.access is not None:
+                wave, lane = np.argwhere(active)[error.access]
+                where = f"workgroup {w.place(int(wave))}, wave {w.wave[wave]}, lane {lane}"
+                error.args = (f"{error.args[0]} ({where})",)
             raise
+        if self.profile is not None:
+            step = 2 if w.twins else 1
+            self.profile.memory(self.memory, addresses[::step], active[::step], size, store)
+        return made
+
+    def touch_lds(self, w: Waves, at: NDArray[np.int64], size: int) -> None:
+        """An access to LDS, `size` bytes from the places `at` of the lanes that are on."""
+        if w.twins:
+            require_defined(w, "an LDS address", at, w.exec)
+        if self.profile is not None:
+            places = np.zeros(w.exec.shape, np.int64)
+            places[w.exec] = at
+            step = 2 if w.twins else 1
+            self.profile.lds(w.pc, places[::step], w.exec[::step], size)

@@ -23,9 +23,9 @@ class Lds:
     before that load was waited for.
     """
 
-    def __init__(self, groups: int, size: int, poison: int) -> None:
+    def __init__(self, groups: int, size: int) -> None:
         size = -(-size // 4) * 4
-        self.data = np.full((groups, size), poison & 255, np.uint8)
+        self.data = np.zeros((groups, size), np.uint8)
         # wave + 1 since the last barrier; 0: none; readers -1: several waves
         self.writer = np.zeros((groups, size), np.int16)
         self.reader = np.zeros((groups, size), np.int16)
@@ -127,6 +127,7 @@ def places(w: Waves, address: Any, offset: int, size: int) -> tuple[Any, Any, An
     bad = (at < 0) | (at + size > w.machine.lds.data.shape[1]) | (at % min(size, 4) != 0)
     if bad.any():
         raise EmulationError(f"{size} bytes at LDS address {at[bad][0]:#x}: outside or misaligned")
+    w.machine.touch_lds(w, at, size)
     rows = np.broadcast_to(np.arange(len(w))[:, None], on.shape)[on]
     return w.group[rows], w.wave[rows], at
 

@@ -42,7 +42,7 @@ def _bitop3(w: Waves, ins: Instruction) -> None:
         if ins.bits("op_sel", (0, 0, 0, 0))[3]:
             raise Unsupported(f"the high half of the result of {ins.name}")
         # what the upper half holds afterwards is not documented
-        bits = (bits & np.uint32(0xFFFF)) | np.uint32(w.machine.poison & 0xFFFF0000)
+        bits = (bits & np.uint32(0xFFFF)) | (w.machine.unknown(w) & np.uint32(0xFFFF0000))
     w.write(ins.operands[0], bits)
 
 

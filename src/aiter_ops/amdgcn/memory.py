@@ -19,6 +19,7 @@ from .errors import EmulationError, Unsupported
 from .lds import places
 from .parse import M0, Instruction, Operand
 from .state import LANES, U64, Waves
+from .undefined import require_defined
 
 FIRST, APART = 0x7000_0000_0000, 1 << 33
 
@@ -38,6 +39,11 @@ class Memory:
         self.bases.append(base)
         self.allowed.append(allowed)
         return base
+
+    def located(self, addresses: U64) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Region and offset in it, of addresses that lie in regions."""
+        region = (addresses.astype(np.int64) - FIRST) // APART
+        return region, addresses.astype(np.int64) - np.array(self.bases)[region]
 
     def _places(self, addresses: U64, size: int) -> list[tuple[int, NDArray[np.bool_], NDArray[np.int64]]]:
         """By region: which accesses, and their offsets there. addresses: flat."""
@@ -95,7 +101,7 @@ def _load(w: Waves, ins: Instruction, dst: Operand, addresses: U64, active: NDAr
     words = -(-size // 4)
     data = np.zeros((len(w), LANES, words), np.uint32)
     if active.any():
-        raw = w.machine.touch(w, active, lambda: w.machine.memory.read(_checked(addresses[active], size), size))
+        raw = w.machine.touch(w, active, addresses, size, lambda at: w.machine.memory.read(_checked(at, size), size))
         if size < 4:
             narrow = np.ascontiguousarray(raw).view({1: np.uint8, 2: np.uint16}[size])
             if kind.startswith("s"):
@@ -126,7 +132,9 @@ def _store(w: Waves, ins: Instruction, data: Operand, addresses: U64, active: ND
     else:
         words = [np.broadcast_to(w.read(data, i), (len(w), LANES))[active] for i in range(size // 4)]
         raw = np.stack(words, axis=1).view(np.uint8)
-    w.machine.touch(w, active, lambda: w.machine.memory.write(_checked(addresses[active], size), raw))
+    if w.twins:
+        require_defined(w, "data that is stored", raw, active)
+    w.machine.touch(w, active, addresses, size, lambda at: w.machine.memory.write(_checked(at, size), raw), store=True)
 
 
 def _buffer(w: Waves, ins: Instruction) -> None:
@@ -164,7 +172,7 @@ def _load_to_lds(w: Waves, ins: Instruction, addresses: U64, active: NDArray[np.
     raw = np.zeros((len(w), LANES, size), np.uint8)
     if active.any():
         read = w.machine.memory.read
-        raw[active] = w.machine.touch(w, active, lambda: read(_checked(addresses[active], size), size))
+        raw[active] = w.machine.touch(w, active, addresses, size, lambda at: read(_checked(at, size), size))
     start = w.s[M0][:, None].astype(np.int64) + np.arange(LANES) * size
     group, wave, at = places(w, start, ins.number("offset"), size)
     control.note(
@@ -195,7 +203,8 @@ def _scalar_load(w: Waves, ins: Instruction) -> None:
     address = w.scalar64(base) + w.scalar(offset).astype(np.uint64) + np.uint64(ins.number("offset"))
     lanes = np.zeros((len(w), LANES), np.bool_)
     lanes[:, 0] = True
-    raw: Any = w.machine.touch(w, lanes, lambda: w.machine.memory.read(_checked(address, 4), 4 * count))
+    read, size = w.machine.memory.read, 4 * count
+    raw: Any = w.machine.touch(w, lanes, address[:, None], size, lambda at: read(_checked(at, 4), size))
     for i in range(count):
         w.set_s(dst.index + i, raw.view(np.uint32)[:, i])
 

@@ -7,10 +7,13 @@ fp32 fused multiply-add: the product of two fp32 numbers is exact in fp64; the s
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .halves import narrowed
 
 F32, F64 = NDArray[np.float32], NDArray[np.float64]
 
@@ -43,9 +46,44 @@ def add_to_f32(p: F64, c: F32) -> F32:
 
 
 def fma32(a: F32, b: F32, c: F32) -> F32:
-    """a · b + c, rounded once."""
-    a64, b64, c64 = np.broadcast_arrays(a.astype(np.float64), b.astype(np.float64), c.astype(np.float64))
-    return sum_to_odd(a64 * b64, np.ascontiguousarray(c64)).astype(np.float32)
+    """a · b + c, rounded once: the product is exact in fp64, and the fp64 sum says how to round but where it lies halfway
+    between two fp32 numbers or the result is below their normal range (or the smallest of it).
+    """
+    shape = np.broadcast_shapes(a.shape, b.shape, c.shape)
+    p, total, low, size, doubtful, small = _scratch.of(shape)
+    np.multiply(a, b, out=p, dtype=np.float64)
+    np.add(p, c, out=total)
+    out = total.astype(np.float32)
+    np.bitwise_and(total.view(np.int64), 0x1FFFFFFF, out=low)
+    np.equal(low, 0x10000000, out=doubtful)
+    np.left_shift(out.view(np.uint32), np.uint32(1), out=size)
+    size -= np.uint32(1)
+    np.less_equal(size, np.uint32(0x01000000), out=small)
+    doubtful |= small
+    if doubtful.any():
+        third = np.broadcast_to(c, shape)[doubtful].astype(np.float64)
+        out[doubtful] = sum_to_odd(p[doubtful], third).astype(np.float32)
+    return np.asarray(out)
+
+
+class _Scratch(threading.local):
+    """Arrays for what is thrown away again, kept by shape: fresh ones of this size cost as much as the arithmetic."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[int, ...], tuple[Any, ...]] = {}
+
+    def of(self, shape: tuple[int, ...]) -> tuple[Any, ...]:
+        """Two of fp64, one each of 64- and 32-bit integers, two of booleans."""
+        made = self.held.get(shape)
+        if made is None:
+            if len(self.held) >= 16:
+                self.held.clear()
+            kinds = (np.float64, np.float64, np.int64, np.uint32, np.bool_, np.bool_)
+            made = self.held[shape] = tuple(np.empty(shape, kind) for kind in kinds)
+        return made
+
+
+_scratch = _Scratch()
 
 
 def fma16(a: Any, b: Any, c: Any) -> Any:
@@ -60,14 +98,18 @@ def _signalling(bits: NDArray[np.uint32]) -> NDArray[np.bool_]:
 
 def _extreme(a: F32, b: F32, largest: bool) -> F32:
     """IEEE mode: a signalling NaN comes back quiet, a quiet one gives the other operand, and -0 is below +0."""
-    a, b = np.broadcast_arrays(a, b)
     out = (np.fmax if largest else np.fmin)(a, b)
+    zeros = out == 0
+    nan = np.isnan(np.maximum(a, b)).any()
+    if not nan and not zeros.any():
+        return np.asarray(out)
+    a, b = np.broadcast_arrays(a, b)
     bits_a, bits_b = (np.ascontiguousarray(x).view(np.uint32) for x in (a, b))
-    zeros = (a == 0) & (b == 0)
+    zeros &= (a == 0) & (b == 0)
     if zeros.any():
         joined = bits_a & bits_b if largest else bits_a | bits_b
         out = np.where(zeros, joined.view(np.float32), out)
-    for bits in (bits_b, bits_a):
+    for bits in (bits_b, bits_a) if nan else ():
         if (bad := _signalling(bits)).any():
             out = np.where(bad, (bits | np.uint32(0x00400000)).view(np.float32), out)
     return np.asarray(out)
@@ -110,12 +152,19 @@ def mad32(a: F32, b: F32, c: F32) -> F32:
 
 def flush(x: F32) -> F32:
     """Denormal numbers to zeros of their sign."""
+    size = np.ascontiguousarray(x).view(np.uint32) << np.uint32(1)
+    size -= np.uint32(1)
+    if not (size < np.uint32(0x00FFFFFF)).any():
+        return np.asarray(x)
     return np.asarray(np.where(np.abs(x) < np.float32(2.0**-126), np.copysign(np.float32(0), x), x))
 
 
 def _rounded(function: Any, x: F32) -> F32:
-    """A function of fp32, in fp64, rounded to fp32; its denormal arguments and results are zeros."""
-    return flush(function(flush(x).astype(np.float64)).astype(np.float32))
+    """A function of fp32, in fp64 and in place, rounded to fp32; its denormal arguments and results are zeros."""
+    wide, *_ = _scratch.of(x.shape)
+    np.copyto(wide, flush(x))
+    function(wide, out=wide)
+    return flush(wide.astype(np.float32))
 
 
 def exp2(x: F32) -> F32:
@@ -131,17 +180,19 @@ def sqrt(x: F32) -> F32:
 
 
 def rsqrt(x: F32) -> F32:
-    return _rounded(lambda y: 1.0 / np.sqrt(y), x)
+    return _rounded(lambda y, out: np.divide(1.0, np.sqrt(y, out=out), out=out), x)
 
 
 def reciprocal(x: F32) -> F32:
     """IEEE, with denormal arguments and results."""
-    return np.asarray((1.0 / x.astype(np.float64)).astype(np.float32))
+    wide, *_ = _scratch.of(x.shape)
+    np.copyto(wide, x)
+    return np.asarray(np.divide(1.0, wide, out=wide).astype(np.float32))
 
 
 def to_half(x: F32, clamp_overflow: bool) -> NDArray[np.float16]:
-    """fp32 to fp16, to nearest even; finite numbers beyond the range become the largest one where MODE says so."""
-    out = x.astype(np.float16)
+    """fp32 (or fp64) to fp16, to nearest even; finite numbers beyond the range become the largest one where MODE says so."""
+    out = narrowed(x) if x.dtype == np.float32 else x.astype(np.float16)
     if clamp_overflow:
         over = np.isinf(out) & np.isfinite(x)
         out = np.where(over, np.copysign(np.float16(65504), out), out).astype(np.float16)

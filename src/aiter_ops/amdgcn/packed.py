@@ -11,6 +11,7 @@ import numpy as np
 
 from . import numbers as num
 from .errors import Unsupported
+from .halves import narrowed, widened
 from .parse import Instruction, Operand
 from .scalar import FP16_OVFL
 from .state import Waves
@@ -30,8 +31,8 @@ F32: dict[str, Callable[..., Any]] = {
     "v_pk_fma_f32": num.fma32,
 }
 F16: dict[str, Callable[..., Any]] = {
-    "v_pk_add_f16": lambda a, b: a + b,
-    "v_pk_mul_f16": lambda a, b: a * b,
+    "v_pk_add_f16": lambda a, b: narrowed(widened(a) + widened(b)),
+    "v_pk_mul_f16": lambda a, b: narrowed(widened(a) * widened(b)),
     "v_pk_fma_f16": num.fma16,
     "v_pk_maximum3_f16": lambda a, b, c: _outermost(np.maximum, _outermost(np.maximum, a, b), c),
     "v_pk_minimum3_f16": lambda a, b, c: _outermost(np.minimum, _outermost(np.minimum, a, b), c),

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from .errors import EmulationError, Unsupported
 from .parse import EXEC, VCC, Operand
+from .undefined import require_defined
 
 U32, U64 = NDArray[np.uint32], NDArray[np.uint64]
 LANES = 64
@@ -31,8 +32,11 @@ class Waves:
 
     v, a: [registers, n, 64]; s: [128, n], with VCC, M0 and EXEC at their encoded numbers; scc: [n]; group, wave:
     [n], the workgroup and the wave's number in it. mode: the MODE register, alike in all. pending: what is
-    outstanding, see pending.py. machine: memory and LDS of the launch.
+    outstanding, see control.py. machine: memory and LDS of the launch. twins: whether waves 2i and 2i + 1 are one wave
+    with two fillings, see undefined.py; they are never parted.
     """
+
+    twins = False
 
     def __init__(self, machine: Any, v: U32, a: U32, s: U32, group: NDArray[np.int64], wave: NDArray[np.int64]) -> None:
         self.machine, self.v, self.a, self.s, self.group, self.wave = machine, v, a, s, group, wave
@@ -53,6 +57,7 @@ class Waves:
             self.machine, self.v[:, chosen], self.a[:, chosen], self.s[:, chosen], self.group[chosen], self.wave[chosen]
         )
         made.scc, made.pc, made.mode, made.pending = self.scc[chosen], self.pc, self.mode, self.pending
+        made.twins = self.twins
         return made
 
     @property
@@ -70,7 +75,12 @@ class Waves:
             return first
         made = Waves(first.machine, glue("v", 1), glue("a", 1), glue("s", 1), glue("group", 0), glue("wave", 0))
         made.scc, made.pc, made.mode, made.pending = glue("scc", 0), first.pc, first.mode, first.pending
+        made.twins = first.twins
         return made
+
+    def place(self, row: int) -> str:
+        """The workgroup of a wave, for messages."""
+        return str(self.machine.place(int(self.group[row])))
 
     # --- masks --------------------------------------------------------------------------------------------------
 
@@ -79,6 +89,8 @@ class Waves:
         """[n, 64]: the lanes that are on."""
         if self._exec is None:
             self._exec = lanes_of(self.s64(EXEC))
+            if self.twins:
+                require_defined(self, "EXEC", self._exec)
             self._full = bool(self._exec.all())
         return self._exec
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from . import numbers as num
 from .errors import Unsupported
+from .halves import narrowed, widened
 from .lanes import dpp, sdwa_result, sdwa_source
 from .parse import VCC, Instruction, Operand
 from .scalar import FP16_OVFL, reversed_bits
@@ -96,7 +97,29 @@ def _bfe_i(a: Any, b: Any, c: Any) -> Any:
     return ((shifted & ((np.uint32(1) << width) - np.uint32(1))) ^ sign) - sign
 
 
+def _perm_by(a: Any, b: Any, select: int) -> Any:
+    """v_perm with one selector for all, of bytes of the sources and constants: bytes that move alike are moved together."""
+    masks: dict[tuple[bool, int], int] = {}
+    constant = 0
+    for place in range(4):
+        s = select >> 8 * place & 0xFF
+        if s < 8:
+            way = s >= 4, 8 * (s % 4 - place)
+            masks[way] = masks.get(way, 0) | 0xFF << 8 * place
+        elif s > 12:
+            constant |= 0xFF << 8 * place
+    out = np.full(np.broadcast_shapes(a.shape, b.shape), constant, np.uint32)
+    for (first, shift), mask in masks.items():
+        source = a if first else b
+        out |= (source >> np.uint32(shift) if shift >= 0 else source << np.uint32(-shift)) & np.uint32(mask)
+    return out
+
+
 def _perm(a: Any, b: Any, select: Any) -> Any:
+    if select.shape[-1] == 1 and (select == select.flat[0]).all():
+        by = int(select.flat[0])
+        if not any(8 <= by >> 8 * place & 0xFF < 12 for place in range(4)):
+            return _perm_by(a, b, by)
     both = (_u64(a) << np.uint64(32)) | _u64(b)
     out = np.uint32(0)
     for place in range(4):
@@ -226,11 +249,11 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "v_cvt_i32_f32": ("i32 f32", lambda a: _saturated(a, -(2.0**31), 2.0**31 - 1, np.int32)),
     "v_cvt_u32_f32": ("u32 f32", lambda a: _saturated(a, 0, 2.0**32 - 1, np.uint32)),
     **{f"v_cvt_f32_ubyte{i}": ("f32 u32", lambda a, i=i: ((a >> (8 * i)) & 255).astype(np.float32)) for i in range(4)},
-    "v_cvt_f32_f16": ("f32 f16", lambda a: a.astype(np.float32)),
+    "v_cvt_f32_f16": ("f32 f16", widened),
     # fp32 holds sums and products of fp16 numbers well enough (24 ≥ 2 · 11 + 2) to round once more
-    "v_add_f16": ("f16 f16 f16", lambda a, b: a + b),
-    "v_sub_f16": ("f16 f16 f16", lambda a, b: a - b),
-    "v_mul_f16": ("f16 f16 f16", lambda a, b: a * b),
+    "v_add_f16": ("f16 f16 f16", lambda a, b: narrowed(widened(a) + widened(b))),
+    "v_sub_f16": ("f16 f16 f16", lambda a, b: narrowed(widened(a) - widened(b))),
+    "v_mul_f16": ("f16 f16 f16", lambda a, b: narrowed(widened(a) * widened(b))),
     "v_fma_f16": ("f16 f16 f16 f16", num.fma16),
     "v_pack_b32_f16": ("u32 u16 u16", lambda a, b: a.astype(np.uint32) | (b.astype(np.uint32) << 16)),
 }

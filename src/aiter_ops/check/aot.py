@@ -10,7 +10,7 @@ import contextlib
 import multiprocessing
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aiter_ops.amdgcn.compiler import compiling
 from aiter_ops.core.op import Op, list_ops
 from aiter_ops.core.platforms import Platform, platform_for
 from aiter_ops.core.provider import Implementation
@@ -239,42 +240,8 @@ class _Pointer:
         return 0
 
 
-@contextlib.contextmanager
-def _compiler_for(target: Platform) -> Iterator[None]:
+def _compiler_for(target: Platform) -> contextlib.AbstractContextManager[None]:
     """Make Triton's active driver one that only names the target."""
-    from triton.backends.compiler import GPUTarget
-    from triton.backends.driver import DriverBase
-    from triton.runtime import driver
-
-    class CompileOnly(DriverBase):  # type: ignore[misc]
-        @classmethod
-        def is_active(cls) -> bool:
-            return True
-
-        def map_python_to_cpp_type(self, ty: str) -> str:
-            raise NotImplementedError("nothing is launched")
-
-        def get_current_target(self) -> Any:
-            if target.vendor == "nvidia":
-                return GPUTarget("cuda", int(target.arch.removeprefix("sm_")), target.wave_size)
-            return GPUTarget("hip", target.arch, target.wave_size)
-
-        def get_active_torch_device(self) -> torch.device:
-            return torch.device("cpu")
-
-        def get_benchmarker(self) -> Any:
-            raise NotImplementedError("nothing is launched")
-
-        def get_current_device(self) -> str:
-            # Triton keeps compiled kernels by device, and takes the target as a property of it
-            return target.arch
-
-        def get_current_stream(self, device: Any) -> int:
-            return 0
-
-    before = driver._active
-    driver.set_active(CompileOnly())
-    try:
-        yield
-    finally:
-        driver._active = before
+    if target.vendor == "nvidia":
+        return compiling("cuda", int(target.arch.removeprefix("sm_")), target.wave_size)
+    return compiling("hip", target.arch, target.wave_size)

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from aiter_ops.amdgcn import Counts, EmulationError, Machine, Memory, Pointer, Program, Unsupported, parse
-from aiter_ops.core.compare import Verdict
+from aiter_ops.amdgcn import Counts, EmulationError, Machine, Memory, Profile, Program, Unsupported, parse
+from aiter_ops.amdgcn.kernel import extent, place
+from aiter_ops.core.compare import Verdict, own_copy
 from aiter_ops.core.op import Op
 from aiter_ops.core.platforms import Platform, fp8_as_on, platform_for
 from aiter_ops.core.samples import Sample
@@ -24,23 +24,20 @@ from .aot import compiled_for
 from .support import promised
 from .trial import Row, _poisoned
 
-POISONS = (0xFFFFFFFF, 0x5A5A5A5A)
-"""What registers and LDS hold at first, in two runs that must agree to the bit."""
-
-
 ARCHS = ("gfx942", "gfx950", "gfx90a")
 """Architectures whose machine code is executed."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled kernel: its program, bytes of LDS beside those of the descriptor, and the places among a job's tensors
-    and numbers of the arguments that it still takes.
+    """A compiled kernel: its program, bytes of LDS beside those of the descriptor, the places among a job's tensors and
+    numbers of the arguments that it still takes, and its assembly.
     """
 
     program: Program
     lds: int
     places: tuple[int, ...]
+    text: str = field(repr=False, default="")
 
 
 @dataclass
@@ -58,27 +55,50 @@ def kernel_for(job: Job, target: Platform) -> Kernel:
     compiled = compiled_for(job, target)
     types = list(compiled.src.signature.values())[: len(job.tensors) + len(job.numbers)]
     places = tuple(i for i, kind in enumerate(types) if kind != "constexpr")
-    return Kernel(parse(compiled.asm["amdgcn"]), compiled.metadata.shared, places)
+    text = compiled.asm["amdgcn"]
+    return Kernel(parse(text), compiled.metadata.shared, places, text)
 
 
-def emulate(op: Op, sample: Sample, target: Platform, change: Callable[[Program], Program] | None = None) -> Emulation:
+def refusal(op: Op, sample: Sample, target: Platform) -> str | None:
+    """Why the Triton implementation of `op` does not serve a sample on `target`, or None."""
+    implementation = op.implementations["triton"]
+    if reason := implementation.unmet(target):
+        return reason
+    args, kwargs = op.bind(sample.args, sample.kwargs, on=target)
+    predicate = implementation.predicate(target) if implementation.predicate else None
+    return predicate(*args, **kwargs) if predicate else None
+
+
+def emulate(
+    op: Op,
+    sample: Sample,
+    target: Platform,
+    change: Callable[[Program], Program] | None = None,
+    seen: Callable[[Job, Kernel, Machine], None] | None = None,
+    prepare: Callable[[Machine], None] | None = None,
+) -> Emulation:
     """Run what the Triton implementation of `op` starts for `sample` on `target`, in order, and compare.
 
-    change: a function of each kernel's Program that gives another one, for controls. Raises EmulationError for what a
-    program must not do, and Unsupported for what is not modelled.
+    change: a function of each kernel's Program that gives another one, for controls. seen: what is told of every launch;
+    its machine then has a Profile. prepare: what is given every machine before it runs. Raises EmulationError for what a program must not do, and Unsupported for what is not
+    modelled.
     """
     implementation = op.implementations["triton"]
+    if reason := refusal(op, sample, target):
+        return Emulation(reason)
     args, kwargs = op.bind(sample.args, sample.kwargs, on=target)
-    if reason := implementation.unmet(target):
-        return Emulation(reason)
-    predicate = implementation.predicate(target) if implementation.predicate else None
-    if predicate and (reason := predicate(*args, **kwargs)):
-        return Emulation(reason)
     out = Emulation()
 
     def run(job: Job, grid: int, tensors: tuple[Tensor, ...]) -> None:
         kernel = kernel_for(job, target)
-        _launch(kernel, change(kernel.program) if change else kernel.program, job, grid, tensors, out.counts)
+        program = change(kernel.program) if change else kernel.program
+        machine = _launch(kernel, program, job, grid, tensors, Profile(target.arch) if seen else None, prepare)
+        done = machine.counts
+        out.counts.waves += done.waves
+        out.counts.instructions += done.instructions
+        out.counts.lane_instructions += done.lane_instructions
+        if seen:
+            seen(job, kernel, machine)
 
     with fp8_as_on(target):
         want = op.run(op.reference, args, kwargs)
@@ -96,9 +116,39 @@ def verify_emulated(ops: Iterable[Op], archs: Iterable[str], seed: int = 0) -> I
             yield _row(op, platform_for(arch), seed)
 
 
+def inputs(op: Op, target: Platform, seed: int = 0) -> Iterator[Sample]:
+    """What an op is emulated on: its small samples, and for ops that work row by row (they are inlined in compiled code) each
+    that is served once more with rows of other sizes: steps of a division and guards of zero show there that ordinary numbers
+    hide.
+    """
+    for sample in op.samples(size="small", seed=seed):
+        yield sample
+        if op.inline and not refusal(op, sample, target) and (other := rescaled(sample)) is not None:
+            yield other
+
+
+def rescaled(sample: Sample, low: int = -12, high: int = 12) -> Sample | None:
+    """A sample whose first matrix of floats has rows from 2^low to 2^high times as large, of more than two the last zeros, in
+    the same memory layout; None where there is no such matrix.
+    """
+    for at, value in enumerate(sample.args):
+        if not isinstance(value, Tensor) or value.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            continue
+        if value.dim() < 2 or not value.numel() or 0 in value.stride():
+            continue
+        rows = value.shape[0]
+        power = torch.linspace(low, high, rows).round().exp2().reshape(-1, *[1] * (value.dim() - 1))
+        made = own_copy(value).copy_((value.float() * power).clamp(-30000, 30000))
+        if rows > 2:
+            made[-1] = 0
+        args = (*sample.args[:at], made, *sample.args[at + 1 :])
+        return Sample(f"{sample.name}, rows by 2^{low} to 2^{high}", args, sample.kwargs, sample.size)
+    return None
+
+
 def _row(op: Op, target: Platform, seed: int) -> Row:
     row = Row(op.name, op.family, "triton", f"{target.arch}, emulated", "not here")
-    for sample in op.samples(size="small", seed=seed):
+    for sample in inputs(op, target, seed):
         try:
             result = emulate(op, sample, target)
         except EmulationError as error:  # of the program, or of what is not modelled
@@ -124,50 +174,23 @@ def _row(op: Op, target: Platform, seed: int) -> Row:
     return row
 
 
-def _launch(kernel: Kernel, program: Program, job: Job, grid: int, tensors: tuple[Tensor, ...], counts: Counts) -> None:
-    """Once for each poison, from the same memory; the results must be the same to the bit."""
+def _launch(
+    kernel: Kernel,
+    program: Program,
+    job: Job,
+    grid: int,
+    tensors: tuple[Tensor, ...],
+    profile: Profile | None,
+    prepare: Callable[[Machine], None] | None,
+) -> Machine:
+    """The tensors are changed in place; the machine as it is afterwards."""
     if job.described:
         raise EmulationError("tensor descriptors")
-    storages = {t.untyped_storage().data_ptr(): _bytes(t) for t in tensors if t.numel()}
-    before = {p: data.copy() for p, data in storages.items()}
-    results = []
-    for poison in POISONS:
-        for p, data in storages.items():
-            data[...] = before[p]
-        memory = Memory()
-        bases = {p: memory.add(data, p % 256, _extents(p, len(data), tensors)) for p, data in storages.items()}
-        machine = Machine(program, memory, kernel.lds, poison)
-        values: list[Any] = [_pointer(t, bases) for t in tensors] + list(job.numbers)
-        done = machine.run(grid, [values[i] for i in kernel.places])
-        results.append({p: data.copy() for p, data in storages.items()})
-    for p, first in results[0].items():
-        differ = np.flatnonzero(first != results[1][p])
-        if len(differ):
-            names = [i for i, t in enumerate(tensors) if t.numel() and t.untyped_storage().data_ptr() == p]
-            raise EmulationError(f"{len(differ)} bytes of tensor {names} depend on undefined registers or LDS")
-    counts.waves += done.waves
-    counts.instructions += done.instructions
-    counts.lane_instructions += done.lane_instructions
-
-
-def _bytes(t: Tensor) -> Any:
-    """The whole storage of a CPU tensor, in place."""
-    return torch.empty(0, dtype=torch.uint8).set_(t.untyped_storage()).numpy()
-
-
-def _pointer(t: Tensor, bases: dict[int, int]) -> Pointer:
-    if not t.numel():
-        return Pointer(0)
-    storage = t.untyped_storage().data_ptr()
-    return Pointer(bases[storage] + t.data_ptr() - storage)
-
-
-def _extents(storage: int, size: int, tensors: tuple[Tensor, ...]) -> Any:
-    """The bytes between the first and last element of each tensor in a storage."""
-    allowed = np.zeros(size, np.bool_)
-    for t in tensors:
-        if t.numel() and t.untyped_storage().data_ptr() == storage:
-            first = t.data_ptr() - storage
-            last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1
-            allowed[first : first + last * t.element_size()] = True
-    return allowed
+    memory = Memory()
+    pointers = place(memory, map(extent, tensors))
+    machine = Machine(program, memory, kernel.lds, profile=profile)
+    if prepare:
+        prepare(machine)
+    values: list[Any] = [*pointers, *job.numbers]
+    machine.run(grid, [values[i] for i in kernel.places])
+    return machine

@@ -19,7 +19,7 @@ from aiter_ops.core.policy import SettingsError
 
 from .common import UserError, begin, finish
 
-COMMANDS = ("doctor", "ops", "explain", "verify", "bench", "run")
+COMMANDS = ("doctor", "ops", "explain", "verify", "inspect", "bench", "run")
 """In the order of help; each is the function `command` of the module of that name, imported when it is asked for."""
 
 _ClickException: Any = typer.BadParameter.__mro__[2]  # newer typer brings its own copy of click

@@ -1,0 +1,185 @@
+"""Mutants of compiled kernels: one instruction changed, which emulation must notice. A control of the checks themselves.
+
+A mutant is caught where its result misses the reference by more than the op's tolerance, or where it does what a program
+must not: an access outside the tensors, a race, a missing wait, an undefined value in a store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from aiter_ops.amdgcn import EmulationError, Program, Unsupported, instruction
+from aiter_ops.core.op import Op
+from aiter_ops.core.platforms import Platform
+from aiter_ops.core.samples import Sample
+
+from .emulate import emulate
+
+SWAPS = {
+    "v_add_f32": "v_sub_f32",
+    "v_sub_f32": "v_add_f32",
+    "v_mul_f32": "v_add_f32",
+    "v_pk_mul_f32": "v_pk_add_f32",
+    "v_pk_add_f32": "v_pk_mul_f32",
+    "v_max_f32": "v_min_f32",
+    "v_min_f32": "v_max_f32",
+    "v_exp_f32": "v_log_f32",
+    "v_rcp_f32": "v_rsq_f32",
+    "v_rsq_f32": "v_rcp_f32",
+    "v_add_u32": "v_sub_u32",
+    "v_sub_u32": "v_add_u32",
+    "v_and_b32": "v_or_b32",
+    "v_or_b32": "v_and_b32",
+    "v_xor_b32": "v_or_b32",
+    "v_lshlrev_b32": "v_lshrrev_b32",
+    "v_lshrrev_b32": "v_lshlrev_b32",
+    "v_max_i32": "v_min_i32",
+    "v_lshl_or_b32": "v_lshl_add_u32",
+    "v_lshl_add_u32": "v_lshl_or_b32",
+    "v_and_or_b32": "v_or3_b32",
+    "v_mul_lo_u32": "v_mul_hi_u32",
+    "s_add_i32": "s_sub_i32",
+    "s_add_u32": "s_sub_u32",
+    "s_mul_i32": "s_add_i32",
+    "s_and_b32": "s_or_b32",
+    "s_lshl_b32": "s_lshr_b32",
+    "s_and_b64": "s_or_b64",
+    "s_and_saveexec_b64": "s_or_saveexec_b64",
+    "s_cbranch_execz": "s_cbranch_execnz",
+    "s_cbranch_scc0": "s_cbranch_scc1",
+    "s_cbranch_scc1": "s_cbranch_scc0",
+    "s_cbranch_vccz": "s_cbranch_vccnz",
+    "s_cbranch_vccnz": "s_cbranch_vccz",
+}
+"""Another operation with the same operands."""
+
+_RELATIONS = {"lt": "le", "le": "lt", "gt": "ge", "ge": "gt", "eq": "lt", "ne": "lt", "lg": "lt"}
+
+
+def mutants(line: str) -> Iterator[tuple[str, str]]:
+    """What was changed (``operation``, ``operand``, ``constant``, ``modifier``, ``wait`` or ``mask``), and the new line."""
+    name = re.sub(r"_(e32|e64|dpp|sdwa)$", "", line.split()[0])
+    if name in ("s_waitcnt", "s_barrier"):
+        yield "wait", "s_nop 0"
+        for found in re.finditer(r"(vm|lgkm)cnt\((\d+)\)", line):
+            yield "wait", line.replace(found[0], f"{found[1]}cnt({int(found[2]) + 1})")
+        return
+    if name in SWAPS:
+        kind = "mask" if "exec" in name or name == "s_and_b64" else "operation"
+        yield kind, line.replace(name, SWAPS[name], 1)
+    if found := re.match(r"(?:v_cmp|s_cmpk?)_(\w\w)_", line):
+        yield "mask", line.replace(f"_{found[1]}_", f"_{_RELATIONS[found[1]]}_", 1) if found[1] in _RELATIONS else line
+    if re.match(r"s_(or|mov)_b64 exec, ", line):
+        yield "mask", "s_nop 0"
+    yield from _modifiers(line)
+    yield from _operands(line)
+
+
+def _modifiers(line: str) -> Iterator[tuple[str, str]]:
+    changes: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
+        (r"row_shr:(\d+)", lambda m: f"row_shr:{int(m[1]) % 15 + 1}"),
+        (r"row_bcast:15", lambda m: "row_bcast:31"),
+        (r"quad_perm:\[\d,\d,\d,\d\]", lambda m: "quad_perm:[3,2,1,0]"),
+        (r"row_mask:0x(\w)", lambda m: f"row_mask:0x{int(m[1], 16) ^ 8:x}"),
+        (r"bank_mask:0xf", lambda m: "bank_mask:0xe"),
+        (r" bound_ctrl:\d", lambda m: ""),
+        (r"swizzle\(SWAP,16\)", lambda m: "swizzle(SWAP,8)"),
+        (r"(op_sel|op_sel_hi):\[(\d)", lambda m: f"{m[1]}:[{1 - int(m[2])}"),
+        (r"(neg_lo|neg_hi):\[(\d)", lambda m: f"{m[1]}:[{1 - int(m[2])}"),
+        (r"(offset|offset0|offset1):(\d+)", lambda m: f"{m[1]}:{int(m[2]) + (4 if m[1] == 'offset' else 1)}"),
+        (r"src0_sel:BYTE_(\d)", lambda m: f"src0_sel:BYTE_{(int(m[1]) + 1) % 4}"),
+        (r"src0_sel:WORD_(\d)", lambda m: f"src0_sel:WORD_{1 - int(m[1])}"),
+    )
+    for pattern, change in changes:
+        # of op_sel of a conversion to FP8 only the last bit means something
+        if re.search(pattern, line) and not ("op_sel" in pattern and line.startswith("v_cvt_pk_fp8")):
+            yield "modifier", re.sub(pattern, change, line, count=1)
+
+
+def _operands(line: str) -> Iterator[tuple[str, str]]:
+    """Every source register the one before, and every constant one more."""
+    head, _, rest = line.partition(" ") if " " in line else line.partition("\t")
+    places = list(re.finditer(r"(?<![\w\[:])-?\|?([vs])(\d+)\b(?!\])", rest))
+    store = "_store_" in head or head.startswith(("ds_write", "v_cmp", "s_cmp", "s_bitcmp"))
+    for place, m in enumerate(places):
+        if (place == 0 and m.start() == 0 and not store) or int(m[2]) == 0:
+            continue
+        before = f"{m[1]}{int(m[2]) - 1}"
+        yield "operand", f"{head} {rest[: m.start()]}{m[0].replace(m[1] + m[2], before)}{rest[m.end() :]}"
+    if head.startswith(("s_cbranch", "s_branch", "s_setreg", "s_nop")):
+        return
+    # one more; of the bits of a float, twice the value
+    of_float = re.search(r"_f32(_|$)", head)
+    for m in re.finditer(r"(?<=, )(-?\d+|0x[0-9a-f]+)(?=,|$)", rest):
+        number = int(m[1], 0)
+        usual = "mov_b32" in head and (0x30000000 < number & 0x7FFFFFFF < 0x50000000 or number == 0x00800000)
+        by = 0x00800000 if m[1].startswith("0x") and (of_float or usual) else 1
+        yield "constant", f"{head} {rest[: m.start()]}{number + by}{rest[m.end() :]}"
+    for m in re.finditer(r"(?<=, )(-?)(\d+\.\d+)(?=,|$)", rest):
+        yield "constant", f"{head} {rest[: m.start()]}{'' if m[1] else '-'}{m[2]}{rest[m.end() :]}"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """The instruction at `place` of a kernel's program (the hash of its text), and what stands there instead."""
+
+    kernel: str
+    program: int
+    place: int
+    kind: str
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        return f"{self.kernel}:{self.place} {self.kind}: {self.before} -> {self.after}"
+
+    def is_in(self, program: Program) -> bool:
+        """Whether the instruction is there to be changed."""
+        same = program.name == self.kernel and self.place < len(program.code)
+        return same and hash(tuple(i.text for i in program.code)) == self.program
+
+    def change(self, program: Program) -> Program:
+        """The mutated program; another program as it is."""
+        if not self.is_in(program):
+            return program
+        code = [*program.code[: self.place], instruction(self.after), *program.code[self.place + 1 :]]
+        return dataclasses.replace(program, code=code)
+
+
+def mutants_of(op: Op, sample: Sample, target: Platform) -> list[Mutant]:
+    """Every mutant of the programs that `op` starts for a sample, without such as are not understood; of several programs of
+    one name the first.
+    """
+    programs: dict[str, Program] = {}
+    emulate(op, sample, target, lambda p: programs.setdefault(p.name, p))
+    found: dict[Mutant, None] = {}
+    for program in programs.values():
+        number = hash(tuple(i.text for i in program.code))
+        for place, ins in enumerate(program.code):
+            if place < program.after_preload:
+                continue
+            for kind, line in mutants(ins.text):
+                try:
+                    instruction(line)
+                except Unsupported:
+                    continue
+                if line != ins.text:
+                    found.setdefault(Mutant(program.name, number, place, kind, ins.text, line))
+    return list(found)
+
+
+def caught(op: Op, samples: Iterable[Sample], target: Platform, mutant: Mutant) -> str | None:
+    """How a mutant is caught by the first of the samples that does; None: it survives them all."""
+    for sample in samples:
+        try:
+            result = emulate(op, sample, target, mutant.change)
+        except Unsupported as error:
+            return f"not executable: {error.args[0]}"
+        except EmulationError as error:
+            return str(error.args[0])
+        if result.verdict is not None and not result.verdict.ok:
+            return f"result: {result.verdict.detail}"
+    return None
