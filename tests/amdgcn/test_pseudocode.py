@@ -356,7 +356,8 @@ def test_a_sample_of_16_bit_numbers(name):
 @pytest.mark.emulated
 @pytest.mark.parametrize("name", EVERY)
 def test_every_16_bit_number(name):
-    assert sweep(name, 1, 1) > 20000
+    # most of the bf16 numbers are beyond the range of FP8
+    assert sweep(name, 1, 1) > 15000
 
 
 def test_what_the_reader_does_not_know_is_an_error():
