@@ -36,7 +36,7 @@ def control(name: str, arch: str) -> dict[str, Any]:
     first = [sample, *([other] if op.inline and (other := rescaled(sample)) is not None else [])]
     alike = [s for s in every if s.name not in {f.name for f in first} and _reaches(op, s, target, found)]
     caught_by_verify = {m: how for m in found if (how := caught(op, [*first, *alike], target, m))}
-    more = list(more_inputs(op, sample))
+    more = [s for s in more_inputs(op, sample) if (verdict := emulate(op, s, target).verdict) and verdict.ok]
     rows: list[tuple[Mutant, str]] = []
     for m in (m for m in found if m not in caught_by_verify):
         how = caught(op, more, target, m)
