@@ -2,7 +2,7 @@
 
     python tools/mutation_control.py [--as gfx942] [--json FILE] [--list] [OP ...]
 
-Every mutant of the programs of one sample is run on that sample, with its rows as drawn and rescaled, as `aiter-ops verify
+Every mutant of the programs of one sample is run on that sample, as drawn, with rows rescaled, and with an infinity and a NaN, as `aiter-ops verify
 --emulate` does; what survives is run on the other inputs that reach the same program, on values drawn anew and rescaled in
 three more ways, and then on arguments that it keeps the program's meaning (check/survivors.py). The same call gives the same
 table.
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aiter_ops.check.emulate import emulate, inputs, refusal, rescaled
+from aiter_ops.check.emulate import emulate, inputs, refusal, variants
 from aiter_ops.check.mutate import Mutant, caught, mutants_of
 from aiter_ops.check.survivors import ARGUMENTS, argument, more_inputs
 from aiter_ops.core.op import get_op
@@ -33,10 +33,10 @@ def control(name: str, arch: str) -> dict[str, Any]:
     every = [s for s in inputs(op, target) if not refusal(op, s, target)]
     sample = next(s for s in every if min((a.shape[0] for a in s.args if getattr(a, "ndim", 0) > 1), default=0) > 2)
     found = mutants_of(op, sample, target)
-    first = [sample, *([other] if op.inline and (other := rescaled(sample)) is not None else [])]
+    first = [sample, *(variants(sample) if op.inline else [])]
     alike = [s for s in every if s.name not in {f.name for f in first} and _reaches(op, s, target, found)]
     caught_by_verify = {m: how for m in found if (how := caught(op, [*first, *alike], target, m))}
-    more = list(more_inputs(op, sample))
+    more = [s for s in more_inputs(op, sample) if (verdict := emulate(op, s, target).verdict) and verdict.ok]
     rows: list[tuple[Mutant, str]] = []
     for m in (m for m in found if m not in caught_by_verify):
         how = caught(op, more, target, m)

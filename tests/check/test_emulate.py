@@ -21,7 +21,7 @@ from aiter_ops.core.samples import Sample
 pytest.importorskip("triton")
 
 from aiter_ops.amdgcn import EmulationError, Program, instruction
-from aiter_ops.check.emulate import emulate, rescaled
+from aiter_ops.check.emulate import emulate, variants
 from aiter_ops.check.support import promised
 
 TARGET = platform_for("gfx942")
@@ -49,7 +49,7 @@ def check_all(name: str, arch: str = "gfx942", step: int = 1) -> int:
         if result.refused is None:
             served += 1
             assert result.verdict.ok, f"{name} on {arch}, {sample.name}: {result.verdict.detail}"
-            if op.inline and (other := rescaled(sample)) is not None:
+            for other in variants(sample) if op.inline else ():
                 again = emulate(op, other, target)
                 assert again.verdict.ok, f"{name} on {arch}, {other.name}: {again.verdict.detail}"
     return served
@@ -95,7 +95,7 @@ ASYNC = """
 import dataclasses
 import aiter_ops
 from aiter_ops.amdgcn import EmulationError, instruction
-from aiter_ops.check.emulate import emulate, rescaled
+from aiter_ops.check.emulate import emulate, variants
 from aiter_ops.core.platforms import platform_for
 
 op, target, loads = aiter_ops.get_op("gemm_a16w16"), platform_for("gfx950"), []

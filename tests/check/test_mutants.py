@@ -12,7 +12,7 @@ from aiter_ops.core.platforms import platform_for
 
 pytest.importorskip("triton")
 
-from aiter_ops.check.emulate import emulate, rescaled
+from aiter_ops.check.emulate import emulate, variants
 from aiter_ops.check.mutate import Mutant, caught, mutants, mutants_of
 from aiter_ops.check.survivors import ARGUMENTS, argument
 
@@ -32,7 +32,7 @@ def compiled_here(tmp_path_factory):
 def of(name: str):
     op = aiter_ops.get_op(name)
     sample = next(s for s in op.samples(size="small") if s.args[0].dim() > 1 and s.args[0].shape[0] > 2)
-    return op, [sample, rescaled(sample)], mutants_of(op, sample, TARGET)
+    return op, [sample, *variants(sample)], mutants_of(op, sample, TARGET)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from .errors import Unsupported
 from .halves import narrowed, widened
 from .lanes import dpp, sdwa_result, sdwa_source
 from .parse import VCC, Instruction, Operand
+from .permute import perm
 from .scalar import FP16_OVFL, reversed_bits
 from .state import Waves
 
@@ -97,40 +98,6 @@ def _bfe_i(a: Any, b: Any, c: Any) -> Any:
     return ((shifted & ((np.uint32(1) << width) - np.uint32(1))) ^ sign) - sign
 
 
-def _perm_by(a: Any, b: Any, select: int) -> Any:
-    """v_perm with one selector for all, of bytes of the sources and constants: bytes that move alike are moved together."""
-    masks: dict[tuple[bool, int], int] = {}
-    constant = 0
-    for place in range(4):
-        s = select >> 8 * place & 0xFF
-        if s < 8:
-            way = s >= 4, 8 * (s % 4 - place)
-            masks[way] = masks.get(way, 0) | 0xFF << 8 * place
-        elif s > 12:
-            constant |= 0xFF << 8 * place
-    out = np.full(np.broadcast_shapes(a.shape, b.shape), constant, np.uint32)
-    for (first, shift), mask in masks.items():
-        source = a if first else b
-        out |= (source >> np.uint32(shift) if shift >= 0 else source << np.uint32(-shift)) & np.uint32(mask)
-    return out
-
-
-def _perm(a: Any, b: Any, select: Any) -> Any:
-    if select.shape[-1] == 1 and (select == select.flat[0]).all():
-        by = int(select.flat[0])
-        if not any(8 <= by >> 8 * place & 0xFF < 12 for place in range(4)):
-            return _perm_by(a, b, by)
-    both = (_u64(a) << np.uint64(32)) | _u64(b)
-    out = np.uint32(0)
-    for place in range(4):
-        s = (select >> np.uint32(8 * place)) & 0xFF
-        byte = (both >> (_u64(np.minimum(s, 7)) * np.uint64(8))) & np.uint64(0xFF)
-        sign = ((both >> (_u64((np.clip(s, 8, 11) - 8) * 16 + 15))) & np.uint64(1)) * np.uint64(0xFF)
-        byte = np.where(s < 8, byte, np.where(s < 12, sign, np.where(s == 12, np.uint64(0), np.uint64(0xFF))))
-        out = out | (byte.astype(np.uint32) << np.uint32(8 * place))
-    return out
-
-
 def _i24(x: Any) -> Any:
     return ((x & 0xFFFFFF) ^ 0x800000).astype(np.int64) - 0x800000
 
@@ -191,7 +158,7 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "v_bfi_b32": (_U3, lambda a, b, c: (a & b) | (~a & c)),
     "v_bfe_u32": (_U3, _bfe_u),
     "v_bfe_i32": (_U3, _bfe_i),
-    "v_perm_b32": (_U3, _perm),
+    "v_perm_b32": (_U3, perm),
     "v_alignbit_b32": (_U3, lambda a, b, c: _low(((_u64(a) << np.uint64(32)) | _u64(b)) >> _u64(c & 31))),
     "v_alignbyte_b32": (_U3, lambda a, b, c: _low(((_u64(a) << np.uint64(32)) | _u64(b)) >> _u64((c & 3) * 8))),
     "v_bcnt_u32_b32": ("u32 u32 u32", lambda a, b: np.bitwise_count(a).astype(np.uint32) + b),

@@ -118,13 +118,17 @@ def verify_emulated(ops: Iterable[Op], archs: Iterable[str], seed: int = 0) -> I
 
 def inputs(op: Op, target: Platform, seed: int = 0) -> Iterator[Sample]:
     """What an op is emulated on: its small samples, and for ops that work row by row (they are inlined in compiled code) each
-    that is served once more with rows of other sizes: steps of a division and guards of zero show there that ordinary numbers
-    hide.
+    that is served with `variants`: steps of a division and guards of zero and infinity show there that ordinary numbers hide.
     """
     for sample in op.samples(size="small", seed=seed):
         yield sample
-        if op.inline and not refusal(op, sample, target) and (other := rescaled(sample)) is not None:
-            yield other
+        if op.inline and not refusal(op, sample, target):
+            yield from variants(sample)
+
+
+def variants(sample: Sample) -> Iterator[Sample]:
+    """The sample with rows of other sizes, and with an infinity and a NaN, where it has a matrix for that."""
+    yield from (s for s in (rescaled(sample), special(sample)) if s is not None)
 
 
 def rescaled(sample: Sample, low: int = -12, high: int = 12) -> Sample | None:
@@ -144,6 +148,20 @@ def rescaled(sample: Sample, low: int = -12, high: int = 12) -> Sample | None:
         args = (*sample.args[:at], made, *sample.args[at + 1 :])
         return Sample(f"{sample.name}, rows by 2^{low} to 2^{high}", args, sample.kwargs, sample.size)
     return None
+
+
+def special(sample: Sample) -> Sample | None:
+    """A sample whose first matrix of floats has an infinity in its first row and a NaN in its second; None without such."""
+    made = rescaled(sample, 0, 0)
+    if made is None:
+        return None
+    x = next(a for a, b in zip(made.args, sample.args, strict=True) if a is not b)
+    rows = x.flatten(0, -2) if x.is_contiguous() else x
+    if rows.shape[0] < 4:
+        return None
+    rows[0, ..., -1] = float("inf")
+    rows[1, ..., 0] = float("nan")
+    return Sample(f"{sample.name}, an infinity and a NaN", made.args, made.kwargs, made.size)
 
 
 def _row(op: Op, target: Platform, seed: int) -> Row:
