@@ -51,7 +51,7 @@ def launches(arch: str, *lengths: int, op: str = "mla_decode", **named: object) 
 
 def test_a_full_machine_needs_one_launch_and_few_sequences_a_merge() -> None:
     assert launches("sm_90", *[500] * 64, heads=128) == [("decode_kernel", 128)]
-    assert launches("sm_90", 8192, heads=128) == [("decode_kernel", 2 * 32), ("merge_kernel", 128 * 4)]
+    assert launches("sm_90", 8192, heads=128) == [("decode_kernel", 2 * 64), ("merge_kernel", 128 * 4)]
     assert launches("gfx942", *[8192] * 16, heads=16) == [("decode_kernel", 16 * 8), ("merge_kernel", 16 * 16)]
 
 
