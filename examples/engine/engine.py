@@ -297,4 +297,4 @@ def main(folder, *prompts):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:]) if len(sys.argv) > 2 else print(__doc__)

@@ -41,6 +41,10 @@ def tokens(text: str) -> list[str]:
     return out
 
 
+def nothing(state: State) -> None:
+    """A branch that is not there."""
+
+
 class Reader:
     def __init__(self, text: str) -> None:
         self.tokens, self.at = tokens(text), 0
@@ -98,7 +102,7 @@ class Reader:
 
     def choice(self) -> Callable[[State], None]:
         branches: list[tuple[Closure, Callable[[State], None]]] = []
-        otherwise: Callable[[State], None] = lambda state: None  # noqa: E731
+        otherwise: Callable[[State], None] = nothing
         self.take("if")
         while True:
             condition = self.expression()

@@ -38,11 +38,11 @@ def command(
 
     Example: aiter-ops inspect rms_norm --as gfx942
     """
+    target = find_op(op)
     try:
         from aiter_ops.check.inspect import ARCHS, inspect
     except ImportError as error:
-        raise UserError(f"inspect needs NumPy and Triton: {error}", code=1) from None
-    target = find_op(op)
+        raise UserError(f"inspect needs NumPy and Triton (pip install numpy triton): {error}", code=1) from None
     if arch not in ARCHS:
         raise UserError(f"--as {arch!r}; accepted: {', '.join(ARCHS)}")
     if "triton" not in target.implementations:

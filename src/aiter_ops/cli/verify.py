@@ -100,7 +100,7 @@ def _emulated(ops: list[Any], names: list[str], archs: str, seed: int, json: boo
     try:
         from aiter_ops.check.emulate import ARCHS, verify_emulated
     except ImportError as error:
-        raise UserError(f"--emulate needs NumPy and Triton: {error}", code=1) from None
+        raise UserError(f"--emulate needs NumPy and Triton (pip install numpy triton): {error}", code=1) from None
     wanted = [a.strip() for a in archs.split(",")]
     for arch in wanted:
         if arch not in ARCHS:

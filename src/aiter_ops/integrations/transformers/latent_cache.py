@@ -6,6 +6,7 @@ together at every step, 1 KB a token where keys and values of all heads would be
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -31,9 +32,7 @@ def hold_together(cache: Any, index: int, latent: Tensor, rotated: Tensor) -> No
     layer.keys = layer.values = both
 
 
-_classes: dict[type, type] = {}
-
-
+@functools.cache
 def _layer_class(base: Any) -> type:
     """A static layer whose keys and values are parts of one buffer. ``keys`` and ``values`` are that buffer, so that
     whatever resets or reorders them does so to both at once."""
@@ -46,9 +45,7 @@ def _layer_class(base: Any) -> type:
             both.index_copy_(2, at, torch.cat((key_states, value_states), -1))
             return both[..., : key_states.shape[3]], both[..., key_states.shape[3] :]
 
-    if base not in _classes:
-        _classes[base] = LatentStaticLayer
-    return _classes[base]
+    return LatentStaticLayer
 
 
 def together(cache: Any, index: int) -> Tensor | None:
@@ -65,7 +62,7 @@ def tokens_of(
     batch, length, _ = latent.shape
     both = torch.cat((latent, rotated), -1) if both is None else both
     page = next((p for p in (64, 16) if length % p == 0), 1) if kind_of(mask) in (None, ENDS) else 1
-    made = lambda: _where(mask, batch, length, page, latent.device)  # noqa: E731
+    made = functools.partial(_where, mask, batch, length, page, latent.device)
     return both.view(-1, page, both.shape[-1]), _recent(mask, (batch, length, page), latent.device, made)
 
 

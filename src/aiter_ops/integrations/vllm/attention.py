@@ -27,16 +27,32 @@ NAME = "CUSTOM"
 """A backend's name is looked up among vLLM's, so it is that of the place where it is registered."""
 
 
-class AiterOpsBackend(AttentionBackend):
-    """Decoder attention over the paged cache: prefill, decode and both in one batch."""
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
-    forward_includes_kv_cache_update = False
-    supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16, torch.float32]
+
+class OnTheLayer:
+    """What vLLM asks every backend of ours, with one answer."""
+
+    supported_dtypes: ClassVar[list[torch.dtype]] = DTYPES
     supported_kv_cache_dtypes: ClassVar[list[Any]] = ["auto", "float16", "bfloat16", "fp8", "fp8_e4m3"]
 
     @staticmethod
     def get_name() -> str:
         return NAME
+
+    @classmethod
+    def supports_non_causal(cls) -> bool:
+        return True
+
+    @classmethod
+    def supports_batch_invariance(cls) -> bool:
+        return runtime.policy().batch_invariant
+
+
+class AiterOpsBackend(OnTheLayer, AttentionBackend):
+    """Decoder attention over the paged cache: prefill, decode and both in one batch."""
+
+    forward_includes_kv_cache_update = False
 
     @staticmethod
     def get_impl_cls() -> type[AiterOpsImpl]:
@@ -57,14 +73,6 @@ class AiterOpsBackend(AttentionBackend):
     @classmethod
     def supports_sliding_window(cls) -> bool:
         return True
-
-    @classmethod
-    def supports_non_causal(cls) -> bool:
-        return True
-
-    @classmethod
-    def supports_batch_invariance(cls) -> bool:
-        return runtime.policy().batch_invariant
 
 
 @dataclasses.dataclass

@@ -21,11 +21,8 @@ from vllm.v1.attention.backend import AttentionCGSupport, AttentionType, Multipl
 from vllm.v1.attention.backends.mla.prefill.base import MLAPrefillBackend
 
 import aiter_ops as ops
-from aiter_ops.core import runtime
 
-from .attention import NAME
-
-DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+from .attention import DTYPES, NAME, OnTheLayer
 
 
 class AiterOpsMLAPrefillBackend(MLAPrefillBackend):
@@ -66,14 +63,7 @@ class AiterOpsMLAPrefillBackend(MLAPrefillBackend):
         return (values if out is None else out.copy_(values)), lse
 
 
-class AiterOpsMLABackend(MLACommonBackend):
-    supported_dtypes: ClassVar[list[torch.dtype]] = DTYPES
-    supported_kv_cache_dtypes: ClassVar[list[Any]] = ["auto", "float16", "bfloat16", "fp8", "fp8_e4m3"]
-
-    @staticmethod
-    def get_name() -> str:
-        return NAME
-
+class AiterOpsMLABackend(OnTheLayer, MLACommonBackend):
     @staticmethod
     def get_impl_cls() -> type[AiterOpsMLAImpl]:
         return AiterOpsMLAImpl
@@ -89,14 +79,6 @@ class AiterOpsMLABackend(MLACommonBackend):
     @staticmethod
     def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
         return [MultipleOf(1)]
-
-    @classmethod
-    def supports_non_causal(cls) -> bool:
-        return True
-
-    @classmethod
-    def supports_batch_invariance(cls) -> bool:
-        return runtime.policy().batch_invariant
 
 
 @dataclasses.dataclass
