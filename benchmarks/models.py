@@ -223,6 +223,7 @@ def measure(run: Run, ways: list[str], batches: list[int], tell: Callable[[], No
                 tell()
         if side == "ours":
             run.found["shares"] = {f"decode {b}": tried(lambda b=b: share_of_step(run, b)) for b in batches}
+            run.found["shares"]["prefill"] = tried(lambda: share_of_prefill(run))
             tell()
     run.found.pop("_stock", None)
 
@@ -254,6 +255,12 @@ def share_of_step(run: Run, batch: int) -> dict[str, Any]:
     token = ids_of(run, batch, 1)
     at = position_argument(run.model, True, run.context, run.device)
     return shares(run.model, lambda: forward(run.model, token, cache, at), run.device)
+
+
+@torch.inference_mode()
+def share_of_prefill(run: Run) -> dict[str, Any]:
+    ids = ids_of(run, 1, run.prompt)
+    return shares(run.model, lambda: forward(run.model, ids, cache_of(run, False, 1, run.prompt)), run.device)
 
 
 def tried(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
