@@ -216,7 +216,7 @@ def test_what_is_saved_is_the_stock_models(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(again), logits(model), rtol=1e-5, atol=1e-5)
 
 
-def test_a_move_to_another_dtype_parts_them_and_kernelize_joins_them_again() -> None:
+def test_a_move_to_another_dtype_parts_them_and_kernelize_joins_them_again(caplog: pytest.LogCaptureFixture) -> None:
     model = build("Llama")
     kernelize(model)
     model.double()
@@ -224,6 +224,7 @@ def test_a_move_to_another_dtype_parts_them_and_kernelize_joins_them_again() -> 
     model.float()
     _, calls = calls_of(model)
     assert calls["gemm_a16w16"] == 15
+    assert sum("kernelize again joins them" in r.message for r in caplog.records) == 2
     assert len(kernelize(model).joined) == 4
     assert calls_of(model)[1]["gemm_a16w16"] == 9
 

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from aiter_ops.core.tracing import warn_once
+
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("q_a_proj", "kv_a_proj_with_mqa"), ("gate_proj", "up_proj"))
 """Children that the forwards of `attention`, `latent` and `replace` call on the same input."""
 
@@ -175,10 +177,23 @@ def product(module: nn.Module, x: Tensor) -> tuple[Tensor, list[int]] | None:
     """[..., N] of all layers that `lay` put side by side, and the columns of each; None where they have to be called
     one by one."""
     held: Beside | None = module.__dict__.get(HELD)
-    if held is None or not held.called_plainly(module) or not _in_place(held):
+    if held is None or not held.called_plainly(module):
+        return None
+    if not _in_place(held):
+        if not torch.compiler.is_compiling():
+            _say(held)
         return None
     weight = held.layers[0]._parameters["weight"]
     assert weight is not None
     if (torch.is_grad_enabled() and weight.requires_grad) or not (weight.dtype is x.dtype or held.coded):
         return None
     return held.product(x, **held.tensors), held.sizes
+
+
+def _say(held: Beside) -> None:
+    names = ", ".join(held.names)
+    warn_once(
+        f"beside {names}",
+        "the weights of %s lie elsewhere since kernelize: they are called one by one; kernelize again joins them",
+        names,
+    )
