@@ -10,10 +10,11 @@ the depth, which the result says. Results are written after every figure, so a r
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -30,7 +31,11 @@ import aiter_ops
 from aiter_ops.bench.machine import clocks, facts
 from aiter_ops.core.platforms import distribution_version
 
-WAYS = ("stock eager", "stock compiled", "ours eager", "ours graph", "ours compiled")
+WITHOUT_CUDNN = ", no cuDNN"
+"""At the end of a way: attention is torch's without cuDNN, which plans anew for every length it meets."""
+
+WAYS = ("stock eager", f"stock eager{WITHOUT_CUDNN}", "stock compiled", "ours eager", "ours graph", "ours compiled")
+OPTIONAL = (f"stock compiled{WITHOUT_CUDNN}",)
 
 
 @dataclass
@@ -81,6 +86,7 @@ def position_argument(model: Any, static: bool, at: int, device: torch.device) -
 @torch.inference_mode()
 def decode(run: Run, batch: int, way: str) -> dict[str, Any]:
     """Seconds of each of `steps` decode steps after `context` tokens, the next token taken on the device."""
+    way = way.removesuffix(WITHOUT_CUDNN)
     static, model = way != "stock eager", run.model
     cache = cache_of(run, static, batch, run.context + 4 * run.steps + 16)
     for part in ids_of(run, batch, run.context).split(max(1, 8192 // batch), 1):
@@ -131,7 +137,7 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
 @torch.inference_mode()
 def prefill(run: Run, batch: int, way: str) -> dict[str, Any]:
     """Seconds of a pass over `prompt` tokens into an empty cache."""
-    static = way.endswith("compiled")
+    static = way.removesuffix(WITHOUT_CUDNN).endswith("compiled")
     ids, model = ids_of(run, batch, run.prompt), run.model
     call: Callable[..., Tensor] = forward
     if static:
@@ -210,15 +216,26 @@ def measure(run: Run, ways: list[str], batches: list[int], tell: Callable[[], No
             for way in mine:
                 if what == "prefill" and way == "ours graph":
                     continue
-                results.append(
-                    {"what": what, "batch": batch, "way": way, **tried(lambda w=way, b=batch, t=timed: t(run, b, w))}
-                )
+                with attention_without_cudnn(way.endswith(WITHOUT_CUDNN)):
+                    taken = tried(lambda w=way, b=batch, t=timed: t(run, b, w))
+                results.append({"what": what, "batch": batch, "way": way, **taken})
                 print(json.dumps({k: v for k, v in results[-1].items() if k != "all_ms"}), flush=True)
                 tell()
         if side == "ours":
             run.found["shares"] = {f"decode {b}": tried(lambda b=b: share_of_step(run, b)) for b in batches}
+            run.found["shares"]["prefill"] = tried(lambda: share_of_prefill(run))
             tell()
     run.found.pop("_stock", None)
+
+
+@contextlib.contextmanager
+def attention_without_cudnn(yes: bool) -> Iterator[None]:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(before and not yes)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def prepare_ours(run: Run) -> None:
@@ -240,6 +257,12 @@ def share_of_step(run: Run, batch: int) -> dict[str, Any]:
     return shares(run.model, lambda: forward(run.model, token, cache, at), run.device)
 
 
+@torch.inference_mode()
+def share_of_prefill(run: Run) -> dict[str, Any]:
+    ids = ids_of(run, 1, run.prompt)
+    return shares(run.model, lambda: forward(run.model, ids, cache_of(run, False, 1, run.prompt)), run.device)
+
+
 def tried(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return call()
@@ -258,15 +281,15 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=4096, help="tokens of the prefill (default 4096)")
     parser.add_argument("--steps", type=int, default=100, help="decode steps that are timed (default 100)")
     parser.add_argument("--rounds", type=int, default=5, help="in so many rounds, of which the median counts")
-    parser.add_argument("--ways", default=",".join(WAYS), help=f"of: {', '.join(WAYS)}")
+    parser.add_argument("--ways", default=";".join(WAYS), help=f"of: {'; '.join((*WAYS, *OPTIONAL))}")
     parser.add_argument("--toy", action="store_true", help="the model's structure at a size for a laptop")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     given = parser.parse_args()
-    ways = [w.strip() for w in given.ways.split(",")]
-    if unknown := set(ways) - set(WAYS):
-        parser.error(f"--ways names {', '.join(sorted(unknown))}; of these are accepted: {', '.join(WAYS)}")
+    ways = [w.strip() for w in given.ways.split(";")]
+    if unknown := set(ways) - {*WAYS, *OPTIONAL}:
+        parser.error(f"--ways names {'; '.join(sorted(unknown))}. Accepted are: {'; '.join((*WAYS, *OPTIONAL))}")
     device = torch.device(given.device)
     started = time.perf_counter()
     found: dict[str, Any] = {

@@ -54,15 +54,21 @@ def _head(found: dict[str, Any]) -> str:
 def _timed(found: dict[str, Any], what: str, batch: int) -> str:
     results = {r["way"]: r for r in found["results"] if (r["what"], r["batch"]) == (what, batch)}
     times = {way: r["ms"] for way, r in results.items() if "ms" in r}
-    rows = []
+    rows, (eager, compiled) = [], _fastest_stock(times)
     for way, r in results.items():
         if "error" in r:
             rows.append([way, "-", "", "", r["error"].replace("|", "/")])
             continue
-        ratios = [f"{times[s] / r['ms']:.2f}" if s in times else "" for s in ("stock eager", "stock compiled")]
+        ratios = [f"{times[s] / r['ms']:.2f}" if s else "" for s in (eager, compiled)]
         rows.append([way, f"{r['ms']:.3f}", *ratios, _rate(found, what, batch, r["ms"])])
-    head = ["way", "ms", "times stock eager", "times stock compiled", "share of the memory rate"]
+    head = ["way", "ms", "times the best stock eager", "times the best stock compiled", "share of the memory rate"]
     return f"## {what}, batch {batch}\n\n{table(head, rows)}\n\n{_verdict(found, what, batch, times)}".rstrip()
+
+
+def _fastest_stock(times: dict[str, float]) -> list[str | None]:
+    """The fastest way of the stock model called from Python, and the fastest compiled."""
+    kinds = ("stock eager", "stock compiled")
+    return [min((w for w in times if w.startswith(k)), key=lambda w: times[w], default=None) for k in kinds]
 
 
 def _share(found: dict[str, Any], what: str, batch: int, ms: float) -> float | None:
@@ -80,10 +86,11 @@ def _rate(found: dict[str, Any], what: str, batch: int, ms: float) -> str:
 def _verdict(found: dict[str, Any], what: str, batch: int, times: dict[str, float]) -> str:
     """Whether our best way meets the targets."""
     best = min((w for w in times if w.startswith("ours")), key=lambda w: times[w], default=None)
-    if best is None or "stock eager" not in times:
+    by_eager, by_compiled = _fastest_stock(times)
+    if best is None or by_eager is None:
         return ""
-    eager = times["stock eager"] / times[best]
-    compiled = times["stock compiled"] / times[best] if "stock compiled" in times else None
+    eager = times[by_eager] / times[best]
+    compiled = times[by_compiled] / times[best] if by_compiled else None
     share = _share(found, what, batch, times[best])
     if what == "decode":
         by_rate = share is not None and share >= DECODE_RATE
@@ -102,6 +109,12 @@ def _shares(name: str, share: dict[str, Any]) -> str:
     total = share["total_us"] or 1.0
     rows = [[op, f"{us:.1f}", f"{us / total:.1%}"] for op, us in share["ops_us"].items()]
     rows.append(["(torch)", f"{share['rest_us']:.1f}", f"{share['rest_us'] / total:.1%}"])
-    kernels = [[f"`{k[:80]}`", f"{us:.1f}", f"{us / total:.1%}"] for k, us in share["kernels_us"].items()]
-    head = f"## Share of time, {name}\n\nTime in kernels of one step called from Python: {total:.1f} µs.\n\n"
-    return head + table(["op", "µs", "share"], rows) + "\n\n" + table(["kernel", "µs", "share"], kernels)
+    started = share["kernels_started"]
+    kernels = [
+        [f"`{k[:80]}`", f"{started[k]:.0f}", f"{us:.1f}", f"{us / total:.1%}"] for k, us in share["kernels_us"].items()
+    ]
+    head = (
+        f"## Share of time, {name}\n\nTime in kernels of one step called from Python: {total:.1f} µs, in "
+        f"{sum(started.values()):.0f} kernels.\n\n"
+    )
+    return head + table(["op", "µs", "share"], rows) + "\n\n" + table(["kernel", "started", "µs", "share"], kernels)

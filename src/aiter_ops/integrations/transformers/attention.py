@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import aiter_ops
 
-from . import latent
+from . import beside, latent
 from .attend import attend
 from .interface import why_not
 from .masks import kind_of
@@ -42,6 +42,7 @@ def _plain_forward(module: Any, meaning: Attention, ops: Any) -> Callable[..., A
     normed, joint = set(module._modules) >= NORMS, "qkv_proj" in module._modules
     width: int = module.head_dim
 
+    @beside.asks
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         given = arguments(args, kwargs)
         positions, mask = given.get("position_embeddings"), given.get("attention_mask")
@@ -53,6 +54,8 @@ def _plain_forward(module: Any, meaning: Attention, ops: Any) -> Callable[..., A
             both = self.qkv_proj(hidden_states).view(*lead, -1, width)
             groups = both.shape[2] // (self.num_key_value_groups + 2)
             q, k, v = both.split((groups * self.num_key_value_groups, groups, groups), 2)
+        elif (found := beside.product(self, hidden_states)) is not None:
+            q, k, v = (part.view(*lead, -1, width) for part in found[0].split(found[1], -1))
         else:
             q, k, v = (p(hidden_states).view(*lead, -1, width) for p in (self.q_proj, self.k_proj, self.v_proj))
         if normed:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from aiter_ops.core import runtime
 from aiter_ops.core.decide import Refused
 from aiter_ops.core.op import get_op
 
-from . import interface
+from . import beside, interface
 from .layers import fused_norm
 from .plan import ASKED, Way, plan
 from .replace import swap, unswap
@@ -35,17 +36,28 @@ class Left(NamedTuple):
     reason: str
 
 
+class Joined(NamedTuple):
+    """Children of a module that are one product now: their weights lie one after another in memory."""
+
+    path: str
+    cls: str
+    names: tuple[str, ...]
+
+
 @dataclass
 class Report:
     """What `kernelize` did. Prints as a table, modules of one class and op together."""
 
     replaced: list[Replaced] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
+    joined: list[Joined] = field(default_factory=list)
 
     def __str__(self) -> str:
         done = Counter((r.op, r.cls) for r in self.replaced)
         kept = Counter((entry.cls, entry.reason) for entry in self.left)
+        one = Counter((entry.cls, entry.names) for entry in self.joined)
         lines = [f"{op:<20} {cls:<28} {count:>4} x" for (op, cls), count in done.items()]
+        lines += [f"{'one product':<20} {cls:<28} {count:>4} x  {', '.join(n)}" for (cls, n), count in one.items()]
         lines += [f"{'left':<20} {cls:<28} {count:>4} x  {reason}" for (cls, reason), count in kept.items()]
         return "\n".join(lines or ["nothing in this model is known to the ops"])
 
@@ -91,6 +103,11 @@ def kernelize(
     attending = [way.module for way in chosen if set(way.ops) & {"paged_attention", "mla_decode"}]
     if attending:
         interface.turn_on(attending)
+    for path, module in model.named_modules():
+        if names := beside.lay(module):
+            report.joined.append(Joined(path, type(module).__name__, names))
+    if report.joined and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # what the weights lay in before
     fused = {f"{w.path}.{fused_norm(w.module)}" for w in chosen if "add_rms_norm" in w.ops}
     report.replaced = [
         Replaced(w.path, type(w.module).__name__, op) for w in chosen if w.path not in fused for op in w.ops

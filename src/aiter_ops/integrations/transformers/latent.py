@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import aiter_ops
 from aiter_ops.ops.formulas import FLOATS
 
+from . import beside
 from .attend import Scores, attend
 from .block_fp8 import BlockFp8Linear, dequantised
 from .interface import why_not
@@ -78,10 +79,16 @@ def reads(layer: Any) -> bool:
     return plain or isinstance(layer, BlockFp8Linear) or isinstance(quantised_linear(layer), Meaning)
 
 
-def queries(self: Any, x: Tensor) -> Tensor:
-    """[B, S, H·(nope + rope)] by the projections a module has."""
-    low = getattr(self, "q_a_proj", None)
-    return self.q_proj(x) if low is None else self.q_b_proj(self.q_a_layernorm(low(x)))
+def projected(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries [B, S, H·(nope + rope)] by the projections a module has, and latents with rotated keys [B, S, l + rope]."""
+    if getattr(self, "q_a_proj", None) is None:
+        return self.q_proj(x), self.kv_a_proj_with_mqa(x)
+    found = beside.product(self, x)
+    if found is None:
+        low, latent = self.q_a_proj(x), self.kv_a_proj_with_mqa(x)
+    else:
+        low, latent = found[0].split(found[1], -1)
+    return self.q_b_proj(self.q_a_layernorm(low)), latent
 
 
 def expanded(self: Any, latent: Tensor, rotated: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,6 +104,7 @@ def forward(cls: type[nn.Module], meaning: Attention, ops: Any = aiter_ops) -> C
     stock, arguments, scores = cls.forward, arguments_of(cls.forward), Scores(meaning.scale)
     cached = cache_name(stock)
 
+    @beside.asks
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         given = arguments(args, kwargs)
         positions, mask = given.get("position_embeddings"), given.get("attention_mask")
@@ -104,9 +112,10 @@ def forward(cls: type[nn.Module], meaning: Attention, ops: Any = aiter_ops) -> C
         if positions is None or kind_of(mask) == 0 or why_not(self, (hidden_states,), given) is not None:
             return stock(self, hidden_states, **given)
         lead, rope = hidden_states.shape[:2], self.qk_rope_head_dim
-        q = queries(self, hidden_states).unflatten(-1, (-1, self.qk_nope_head_dim + rope))
+        q, latent = projected(self, hidden_states)
+        q = q.unflatten(-1, (-1, self.qk_nope_head_dim + rope))
         plain, turning = q.split((self.qk_nope_head_dim, rope), -1)
-        latent, shared = self.kv_a_proj_with_mqa(hidden_states).split((self.kv_lora_rank, rope), -1)
+        latent, shared = latent.split((self.kv_lora_rank, rope), -1)
         latent = self.kv_a_layernorm(latent)
         turning, shared = turned(turning, shared.unsqueeze(2), positions, meaning, ops)
         turning, shared = turning.transpose(1, 2), shared.squeeze(1)

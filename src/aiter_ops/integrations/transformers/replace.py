@@ -12,6 +12,8 @@ from torch import Tensor, nn
 import aiter_ops
 from aiter_ops.core.tracing import warn_once
 
+from . import beside
+from .beside import HELD
 from .block_fp8 import BLOCK
 from .recognise import Meaning, eps_of
 
@@ -53,6 +55,8 @@ def unswap(module: nn.Module) -> bool:
         weight: Any = module._parameters[name]
         weight.data = weight.data.contiguous()
     module.__dict__.pop(KEPT, None)
+    if (held := module.__dict__.pop(HELD, None)) is not None:
+        held.apart()
     names = module.__dict__.pop(SWAPPED, ())
     for name in names:
         module.__dict__.pop(name, None)
@@ -111,7 +115,15 @@ def mlp_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
     act = product(meaning)
     if "gate_up_proj" in module._modules:
         return lambda self, x: self.down_proj(act(self.gate_up_proj(x)))
-    return lambda self, x: self.down_proj(act(torch.cat((self.gate_proj(x), self.up_proj(x)), dim=-1)))
+
+    @beside.asks
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        found = beside.product(self, x)
+        both = torch.cat((self.gate_proj(x), self.up_proj(x)), dim=-1) if found is None else found[0]
+        down: Tensor = self.down_proj(act(both))
+        return down
+
+    return forward
 
 
 def gate_method(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
@@ -124,6 +136,7 @@ def linear_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
     """`nn.Linear`: x · weightᵀ + bias."""
     stock = type(module).forward
 
+    @beside.can_join(plain_product, "weight", "bias")
     def forward(self: nn.Module, x: Tensor) -> Any:
         if other_dtype(self, "weight", x):
             return stock(self, x)
@@ -132,11 +145,23 @@ def linear_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
     return forward
 
 
-def coded_linear_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
-    """`BlockFp8Linear`: x quantised per row and 128 columns, then the product of codes, rounded to x's dtype."""
+def plain_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    y: Tensor = aiter_ops.gemm_a16w16(x, weight, bias)
+    return y
 
+
+def coded_product(x: Tensor, weight: Tensor, weight_scale_inv: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x quantised per row and 128 columns, times codes with a scale for every 128×128 of them; rounded to x's dtype."""
+    codes, scale = aiter_ops.group_quant(x, BLOCK, weight.dtype)
+    y: Tensor = aiter_ops.gemm_a8w8_blockscale(codes, weight, scale, weight_scale_inv, bias, x.dtype)
+    return y
+
+
+def coded_linear_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
+    """`BlockFp8Linear` by `coded_product`."""
+
+    @beside.can_join(coded_product, "weight", "weight_scale_inv", "bias", block=BLOCK)
     def forward(self: nn.Module, x: Tensor) -> Tensor:
-        codes, scale = aiter_ops.group_quant(x, BLOCK, self.weight.dtype)
-        return aiter_ops.gemm_a8w8_blockscale(codes, self.weight, scale, self.weight_scale_inv, self.bias, x.dtype)
+        return coded_product(x, self.weight, self.weight_scale_inv, self.bias)
 
     return forward
