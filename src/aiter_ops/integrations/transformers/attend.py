@@ -7,7 +7,7 @@ start anywhere) and all heads. Several queries over their own keys are attention
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,19 +19,17 @@ from .masks import ENDS, FRESH, FRESH_SPAN, ORDER, SPAN, kind_of, still
 PAGE = 64
 
 
-class Scores(NamedTuple):
+class Scores:
     """How scores are made. window: keys that a query sees, itself included, or None for all. softcap: 0 for none.
-    sinks: [H] or None."""
+    sinks: [H] or None. terms: the same as the ops take it, behind their other arguments."""
 
-    scale: float
-    window: int | None = None
-    softcap: float = 0.0
-    sinks: Tensor | None = None
+    __slots__ = ("sinks", "softcap", "terms", "window")
 
-    @property
-    def ends(self) -> list[int]:
-        """The window as the ops take it."""
-        return [-1 if not self.window else self.window - 1, -1]
+    def __init__(
+        self, scale: float, window: int | None = None, softcap: float = 0.0, sinks: Tensor | None = None
+    ) -> None:
+        self.window, self.softcap, self.sinks = window, softcap, sinks
+        self.terms = (scale, True, [-1 if not window else window - 1, -1], softcap, None, sinks)
 
 
 class Recent:
@@ -81,8 +79,7 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: Scores
         k, v = (t.gather(2, order.expand(*t.shape[:2], -1, t.shape[3])) for t in (k, v))
     flat = [t.transpose(1, 2).flatten(0, 1) for t in (k, v)]
     ends = _recent(mask, (batch, count, length), q.device, lambda: _segments(mask, batch, count, length, q.device))
-    terms = (scores.scale, True, scores.ends, scores.softcap, None, scores.sinks)
-    out: Tensor = ops.flash_attn_varlen(q.flatten(0, 1), *flat, *ends, count, length, *terms)
+    out: Tensor = ops.flash_attn_varlen(q.flatten(0, 1), *flat, *ends, count, length, *scores.terms)
     return out.view(batch, count, heads, v.shape[3])
 
 
@@ -120,12 +117,60 @@ def _paged(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: Scores,
         mask, numbers, q.device, lambda: _table(mask, batch, count, length, page, between, q.device)
     )
     out = q.new_empty(batch * count, heads, width)
-    terms = (scores.scale, True, scores.ends, scores.softcap, None, scores.sinks)
     ops.paged_attention(
         *(q.flatten(0, 1), pages_of(k, page, between), pages_of(v, page, between), out),
-        *(ends, used, table, count, length, *terms),
+        *(ends, used, table, count, length, *scores.terms),
     )
     return out.view(q.shape)
+
+
+def attend_in_room(
+    layer: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: Scores, ops: Any
+) -> Tensor:
+    """Append k, v [B, Hk, S, D] to a layer of `growing`, and attend to all it holds with q [B, S, H, D]; the same shape.
+
+    Shapes stay from step to step until the room is full, and so what was learned of a call holds.
+    """
+    batch, count, heads, width = q.shape
+    device = q.device
+
+    def write(room: Any, at: int) -> None:
+        slots = _recent(None, ("slots", batch, at, room.capacity), device, lambda: slots_of(batch, at, room, device))
+        ops.reshape_and_cache(k.view(batch, -1, width), v.reshape(batch, -1, width), *room.parts, slots)
+
+    held = layer.append(k, v, write)
+    room, end = held.room, held.end
+    if room is None:
+        return attend(q, k, v, mask, scores, ops)
+    page = room.page if mask is None else 1
+    numbers = (batch, count, end, held.length, room.capacity)
+    table, used, ends = _recent(mask, numbers, device, lambda: _room_table(mask, batch, count, page, held, device))
+    out = q.new_empty(batch * count, heads, width)
+    ops.paged_attention(
+        q.reshape(out.shape), *room.pages(page), out, ends, used, table, count, room.capacity, *scores.terms
+    )
+    return out.view(q.shape)
+
+
+def slots_of(batch: int, at: int, room: Any, device: torch.device) -> Tensor:
+    """Where the token `at` of each sequence is in a room, int64 [B]."""
+    return torch.arange(batch, device=device) * room.capacity + at
+
+
+def _room_table(
+    mask: Tensor | None, batch: int, count: int, page: int, held: Any, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_table` for all of a room."""
+    rows = torch.arange(batch + 1, dtype=torch.int32, device=device)
+    between = held.room.capacity // page
+    slots = torch.arange(between, dtype=torch.int32, device=device)[None]
+    if mask is None:
+        used = torch.full((batch,), held.end, dtype=torch.int32, device=device)
+    else:  # SPAN, of the tokens that the layer keeps: the last of those in the room
+        values = mask[:, 0, 0]
+        used = values[:, 1] - values[:, 0]
+        slots = (slots + values[:, :1] + (held.end - held.length)).clamp(max=between - 1)
+    return slots + rows[:-1, None] * between, used, rows * count
 
 
 def _between(t: Tensor, page: int) -> int:

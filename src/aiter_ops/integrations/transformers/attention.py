@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import aiter_ops
 
 from . import beside, latent
-from .attend import attend
+from .attend import attend, attend_in_room
 from .interface import why_not
 from .masks import kind_of
 from .packed import Attention, arguments_of, cache_name, is_paged, turned
@@ -41,6 +41,8 @@ def _plain_forward(module: Any, meaning: Attention, ops: Any) -> Callable[..., A
     cached = cache_name(stock)
     normed, joint = set(module._modules) >= NORMS, "qkv_proj" in module._modules
     width: int = module.head_dim
+    scores_of = meaning.scores_of()
+    from .growing import growing  # needs transformers
 
     @beside.asks
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -62,12 +64,15 @@ def _plain_forward(module: Any, meaning: Attention, ops: Any) -> Callable[..., A
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = turned(q, k, positions, meaning, ops)
         q, v = q.transpose(1, 2), v.transpose(1, 2)
-        scores = meaning.scores(self)
-        if cache is not None and mask is None and is_paged(cache):
+        scores = scores_of(self)
+        if cache is None:
+            out = attend(q, k, v, mask, scores, ops)
+        elif mask is None and is_paged(cache):
             out = paged(cache.layers[self.layer_idx], q, k, v, scores, ops)
+        elif (layer := growing(cache, self.layer_idx, k, mask, meaning.window)) is not None:
+            out = attend_in_room(layer, q, k, v, mask, scores, ops)
         else:
-            if cache is not None:
-                k, v = cache.update(k, v, self.layer_idx)
+            k, v = cache.update(k, v, self.layer_idx)
             out = attend(q, k, v, mask, scores, ops)
         return self.o_proj(out.reshape(*lead, -1)), None
 
@@ -83,8 +88,7 @@ def paged(layer: Any, q: Tensor, k: Tensor, v: Tensor, scores: Any, ops: Any) ->
     out = torch.empty_like(flat, memory_format=torch.contiguous_format)
     length = step.start + step.count
     ops.paged_attention(
-        *(flat, layer.keys, layer.values, out, step.ends, step.lengths, step.table, step.count, length, scores.scale),
-        *(True, scores.ends, scores.softcap, None, scores.sinks),
+        *(flat, layer.keys, layer.values, out, step.ends, step.lengths, step.table, step.count, length, *scores.terms)
     )
     return out.view(q.shape)
 

@@ -15,7 +15,7 @@ from . import beside
 from .attend import Scores, attend
 from .block_fp8 import BlockFp8Linear, dequantised
 from .interface import why_not
-from .latent_cache import hold_together, together, tokens_of
+from .latent_cache import appended, hold_together, together, tokens_in_room, tokens_of
 from .masks import FRESH, FRESH_SPAN, kind_of, still
 from .packed import Attention, arguments_of, cache_name, is_paged, turned
 from .quantiser_fp8 import quantised_linear
@@ -103,6 +103,7 @@ def forward(cls: type[nn.Module], meaning: Attention, ops: Any = aiter_ops) -> C
     """hidden_states [B, S, N] -> (the same, None), latents in the cache that is given."""
     stock, arguments, scores = cls.forward, arguments_of(cls.forward), Scores(meaning.scale)
     cached = cache_name(stock)
+    from .growing import growing  # needs transformers
 
     @beside.asks
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -127,21 +128,25 @@ def forward(cls: type[nn.Module], meaning: Attention, ops: Any = aiter_ops) -> C
                 out = decode(self, layer.latents, where, plain, turning, meaning.scale, ops)
                 return self.o_proj(out.view(*lead, -1)), None
         elif cache is not None:
-            hold_together(cache, self.layer_idx, latent, shared)
             absorbed(self, latent.dtype)  # there before a step is compiled or captured
-            latent, shared = (t.squeeze(1) for t in cache.update(latent[:, None], shared[:, None], self.layer_idx))
-            if lead[1] == 1 and kind_of(mask) not in (FRESH, FRESH_SPAN):
-                out = decode(
-                    self,
-                    *tokens_of(mask, latent, shared, together(cache, self.layer_idx)),
-                    plain,
-                    turning,
-                    meaning.scale,
-                    ops,
-                )
-                return self.o_proj(out.view(*lead, -1)), None
-            if kind_of(mask) in (FRESH, FRESH_SPAN):
-                latent, shared = latent[:, : lead[1]], shared[:, : lead[1]]
+            layer = growing(cache, self.layer_idx, latent[:, None], mask, None)
+            if layer is not None:
+                held = appended(layer, latent, shared, ops)
+                if held.start and lead[1] == 1:
+                    where = tokens_in_room(mask, held, lead[0], latent.device)
+                    out = decode(self, *where, plain, turning, meaning.scale, ops)
+                    return self.o_proj(out.view(*lead, -1)), None
+                if held.start:
+                    latent, shared = (t.squeeze(1) for t in held.room.seen(0, held.end))
+            else:
+                hold_together(cache, self.layer_idx, latent, shared)
+                latent, shared = (t.squeeze(1) for t in cache.update(latent[:, None], shared[:, None], self.layer_idx))
+                if lead[1] == 1 and kind_of(mask) not in (FRESH, FRESH_SPAN):
+                    where = tokens_of(mask, latent, shared, together(cache, self.layer_idx))
+                    out = decode(self, *where, plain, turning, meaning.scale, ops)
+                    return self.o_proj(out.view(*lead, -1)), None
+                if kind_of(mask) in (FRESH, FRESH_SPAN):
+                    latent, shared = latent[:, : lead[1]], shared[:, : lead[1]]
         k, v = (t.transpose(1, 2) for t in expanded(self, latent, shared))
         out = attend(torch.cat((plain, turning), -1), k, v, mask, scores, ops)
         return self.o_proj(out.reshape(*lead, -1)), None

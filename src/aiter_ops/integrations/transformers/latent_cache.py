@@ -1,7 +1,7 @@
 """Latents of MLA in transformers' own caches, as `mla_decode` reads them: latent and rotated key side by side.
 
-A static cache gets one buffer for both, of which it hands out the two parts; what another cache keeps apart is put
-together at every step, 1 KB a token where keys and values of all heads would be tens.
+A static cache gets one buffer for both, of which it hands out the two parts, and a growing one memory with room for more
+(see `growing`); what another cache keeps apart is put together at every step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attend import Recent
+from .attend import Recent, slots_of
 from .masks import ENDS, ORDER, SPAN, kind_of
 
 NAME = "LatentStaticLayer"
@@ -66,13 +66,40 @@ def tokens_of(
     return both.view(-1, page, both.shape[-1]), _recent(mask, (batch, length, page), latent.device, made)
 
 
-def _where(mask: Tensor | None, batch: int, length: int, page: int, device: torch.device) -> tuple[Any, ...]:
+def appended(layer: Any, latent: Tensor, rotated: Tensor, ops: Any) -> Any:
+    """Append latents [B, S, l] and rotated keys [B, S, r] to a layer of `growing`; what it holds then."""
+    batch, device = latent.shape[0], latent.device
+
+    def write(room: Any, at: int) -> None:
+        slots = _recent(None, ("slots", batch, at, room.capacity), device, lambda: slots_of(batch, at, room, device))
+        ops.concat_and_cache_mla(latent.flatten(0, 1), rotated.flatten(0, 1), *room.parts, slots)
+
+    return layer.append(latent[:, None], rotated[:, None], write)
+
+
+def tokens_in_room(mask: Tensor | None, held: Any, batch: int, device: torch.device) -> tuple[Tensor, tuple[Any, ...]]:
+    """As `tokens_of` for what a layer of `growing` holds."""
+    room, end = held.room, held.end
+    page = room.page if mask is None else 1
+    made = functools.partial(_where, mask, batch, end, page, device, room.capacity)
+    (pages,) = room.pages(page)
+    return pages, _recent(mask, (batch, end, page, room.capacity), device, made)
+
+
+def _where(
+    mask: Tensor | None, batch: int, length: int, page: int, device: torch.device, between: int | None = None
+) -> tuple[Any, ...]:
+    """length: tokens of each sequence, where there is no mask, and the most there can be. between: slots from a sequence
+    to the next, `length` where that is all."""
     rows = torch.arange(batch + 1, dtype=torch.int32, device=device)
-    places = torch.arange(batch * (length // page), dtype=torch.int32, device=device)
+    many = -(-length // page)
+    step = many if between is None else between // page
+    places = torch.arange(batch * many, dtype=torch.int32, device=device)
     if mask is None:
-        pages = torch.full((batch,), length // page, dtype=torch.int32, device=device)
-        last = torch.full_like(pages, page)
-        return rows, rows * (length // page), places, last, 1
+        last = torch.full((batch,), (length - 1) % page + 1, dtype=torch.int32, device=device)
+        if step != many:
+            places = places + (places // many) * (step - many)
+        return rows, rows * many, places, last, 1
     values, kind = mask[:, 0, 0], kind_of(mask)
     used = values[:, 1] - values[:, 0] if kind == SPAN else values[:, 0]
     pages = (used + (page - 1)) // page
@@ -83,5 +110,5 @@ def _where(mask: Tensor | None, batch: int, length: int, page: int, device: torc
         within = within + values[row, 0]
     elif kind == ORDER:
         within = values[row, 1 + within.clamp(max=length - 1).long()]
-    within = within.clamp(max=length // page - 1)
-    return rows, ends, (row * (length // page) + within).to(torch.int32), (used - 1) % page + 1, 1
+    within = within.clamp(max=many - 1)
+    return rows, ends, (row * step + within).to(torch.int32), (used - 1) % page + 1, 1
