@@ -15,6 +15,7 @@ from torch import nn
 transformers = pytest.importorskip("transformers")
 
 from aiter_ops import kernelize, restore  # noqa: E402
+from aiter_ops.core import tracing  # noqa: E402
 from aiter_ops.integrations.transformers.beside import HELD  # noqa: E402
 from aiter_ops.integrations.transformers.block_fp8 import BlockFp8Linear  # noqa: E402
 
@@ -219,6 +220,7 @@ def test_what_is_saved_is_the_stock_models(tmp_path: Path) -> None:
 def test_a_move_to_another_dtype_parts_them_and_kernelize_joins_them_again(caplog: pytest.LogCaptureFixture) -> None:
     model = build("Llama")
     kernelize(model)
+    tracing.forget_warnings()
     model.double()
     assert model.model.layers[0].mlp.gate_proj.weight.dtype is torch.float64
     model.float()
