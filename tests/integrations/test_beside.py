@@ -46,6 +46,16 @@ def test_what_is_joined_is_said(name: str) -> None:
     assert all(p.untyped_storage().nbytes() == p.numel() * p.element_size() for p in model.parameters())
 
 
+def test_in_inference_mode_the_weights_stay_what_they_were() -> None:
+    model = build("Llama")
+    with torch.inference_mode():
+        for _ in range(2):
+            assert len(kernelize(model).joined) == 4
+            assert not any(p.is_inference() for p in model.parameters())
+        restore(model)
+    assert not any(p.is_inference() for p in model.parameters())
+
+
 def test_not_where_the_ops_do_not_do_the_layers_or_the_module() -> None:
     for names in ("silu_and_mul", "gemm_a16w16"):
         assert kernelize(build("Llama"), only=names).joined == []
