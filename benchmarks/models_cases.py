@@ -123,7 +123,7 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     blocks = padded.view(rows, BLOCK, columns, BLOCK).float()
     scale = blocks.abs().amax((1, 3)).clamp(min=1e-12) / 448.0
     codes = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn).view(rows * BLOCK, columns * BLOCK)
-    return codes[: weight.shape[0], : weight.shape[1]].contiguous(), scale
+    return codes[: weight.shape[0], : weight.shape[1]].clone(), scale
 
 
 def in_block_fp8(model: Any) -> dict[str, int]:

@@ -15,6 +15,7 @@ from torch import nn
 transformers = pytest.importorskip("transformers")
 
 from aiter_ops import kernelize, restore  # noqa: E402
+from aiter_ops.core import tracing  # noqa: E402
 from aiter_ops.integrations.transformers.beside import HELD  # noqa: E402
 from aiter_ops.integrations.transformers.block_fp8 import BlockFp8Linear  # noqa: E402
 
@@ -43,6 +44,16 @@ def test_what_is_joined_is_said(name: str) -> None:
     restore(model)
     assert len(storages(model)) == count
     assert all(p.untyped_storage().nbytes() == p.numel() * p.element_size() for p in model.parameters())
+
+
+def test_in_inference_mode_the_weights_stay_what_they_were() -> None:
+    model = build("Llama")
+    with torch.inference_mode():
+        for _ in range(2):
+            assert len(kernelize(model).joined) == 4
+            assert not any(p.is_inference() for p in model.parameters())
+        restore(model)
+    assert not any(p.is_inference() for p in model.parameters())
 
 
 def test_not_where_the_ops_do_not_do_the_layers_or_the_module() -> None:
@@ -219,6 +230,7 @@ def test_what_is_saved_is_the_stock_models(tmp_path: Path) -> None:
 def test_a_move_to_another_dtype_parts_them_and_kernelize_joins_them_again(caplog: pytest.LogCaptureFixture) -> None:
     model = build("Llama")
     kernelize(model)
+    tracing.forget_warnings()
     model.double()
     assert model.model.layers[0].mlp.gate_proj.weight.dtype is torch.float64
     model.float()

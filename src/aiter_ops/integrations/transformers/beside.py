@@ -7,8 +7,10 @@ by one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +55,10 @@ def asks(forward: F) -> F:
     return forward
 
 
+_numbers = itertools.count()
+_by_key: WeakValueDictionary[str, Beside] = WeakValueDictionary()
+
+
 class Beside:
     """Layers, what they held when they were put side by side, and the tensors that hold all their rows."""
 
@@ -64,6 +70,8 @@ class Beside:
         self.product: Product = self.forwards[0].__func__.joins.product
         self.sizes = [rows_of(layer) for layer in layers]
         self.weights = [layer._parameters["weight"] for layer in layers]
+        self.key = str(next(_numbers))
+        _by_key[self.key] = self
         self.coded = len(tensors["weight"].shape) == 2 and tensors["weight"].element_size() == 1
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
@@ -83,6 +91,8 @@ class Beside:
                 return False
         return True
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def apart(self) -> None:
         """Give every parameter that is still a part memory of its own."""
         for name, joined in self.tensors.items():
@@ -115,6 +125,7 @@ def lay(module: nn.Module) -> tuple[str, ...] | None:
     return names
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def _joined(layers: list[nn.Module]) -> dict[str, Tensor] | None:
     ways = {_of_forward(layer, "joins") for layer in layers}
@@ -161,8 +172,10 @@ def _alone(p: Tensor) -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _in_place(held: Beside) -> bool:
-    """Whether every weight is still a part of what is joined. Compiled code asks when it is traced."""
+def _in_place(key: str) -> bool:
+    """Whether every weight of the `Beside` of this key is still a part of what is joined. Compiled code asks when it is
+    traced, and can ask with a constant alone (torch 2.11)."""
+    held = _by_key[key]
     for name, joined in held.tensors.items():
         at = joined.data_ptr()
         for layer in held.layers:
@@ -179,7 +192,7 @@ def product(module: nn.Module, x: Tensor) -> tuple[Tensor, list[int]] | None:
     held: Beside | None = module.__dict__.get(HELD)
     if held is None or not held.called_plainly(module):
         return None
-    if not _in_place(held):
+    if not _in_place(held.key):
         if not torch.compiler.is_compiling():
             _say(held)
         return None
