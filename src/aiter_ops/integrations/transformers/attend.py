@@ -7,7 +7,7 @@ start anywhere) and all heads. Several queries over their own keys are attention
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -124,43 +124,49 @@ def _paged(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: Scores,
     return out.view(q.shape)
 
 
+class Step(NamedTuple):
+    """What all layers whose rooms are alike share. slots int64 [B]: where the last token of each sequence is. table int32
+    [B, pages], used [B] and ends [B + 1]: as `_table` makes them."""
+
+    slots: Tensor
+    table: Tensor
+    used: Tensor
+    ends: Tensor
+
+
 def attend_in_room(
     layer: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: Scores, ops: Any
 ) -> Tensor:
-    """Append k, v [B, Hk, S, D] to a layer of `growing`, and attend to all it holds with q [B, S, H, D]; the same shape.
+    """Append k, v [B, Hk, S, D] to a layer of `growing`, and attend to all it holds with q [B, H, S, D]; [B, S, H, D] or
+    [B·S, H, D].
 
     Shapes stay from step to step until the room is full, and so what was learned of a call holds.
     """
-    batch, count, heads, width = q.shape
-    device = q.device
-
-    def write(room: Any, at: int) -> None:
-        slots = _recent(None, ("slots", batch, at, room.capacity), device, lambda: slots_of(batch, at, room, device))
-        ops.reshape_and_cache(k.view(batch, -1, width), v.reshape(batch, -1, width), *room.parts, slots)
-
-    held = layer.append(k, v, write)
-    room, end = held.room, held.end
+    batch, heads, count, width = q.shape
+    held = layer.append(k, v)
+    room, end, length = held
     if room is None:
-        return attend(q, k, v, mask, scores, ops)
-    page = room.page if mask is None else 1
-    numbers = (batch, count, end, held.length, room.capacity)
-    table, used, ends = _recent(mask, numbers, device, lambda: _room_table(mask, batch, count, page, held, device))
-    out = q.new_empty(batch * count, heads, width)
-    ops.paged_attention(
-        q.reshape(out.shape), *room.pages(page), out, ends, used, table, count, room.capacity, *scores.terms
-    )
-    return out.view(q.shape)
+        return attend(q.transpose(1, 2), k, v, mask, scores, ops)
+    page = PAGE if mask is None else 1
+    numbers = (batch, count, end, length, room.capacity)
+    step = _recent(mask, numbers, q.device, lambda: _step(mask, batch, count, page, held, q.device))
+    if count == 1:
+        q = q.view(batch, heads, width)
+        ops.reshape_and_cache(k.view(batch, -1, width), v.view(batch, -1, width), *room.parts, step.slots)
+    else:
+        q = q.transpose(1, 2).reshape(-1, heads, width)
+    out = torch.empty_like(q)
+    places = (step.ends, step.used, step.table, count, room.capacity)
+    ops.paged_attention(q, *room.pages(page), out, *places, *scores.terms)
+    return out
 
 
-def slots_of(batch: int, at: int, room: Any, device: torch.device) -> Tensor:
-    """Where the token `at` of each sequence is in a room, int64 [B]."""
-    return torch.arange(batch, device=device) * room.capacity + at
+def slots_of(batch: int, held: Any, device: torch.device) -> Tensor:
+    """Where the last token of each sequence is in a room, int64 [B]."""
+    return torch.arange(batch, device=device) * held.room.capacity + (held.end - 1)
 
 
-def _room_table(
-    mask: Tensor | None, batch: int, count: int, page: int, held: Any, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_table` for all of a room."""
+def _step(mask: Tensor | None, batch: int, count: int, page: int, held: Any, device: torch.device) -> Step:
     rows = torch.arange(batch + 1, dtype=torch.int32, device=device)
     between = held.room.capacity // page
     slots = torch.arange(between, dtype=torch.int32, device=device)[None]
@@ -170,7 +176,7 @@ def _room_table(
         values = mask[:, 0, 0]
         used = values[:, 1] - values[:, 0]
         slots = (slots + values[:, :1] + (held.end - held.length)).clamp(max=between - 1)
-    return slots + rows[:-1, None] * between, used, rows * count
+    return Step(slots_of(batch, held, device), slots + rows[:-1, None] * between, used, rows * count)
 
 
 def _between(t: Tensor, page: int) -> int:

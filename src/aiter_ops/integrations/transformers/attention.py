@@ -51,30 +51,34 @@ def _plain_forward(module: Any, meaning: Attention, ops: Any) -> Callable[..., A
         cache = given.get(cached)
         if positions is None or kind_of(mask) == 0 or why_not(self, (hidden_states,), given) is not None:
             return stock(self, hidden_states, **given)
-        lead = hidden_states.shape[:2]
+        batch, count, _ = hidden_states.shape
+        heads = (
+            (batch, count, -1, width) if count > 1 else (batch, -1, 1, width)
+        )  # a single token needs no transposition
         if joint:
-            both = self.qkv_proj(hidden_states).view(*lead, -1, width)
+            both = self.qkv_proj(hidden_states)
             groups = both.shape[2] // (self.num_key_value_groups + 2)
-            q, k, v = both.split((groups * self.num_key_value_groups, groups, groups), 2)
+            parts = both.split((groups * self.num_key_value_groups, groups, groups), 2)
         elif (found := beside.product(self, hidden_states)) is not None:
-            q, k, v = (part.view(*lead, -1, width) for part in found[0].split(found[1], -1))
+            parts = found[0].split(found[1], -1)
         else:
-            q, k, v = (p(hidden_states).view(*lead, -1, width) for p in (self.q_proj, self.k_proj, self.v_proj))
+            parts = tuple([p(hidden_states) for p in (self.q_proj, self.k_proj, self.v_proj)])
+        q, k, v = [part.view(heads) for part in parts]
         if normed:
             q, k = self.q_norm(q), self.k_norm(k)
+        if count > 1:
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         q, k = turned(q, k, positions, meaning, ops)
-        q, v = q.transpose(1, 2), v.transpose(1, 2)
         scores = scores_of(self)
-        if cache is None:
-            out = attend(q, k, v, mask, scores, ops)
-        elif mask is None and is_paged(cache):
-            out = paged(cache.layers[self.layer_idx], q, k, v, scores, ops)
-        elif (layer := growing(cache, self.layer_idx, k, mask, meaning.window)) is not None:
+        if cache is not None and mask is None and is_paged(cache):
+            out = paged(cache.layers[self.layer_idx], q.transpose(1, 2), k, v, scores, ops)
+        elif cache is not None and (layer := growing(cache, self.layer_idx, k, mask, meaning.window)) is not None:
             out = attend_in_room(layer, q, k, v, mask, scores, ops)
         else:
-            k, v = cache.update(k, v, self.layer_idx)
-            out = attend(q, k, v, mask, scores, ops)
-        return self.o_proj(out.reshape(*lead, -1)), None
+            if cache is not None:
+                k, v = cache.update(k, v, self.layer_idx)
+            out = attend(q.transpose(1, 2), k, v, mask, scores, ops)
+        return self.o_proj(out.reshape(batch, count, -1)), None
 
     return forward
 

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+from .attend import PAGE
 from .masks import FRESH, FRESH_SPAN, SPAN, kind_of, still
-
-PAGE = 64
-"""Tokens of a page."""
 
 SPARE = 8
 """A memory has room for a 1/SPARE more tokens than are written, and a page at least: a token is moved SPARE times or less
@@ -43,22 +41,15 @@ class Room:
             self.parts = k.new_zeros(pages, PAGE, heads, self.width), v.new_zeros(pages, PAGE, heads, self.width)
         self.inference = self.parts[0].is_inference()
 
-    @property
-    def page(self) -> int:
-        """Tokens of a page."""
-        return PAGE
-
     def pages(self, page: int) -> tuple[Tensor, ...]:
         """The parts in pages of `page` tokens."""
         return self.parts if page == PAGE else tuple([p.view(-1, page, *p.shape[2:]) for p in self.parts])
 
-    def takes(self, k: Tensor, start: int) -> bool:
-        """Whether tokens like k can be written here from `start` on."""
-        return (
-            start == self.end
-            and start + k.shape[2] <= self.capacity
-            and (torch.is_inference_mode_enabled() or not self.inference)
-        )
+    def takes(self, count: int, start: int) -> bool:
+        """Whether tokens can be written here from `start` on."""
+        if start != self.end or start + count > self.capacity:
+            return False
+        return not self.inference or torch.is_inference_mode_enabled()
 
     def seen(self, first: int, end: int) -> tuple[Tensor, Tensor]:
         """Tokens [first, end) as [B, Hk, L, D] each."""
@@ -75,10 +66,9 @@ class Room:
 
 
 class Held(NamedTuple):
-    """What a layer has after new tokens came. start: tokens that were there before. room: None where there were none.
-    end: of the tokens of the room that count. length: of those that transformers' own layer would give back."""
+    """What a layer has after new tokens came. room: None where there were none before. end: of the tokens of the room.
+    length: how many transformers' own layer would give back, the last of those."""
 
-    start: int
     room: Room | None
     end: int
     length: int
@@ -135,24 +125,22 @@ class _Growing(DynamicLayer):  # type: ignore[misc]
             return k.shape[0] == self._room.batch and k.dtype is self._room.parts[0].dtype
         return not self._stored() or (k.shape[0] == self.keys.shape[0] and k.dtype is self.keys.dtype)  # type: ignore[union-attr]
 
-    def append(self, k: Tensor, v: Tensor, write: Any) -> Held:
-        """Take k and v [B, Hk, S, D] of new tokens. write(room, start) is called to write one token a sequence."""
+    def append(self, k: Tensor, v: Tensor) -> Held:
+        """Take k and v [B, Hk, S, D] of new tokens. A single token of each sequence, but the first, is left to the caller
+        to write, to the last place before `end`."""
         start, count = self._stored(), k.shape[2]
-        if not self.is_initialized:
-            self.lazy_initialization(k, v)
         if not start:
+            if not self.is_initialized:
+                self.lazy_initialization(k, v)
             self._begin(k, v)
-            return Held(0, None, 0, count)
+            return Held(None, 0, count)
         room = self._room
-        if room is None or not room.takes(k, self._end):
+        if room is None or not room.takes(count, self._end):
             room = self._moved(k, v)
-        at = self._end
-        if count == 1:
-            write(room, at)
-        else:
-            room.put(at, k, v)
-        self._end = room.end = at + count
-        return Held(start, room, self._end, start + count)
+        if count > 1:
+            room.put(self._end, k, v)
+        self._end = room.end = self._end + count
+        return Held(room, self._end, start + count)
 
     def _begin(self, k: Tensor, v: Tensor) -> None:
         """The first tokens."""
@@ -188,8 +176,8 @@ class GrowingSlidingLayer(_Growing, DynamicSlidingWindowLayer):  # type: ignore[
     def _first(self) -> int:
         return max(0, self._end - self.sliding_window + 1)
 
-    def append(self, k: Tensor, v: Tensor, write: Any) -> Held:
-        held = super().append(k, v, write)
+    def append(self, k: Tensor, v: Tensor) -> Held:
+        held = super().append(k, v)
         self.cumulative_length += k.shape[2]
         return held
 

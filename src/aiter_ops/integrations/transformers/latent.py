@@ -15,7 +15,7 @@ from . import beside
 from .attend import Scores, attend
 from .block_fp8 import BlockFp8Linear, dequantised
 from .interface import why_not
-from .latent_cache import appended, hold_together, together, tokens_in_room, tokens_of
+from .latent_cache import appended, hold_together, together, tokens_of
 from .masks import FRESH, FRESH_SPAN, kind_of, still
 from .packed import Attention, arguments_of, cache_name, is_paged, turned
 from .quantiser_fp8 import quantised_linear
@@ -118,7 +118,7 @@ def forward(cls: type[nn.Module], meaning: Attention, ops: Any = aiter_ops) -> C
         plain, turning = q.split((self.qk_nope_head_dim, rope), -1)
         latent, shared = latent.split((self.kv_lora_rank, rope), -1)
         latent = self.kv_a_layernorm(latent)
-        turning, shared = turned(turning, shared.unsqueeze(2), positions, meaning, ops)
+        turning, shared = turned(turning.transpose(1, 2), shared.unsqueeze(1), positions, meaning, ops)
         turning, shared = turning.transpose(1, 2), shared.squeeze(1)
         if cache is not None and mask is None and is_paged(cache):
             layer = cache.layers[self.layer_idx]
@@ -131,12 +131,11 @@ def forward(cls: type[nn.Module], meaning: Attention, ops: Any = aiter_ops) -> C
             absorbed(self, latent.dtype)  # there before a step is compiled or captured
             layer = growing(cache, self.layer_idx, latent[:, None], mask, None)
             if layer is not None:
-                held = appended(layer, latent, shared, ops)
-                if held.start and lead[1] == 1:
-                    where = tokens_in_room(mask, held, lead[0], latent.device)
+                held, where = appended(layer, mask, latent, shared, ops)
+                if where is not None:
                     out = decode(self, *where, plain, turning, meaning.scale, ops)
                     return self.o_proj(out.view(*lead, -1)), None
-                if held.start:
+                if held.room is not None:
                     latent, shared = (t.squeeze(1) for t in held.room.seen(0, held.end))
             else:
                 hold_together(cache, self.layer_idx, latent, shared)

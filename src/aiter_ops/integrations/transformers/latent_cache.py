@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attend import Recent, slots_of
+from .attend import PAGE, Recent, slots_of
 from .masks import ENDS, ORDER, SPAN, kind_of
 
 NAME = "LatentStaticLayer"
@@ -66,24 +66,22 @@ def tokens_of(
     return both.view(-1, page, both.shape[-1]), _recent(mask, (batch, length, page), latent.device, made)
 
 
-def appended(layer: Any, latent: Tensor, rotated: Tensor, ops: Any) -> Any:
-    """Append latents [B, S, l] and rotated keys [B, S, r] to a layer of `growing`; what it holds then."""
-    batch, device = latent.shape[0], latent.device
+def appended(layer: Any, mask: Tensor | None, latent: Tensor, rotated: Tensor, ops: Any) -> tuple[Any, Any]:
+    """Append latents [B, S, l] and rotated keys [B, S, r] to a layer of `growing`: what it holds then, and where a single
+    token finds all of it, as `latent.decode` takes it, else None."""
+    held = layer.append(latent[:, None], rotated[:, None])
+    room, end, length = held
+    batch, count, _ = latent.shape
+    if room is None or count > 1:
+        return held, None
+    page, device = PAGE if mask is None else 1, latent.device
 
-    def write(room: Any, at: int) -> None:
-        slots = _recent(None, ("slots", batch, at, room.capacity), device, lambda: slots_of(batch, at, room, device))
-        ops.concat_and_cache_mla(latent.flatten(0, 1), rotated.flatten(0, 1), *room.parts, slots)
+    def made() -> tuple[Tensor, tuple[Any, ...]]:
+        return slots_of(batch, held, device), _where(mask, batch, end, page, device, room.capacity)
 
-    return layer.append(latent[:, None], rotated[:, None], write)
-
-
-def tokens_in_room(mask: Tensor | None, held: Any, batch: int, device: torch.device) -> tuple[Tensor, tuple[Any, ...]]:
-    """As `tokens_of` for what a layer of `growing` holds."""
-    room, end = held.room, held.end
-    page = room.page if mask is None else 1
-    made = functools.partial(_where, mask, batch, end, page, device, room.capacity)
-    (pages,) = room.pages(page)
-    return pages, _recent(mask, (batch, end, page, room.capacity), device, made)
+    slots, where = _recent(mask, (batch, end, length, page, room.capacity), device, made)
+    ops.concat_and_cache_mla(latent.view(batch, -1), rotated.view(batch, -1), *room.parts, slots)
+    return held, (*room.pages(page), where)
 
 
 def _where(

@@ -43,18 +43,18 @@ def layer_forward(cls: type[nn.Module], fused: str, add_norm: Callable[..., Any]
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name in named}
 
     def forward(self: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        norm = getattr(self, fused)
+        norm: Any = self._modules[fused]
         if self.training or (
             add_norm is not None
             and (
                 norm._forward_hooks
                 or norm._forward_pre_hooks
-                or hasattr(norm, "_hf_hook")
-                or norm.weight.dtype is not hidden_states.dtype
+                or "_hf_hook" in norm.__dict__
+                or norm._parameters["weight"].dtype is not hidden_states.dtype
             )
         ):
             return stock(self, hidden_states, *args, **kwargs)
-        given = {**defaults, **dict(zip(named, args, strict=False)), **kwargs}
+        given = {**defaults, **dict(zip(named, args, strict=False)), **kwargs} if args else {**defaults, **kwargs}
         attention, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **given)
         if sandwich:
             attention = self.post_attention_layernorm(attention)
@@ -77,7 +77,8 @@ def add_norm_call(norm: nn.Module, fused: str, meaning: Meaning) -> Callable[...
     offset, cast = kwargs.get("weight_offset", 0.0), kwargs.get("cast_before_weight", False)
 
     def add_norm(layer: nn.Module, attention: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        return aiter_ops.add_rms_norm(attention, residual, getattr(layer, fused).weight, eps, offset, cast)
+        norm: Any = layer._modules[fused]
+        return aiter_ops.add_rms_norm(attention, residual, norm._parameters["weight"], eps, offset, cast)
 
     return add_norm
 

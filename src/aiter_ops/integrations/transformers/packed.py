@@ -79,8 +79,7 @@ def angles(positions: Any) -> tuple[Tensor, Tensor]:
 
 
 def turned(q: Tensor, k: Tensor, positions: Any, meaning: Attention, ops: Any) -> tuple[Tensor, Tensor]:
-    """q and k [B, S, heads, D] turned, as [B, heads, S, D]."""
-    q, k = q.transpose(1, 2), k.transpose(1, 2)
+    """q and k [B, heads, S, D] turned."""
     if meaning.apart:
         q, k = moved_apart(q), moved_apart(k)
     if meaning.angles != "full":
