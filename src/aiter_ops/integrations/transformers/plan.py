@@ -91,10 +91,10 @@ def plan(model: nn.Module) -> tuple[list[list[Way]], list[tuple[str, nn.Module, 
     for path, module in model.named_modules():
         several: list[Way] = []
         for found, name, make, *more in _looks(module, tried):
-            if isinstance(found, Meaning) and name and is_taken(module, name):
-                found = f"its {name} was replaced on the instance by something else"
             if isinstance(found, Meaning) and (kind := _subclass(module)):
                 found = f"its weights are {kind}, not plain tensors"
+            if isinstance(found, Meaning) and name and is_taken(module, name):
+                found = f"its {name} was replaced on the instance by something else"
             if isinstance(found, Meaning):
                 prepare = lay_out if isinstance(found, Experts) and found.turned else None
                 if make in (quantised_linear_forward, quantised_experts_forward):
