@@ -2,8 +2,9 @@
 
     python benchmarks/models.py llama-3-8b --json results.json --markdown results.md
 
-Ways take turns on the same weights: stock eager, stock under ``torch.compile(mode="reduce-overhead")`` with a static
-cache, then, after `kernelize`, eager, under a CUDA graph and compiled. Weights are drawn on the device. `--layers` cuts
+Ways take turns on the same weights: stock eager with a growing cache, stock under
+``torch.compile(mode="reduce-overhead")`` with a static one, then, after `kernelize`, eager with a growing cache, under a
+CUDA graph and compiled with a static one. Weights are drawn on the device. `--layers` cuts
 the depth, which the result says. Results are written after every figure, so a run that is cut short keeps them.
 """
 
@@ -89,7 +90,7 @@ def position_argument(model: Any, static: bool, at: int, device: torch.device) -
 def decode(run: Run, batch: int, way: str) -> dict[str, Any]:
     """Seconds of each of `steps` decode steps after `context` tokens, the next token taken on the device."""
     way = way.removesuffix(WITHOUT_CUDNN)
-    static, model = not way.startswith("stock") or way.endswith("compiled"), run.model
+    static, model = way.endswith(("graph", "compiled")), run.model
     cache = cache_of(run, static, batch, run.context + 4 * run.steps + 16)
     for part in ids_of(run, batch, run.context).split(max(1, 8192 // batch), 1):
         forward(model, part, cache)
