@@ -2,8 +2,9 @@
 
     python benchmarks/models.py llama-3-8b --json results.json --markdown results.md
 
-Ways take turns on the same weights: stock eager, stock under ``torch.compile(mode="reduce-overhead")`` with a static
-cache, then, after `kernelize`, eager, under a CUDA graph and compiled. Weights are drawn on the device. `--layers` cuts
+Ways take turns on the same weights: stock eager with a growing cache, stock under
+``torch.compile(mode="reduce-overhead")`` with a static one, then, after `kernelize`, eager with a growing cache, under a
+CUDA graph and compiled with a static one. Weights are drawn on the device. `--layers` cuts
 the depth, which the result says. Results are written after every figure, so a run that is cut short keeps them.
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 import transformers
 from models_cases import CASES, build, in_block_fp8, step_bytes
+from models_fp8 import use_kernels
 from models_report import markdown
 from models_share import shares
 from torch import Tensor
@@ -35,7 +37,8 @@ WITHOUT_CUDNN = ", no cuDNN"
 """At the end of a way: attention is torch's without cuDNN, which plans anew for every length it meets."""
 
 WAYS = ("stock eager", f"stock eager{WITHOUT_CUDNN}", "stock compiled", "ours eager", "ours graph", "ours compiled")
-OPTIONAL = (f"stock compiled{WITHOUT_CUDNN}",)
+OPTIONAL = (f"stock compiled{WITHOUT_CUDNN}", f"stock FP8 eager{WITHOUT_CUDNN}", "stock FP8 compiled")
+"""Those in FP8 want `--fp8-kernels`."""
 
 
 @dataclass
@@ -87,7 +90,7 @@ def position_argument(model: Any, static: bool, at: int, device: torch.device) -
 def decode(run: Run, batch: int, way: str) -> dict[str, Any]:
     """Seconds of each of `steps` decode steps after `context` tokens, the next token taken on the device."""
     way = way.removesuffix(WITHOUT_CUDNN)
-    static, model = way != "stock eager", run.model
+    static, model = way.endswith(("graph", "compiled")), run.model
     cache = cache_of(run, static, batch, run.context + 4 * run.steps + 16)
     for part in ids_of(run, batch, run.context).split(max(1, 8192 // batch), 1):
         forward(model, part, cache)
@@ -199,19 +202,15 @@ def measure(run: Run, ways: list[str], batches: list[int], tell: Callable[[], No
     results = run.found.setdefault("results", [])
     plans: list[tuple[str, int, Callable[..., dict[str, Any]]]] = [("decode", b, decode) for b in batches]
     plans.append(("prefill", 1, prefill))
-    for side in ("stock", "ours"):
-        mine = [w for w in ways if w.startswith(side)]
+    for side in ("stock", "stock FP8", "ours"):
+        mine = [w for w in ways if side_of(w) == side]
         if not mine:
             continue
+        if side != "stock" and run.found["block_fp8"] and "quantised" not in run.found:
+            run.found["quantised"] = in_block_fp8(run.model, theirs=run.found["fp8_kernels"])
         if side == "ours":
             prepare_ours(run)
-        run.found.setdefault("logits", {})
-        logits = same_logits(run)
-        run.found["logits"][side] = float(logits.abs().max())
-        if side == "stock":
-            run.found["_stock"] = logits
-        elif (stock := run.found.pop("_stock", None)) is not None:
-            run.found["logits"]["difference"] = float((logits - stock).abs().max())
+        compare_logits(run, side)
         for what, batch, timed in plans:
             for way in mine:
                 if what == "prefill" and way == "ours graph":
@@ -238,9 +237,28 @@ def attention_without_cudnn(yes: bool) -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
+def compare_logits(run: Run, side: str) -> None:
+    """Keep the largest logit of this side, and how far its logits are from the stock model's."""
+    found = run.found.setdefault("logits", {})
+    try:
+        logits = same_logits(run)
+    except Exception as error:  # the figures of this side say so too
+        found[side] = f"{type(error).__name__}: {str(error)[:200]}"
+        return
+    found[side] = float(logits.abs().max())
+    if side == "stock":
+        run.found["_stock"] = logits
+    elif (stock := run.found.get("_stock")) is not None:
+        found["difference" if side == "ours" else f"difference of {side}"] = float((logits - stock).abs().max())
+
+
+def side_of(way: str) -> str:
+    if way.startswith("stock FP8"):
+        return "stock FP8"
+    return "stock" if way.startswith("stock") else "ours"
+
+
 def prepare_ours(run: Run) -> None:
-    if run.found["block_fp8"]:
-        run.found["quantised"] = in_block_fp8(run.model)
     with torch.inference_mode():
         report = aiter_ops.kernelize(run.model)
     run.found["replaced"] = str(report)
@@ -283,6 +301,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="in so many rounds, of which the median counts")
     parser.add_argument("--ways", default=";".join(WAYS), help=f"of: {'; '.join((*WAYS, *OPTIONAL))}")
     parser.add_argument("--toy", action="store_true", help="the model's structure at a size for a laptop")
+    parser.add_argument("--fp8-kernels", type=Path, help="where finegrained_fp8 lies, for transformers' own FP8 layers")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
@@ -290,6 +309,10 @@ def main() -> None:
     ways = [w.strip() for w in given.ways.split(";")]
     if unknown := set(ways) - {*WAYS, *OPTIONAL}:
         parser.error(f"--ways names {'; '.join(sorted(unknown))}. Accepted are: {'; '.join((*WAYS, *OPTIONAL))}")
+    if given.fp8_kernels:
+        use_kernels(given.fp8_kernels)
+    elif any(side_of(w) == "stock FP8" for w in ways):
+        parser.error("the stock FP8 layers have no kernels: name where they lie by --fp8-kernels")
     device = torch.device(given.device)
     started = time.perf_counter()
     found: dict[str, Any] = {
@@ -301,6 +324,7 @@ def main() -> None:
         "context": given.context,
         "prompt": given.prompt,
         "steps": given.steps,
+        "fp8_kernels": bool(given.fp8_kernels),
         "clocks": {"before": clocks()},
     }
     found["memory_gbps"] = memory_rate(device)

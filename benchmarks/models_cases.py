@@ -126,18 +126,31 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes[: weight.shape[0], : weight.shape[1]].clone(), scale
 
 
-def in_block_fp8(model: Any) -> dict[str, int]:
-    """Put linear layers of the decoder layers and fused experts into block FP8, one after the other."""
+def in_block_fp8(model: Any, theirs: bool = False) -> dict[str, int]:
+    """Put linear layers of the decoder layers and fused experts into block FP8, one after the other.
+
+    theirs: as transformers' own layers, which need `models_fp8.use_kernels`; else as this package's.
+    """
+    if theirs:
+        from models_fp8 import experts_of, linear_of
+    else:
+
+        def linear_of(codes: Tensor, scale: Tensor) -> nn.Module:
+            return BlockFp8Linear(codes, scale)
+
+        def experts_of(module: Any, gate_up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor]) -> nn.Module:
+            return BlockFp8Experts(gate_up, down, "silu")
+
     counts = {"linear layers": 0, "experts": 0}
     for layer in model.model.layers:
         for path, module in list(layer.named_modules()):
             made: nn.Module | None = None
             if type(module) is nn.Linear and module.in_features % BLOCK == 0:
-                made = BlockFp8Linear(*quantised(module.weight.data))
+                made = linear_of(*quantised(module.weight.data))
                 counts["linear layers"] += 1
             elif "gate_up_proj" in module._parameters and module._parameters["gate_up_proj"].dim() == 3:
                 parts = [_experts_quantised(module._parameters[n].data) for n in ("gate_up_proj", "down_proj")]
-                made = BlockFp8Experts(parts[0], parts[1], "silu")
+                made = experts_of(module, parts[0], parts[1])
                 counts["experts"] += len(parts[0][0])
             if made is not None:
                 parent, _, name = path.rpartition(".")

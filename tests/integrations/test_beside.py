@@ -241,33 +241,44 @@ def test_a_move_to_another_dtype_parts_them_and_kernelize_joins_them_again(caplo
     assert calls_of(model)[1]["gemm_a16w16"] == 9
 
 
+def coded(n: int, k: int, seed: int, cls: str) -> Any:
+    """A linear layer in block FP8, of this package or of transformers."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randn(n, k, generator=generator).to(torch.float8_e4m3fn)
+    scale = torch.rand(-(-n // 128), k // 128, generator=generator) + 0.5
+    if cls == "BlockFp8Linear":
+        return BlockFp8Linear(codes, scale)
+    from transformers.integrations.finegrained_fp8 import FP8Linear
+
+    made = FP8Linear(k, n, block_size=(128, 128))
+    made.weight = nn.Parameter(codes, requires_grad=False)
+    made.weight_scale_inv = nn.Parameter(scale, requires_grad=False)
+    return made
+
+
+class GatedMLP(nn.Module):
+    def __init__(self, rows: int, cls: str) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = coded(rows, 128, 0, cls), coded(rows, 128, 1, cls)
+        torch.manual_seed(0)
+        self.down_proj = nn.Linear(rows, 128)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return y
+
+
+@pytest.mark.parametrize("cls", ["BlockFp8Linear", "FP8Linear"])
 @pytest.mark.parametrize(("rows", "joined"), [(128, True), (192, False)])
-def test_block_fp8_with_scales_of_whole_blocks(rows: int, joined: bool) -> None:
-    class GatedMLP(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            generator = torch.Generator().manual_seed(0)
-
-            def coded(n: int, k: int) -> BlockFp8Linear:
-                codes = torch.randn(n, k, generator=generator).to(torch.float8_e4m3fn)
-                return BlockFp8Linear(codes, torch.rand(-(-n // 128), k // 128, generator=generator) + 0.5)
-
-            self.gate_proj, self.up_proj, self.down_proj = coded(rows, 128), coded(rows, 128), nn.Linear(rows, 128)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y: torch.Tensor = self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
-            return y
-
-    mlp = GatedMLP().eval()
-    x = torch.randn(5, 128)
+def test_block_fp8_with_scales_of_whole_blocks(rows: int, joined: bool, cls: str) -> None:
+    mlp, x = GatedMLP(rows, cls).eval(), torch.randn(5, 128)
     with torch.no_grad():
-        want = mlp(x)
+        want = GatedMLP(rows, "BlockFp8Linear").eval()(x)
         report = kernelize(mlp)
         assert bool(report.joined) == joined
         torch.testing.assert_close(mlp(x), want, rtol=1e-4, atol=1e-3)
         if joined:
             assert mlp.gate_proj.weight_scale_inv.data_ptr() + 4 == mlp.up_proj.weight_scale_inv.data_ptr()
             mlp.up_proj.weight_scale_inv.mul_(2)
-            torch.testing.assert_close(
-                mlp(x) - mlp.down_proj.bias, 2 * (want - mlp.down_proj.bias), rtol=1e-3, atol=1e-2
-            )
+            bias = mlp.down_proj.bias
+            torch.testing.assert_close(mlp(x) - bias, 2 * (want - bias), rtol=1e-3, atol=1e-2)

@@ -198,7 +198,9 @@ def product(module: nn.Module, x: Tensor) -> tuple[Tensor, list[int]] | None:
         return None
     weight = held.layers[0]._parameters["weight"]
     assert weight is not None
-    if (torch.is_grad_enabled() and weight.requires_grad) or not (weight.dtype is x.dtype or held.coded):
+    if torch.is_grad_enabled() and (weight.requires_grad or (held.coded and x.requires_grad)):
+        return None
+    if weight.dtype is not x.dtype and not held.coded:
         return None
     return held.product(x, **held.tensors), held.sizes
 

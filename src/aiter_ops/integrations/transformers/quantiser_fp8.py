@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import aiter_ops
 from aiter_ops.core.platforms import fp8_dtype
 
+from .beside import can_join
 from .block_fp8 import BLOCK
 from .recognise import ACTIVATIONS, Meaning, expert_gate
 
@@ -107,17 +108,24 @@ def _here(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     return weight.view(FNUZ), scale * 2
 
 
+def blockwise_product(x: Tensor, weight: Tensor, weight_scale_inv: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., K] quantised per row and 128 columns, times the codes of weight [N, K]; in x's dtype."""
+    weight, scale = _here(weight, weight_scale_inv)
+    codes, x_scale = aiter_ops.group_quant(x, BLOCK, weight.dtype)
+    y: Tensor = aiter_ops.gemm_a8w8_blockscale(codes, weight, x_scale, scale, bias, x.dtype)
+    return y
+
+
 def quantised_linear_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
     """x [..., K] quantised per row (and 128 columns), then the product of codes, in x's dtype."""
     stock = type(module).forward
     bounded = "input_scale_ub" in module._buffers
 
+    @can_join(blockwise_product, "weight", "weight_scale_inv", "bias", block=BLOCK)
     def blockwise(self: Any, x: Tensor) -> Any:
         if x.requires_grad and torch.is_grad_enabled():
             return stock(self, x)
-        weight, scale = _here(self.weight, self.weight_scale_inv)
-        codes, x_scale = aiter_ops.group_quant(x, BLOCK, weight.dtype)
-        return aiter_ops.gemm_a8w8_blockscale(codes, weight, x_scale, scale, self.bias, x.dtype)
+        return blockwise_product(x, self.weight, self.weight_scale_inv, self.bias)
 
     def rowwise(self: Any, x: Tensor) -> Any:
         if x.requires_grad and torch.is_grad_enabled():
