@@ -14,6 +14,7 @@ from . import recognise
 from .attention import attention_forward
 from .block_fp8 import BlockFp8Experts, BlockFp8Linear
 from .experts import Experts, coded_experts_forward, experts, experts_forward, lay_out
+from .latent import watch_loading
 from .layers import add_norm_call, fused_norm, is_known, layer_forward
 from .packed import Attention
 from .quantiser_fp8 import (
@@ -101,6 +102,8 @@ def plan(model: nn.Module) -> tuple[list[list[Way]], list[tuple[str, nn.Module, 
                     prepare = without_minus_zero
                 elif make is sampling_method:
                     prepare = watch_for_assistants
+                elif found.op == "mla_decode":
+                    prepare = watch_loading
                 several.append(Way(path, module, (found.op, *more), name, make(module, found), prepare))
             elif isinstance(found, str):
                 left.append((path, module, found))

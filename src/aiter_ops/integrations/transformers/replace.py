@@ -25,6 +25,9 @@ on the instance, where there was something."""
 KEPT = "_aiter_ops_kept"
 """Name under which a module keeps what was made from its weights."""
 
+LOADING = "_aiter_ops_loading"
+"""Name under which a module keeps the handle of its hook on `load_state_dict`."""
+
 LAID_OUT = "_aiter_ops_laid_out"
 """Name under which a module keeps the names of its parameters that were contiguous before."""
 
@@ -58,6 +61,8 @@ def unswap(module: nn.Module) -> bool:
     if (held := module.__dict__.pop(HELD, None)) is not None:
         held.apart()
     own = module.__dict__
+    if (hook := own.pop(LOADING, None)) is not None:
+        hook.remove()
     swapped = own.pop(SWAPPED, ())
     for name, function, before in swapped:
         places = [p for p in (name, "_old_forward") if getattr(own.get(p), "__func__", None) is function]
