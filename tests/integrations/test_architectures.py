@@ -39,7 +39,7 @@ def test_the_whole_model(kind: str) -> None:
         got, calls = called(functools.partial(continued, model, *run))
         assert torch.equal(got, want)
         assert calls[decoding_op(kind)] == 2 * (run[1] - 1)
-        assert (calls["flash_attn_varlen"], calls["apply_rope"]) == (2, 2 * run[1])
+        assert (calls["flash_attn_varlen"], calls["apply_rope"] + calls["rope_and_cache"]) == (2, 2 * run[1])
     assert _state(model) == state
     restore(model)
     assert [set(vars(m)) for m in model.modules()] == before

@@ -135,10 +135,19 @@ class Step(NamedTuple):
 
 
 def attend_in_room(
-    layer: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: Scores, ops: Any
+    layer: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scores: Scores,
+    ops: Any,
+    angles: Any = None,
+    twice: bool = True,
 ) -> Tensor:
     """Append k, v [B, Hk, S, D] to a layer of `growing`, and attend to all it holds with q [B, H, S, D]; [B, S, H, D] or
-    [B·S, H, D].
+    [B·S, H, D]. angles: cos and sin [B or 1, 1, R] by which q and k of a single token are turned first, in place; twice:
+    they hold every angle twice.
 
     Shapes stay from step to step until the room is full, and so what was learned of a call holds.
     """
@@ -150,15 +159,27 @@ def attend_in_room(
     page = PAGE if mask is None else 1
     numbers = (batch, count, end, length, room.capacity)
     step = _recent(mask, numbers, q.device, lambda: _step(mask, batch, count, page, held, q.device))
-    if count == 1:
-        q = q.view(batch, heads, width)
-        ops.reshape_and_cache(k.view(batch, -1, width), v.view(batch, -1, width), *room.parts, step.slots)
-    else:
+    if count > 1:
         q = q.transpose(1, 2).reshape(-1, heads, width)
-    out = torch.empty_like(q)
+    else:
+        q, k, v = q.view(batch, heads, width), k.view(batch, -1, width), v.view(batch, -1, width)
+        if angles is None:
+            ops.reshape_and_cache(k, v, *room.parts, step.slots)
+        else:
+            turns = _recent(angles[0], (batch,), q.device, lambda: _turns(angles, twice, batch, q.device))
+            ops.rope_and_cache(turns[0], q, k, v, turns[1], True, *room.parts, step.slots)
+    out = q.new_empty(q.shape)
     places = (step.ends, step.used, step.table, count, room.capacity)
     ops.paged_attention(q, *room.pages(page), out, *places, *scores.terms)
     return out
+
+
+def _turns(angles: Any, twice: bool, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin [B or 1, 1, R] as `rope_and_cache` takes them: which row a token's angles are in, int64 [B], and the
+    rows, cos of every angle and sin of every angle."""
+    rows = torch.cat([t[:, 0, : t.shape[-1] // (2 if twice else 1)] for t in angles], -1)
+    one = torch.zeros(batch, dtype=torch.int64, device=device)
+    return one if rows.shape[0] == 1 else torch.arange(batch, device=device), rows
 
 
 def slots_of(batch: int, held: Any, device: torch.device) -> Tensor:

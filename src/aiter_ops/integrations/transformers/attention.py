@@ -42,6 +42,8 @@ def _plain_forward(module: Any, meaning: Attention, ops: Any) -> Callable[..., A
     normed, joint = set(module._modules) >= NORMS, "qkv_proj" in module._modules
     width: int = module.head_dim
     scores_of = meaning.scores_of()
+    fused = meaning.is_neox and not meaning.apart and meaning.angles != "complex"
+    twice = meaning.angles == "full"
     from .growing import growing  # needs transformers
 
     @beside.asks
@@ -55,11 +57,12 @@ def _plain_forward(module: Any, meaning: Attention, ops: Any) -> Callable[..., A
         heads = (
             (batch, count, -1, width) if count > 1 else (batch, -1, 1, width)
         )  # a single token needs no transposition
+        found = None if joint else beside.product(self, hidden_states)
         if joint:
             both = self.qkv_proj(hidden_states)
             groups = both.shape[2] // (self.num_key_value_groups + 2)
             parts = both.split((groups * self.num_key_value_groups, groups, groups), 2)
-        elif (found := beside.product(self, hidden_states)) is not None:
+        elif found is not None:
             parts = found[0].split(found[1], -1)
         else:
             parts = tuple([p(hidden_states) for p in (self.q_proj, self.k_proj, self.v_proj)])
@@ -68,11 +71,16 @@ def _plain_forward(module: Any, meaning: Attention, ops: Any) -> Callable[..., A
             q, k = self.q_norm(q), self.k_norm(k)
         if count > 1:
             q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        q, k = turned(q, k, positions, meaning, ops)
         scores = scores_of(self)
+        layer = None if cache is None else growing(cache, self.layer_idx, k, mask, meaning.window)
+        if layer is not None and layer.room is not None and count == 1 and fused and (normed or found is not None):
+            # in place: nobody else has seen this q and k
+            out = attend_in_room(layer, q, k, v, mask, scores, ops, positions, twice)
+            return self.o_proj(out.reshape(batch, count, -1)), None
+        q, k = turned(q, k, positions, meaning, ops)
         if cache is not None and mask is None and is_paged(cache):
             out = paged(cache.layers[self.layer_idx], q.transpose(1, 2), k, v, scores, ops)
-        elif cache is not None and (layer := growing(cache, self.layer_idx, k, mask, meaning.window)) is not None:
+        elif layer is not None:
             out = attend_in_room(layer, q, k, v, mask, scores, ops)
         else:
             if cache is not None:

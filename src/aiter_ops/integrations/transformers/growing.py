@@ -75,9 +75,9 @@ class Held(NamedTuple):
 
 
 class _Growing(DynamicLayer):  # type: ignore[misc]
-    """What both layers share. _room holds the tokens up to _end, or is None: then ``keys`` and ``values`` are tensors."""
+    """What both layers share. room holds the tokens up to _end, or is None: then ``keys`` and ``values`` are tensors."""
 
-    _room: Room | None = None
+    room: Room | None = None
     _end = 0
 
     @property
@@ -97,14 +97,14 @@ class _Growing(DynamicLayer):  # type: ignore[misc]
         self._replace("values", value)
 
     def _kept(self, name: str, which: int) -> Tensor | None:
-        if self._room is None:
+        if self.room is None:
             return self.__dict__.get(name)
-        return self._room.seen(self._first, self._end)[which]
+        return self.room.seen(self._first, self._end)[which]
 
     def _replace(self, name: str, value: Tensor | None) -> None:
-        if self._room is not None:
-            self.__dict__["keys"], self.__dict__["values"] = self._room.seen(self._first, self._end)
-            self._room = None
+        if self.room is not None:
+            self.__dict__["keys"], self.__dict__["values"] = self.room.seen(self._first, self._end)
+            self.room = None
         self.__dict__[name] = value
 
     @property
@@ -114,15 +114,15 @@ class _Growing(DynamicLayer):  # type: ignore[misc]
 
     def _stored(self) -> int:
         """Tokens that are stored."""
-        if self._room is not None:
+        if self.room is not None:
             return self._end - self._first
         keys = self.__dict__.get("keys")
         return 0 if keys is None or not keys.numel() else keys.shape[-2]
 
     def fits(self, k: Tensor) -> bool:
         """Whether what is stored is of k's batch and dtype."""
-        if self._room is not None:
-            return k.shape[0] == self._room.batch and k.dtype is self._room.parts[0].dtype
+        if self.room is not None:
+            return k.shape[0] == self.room.batch and k.dtype is self.room.parts[0].dtype
         return not self._stored() or (k.shape[0] == self.keys.shape[0] and k.dtype is self.keys.dtype)  # type: ignore[union-attr]
 
     def append(self, k: Tensor, v: Tensor) -> Held:
@@ -134,7 +134,7 @@ class _Growing(DynamicLayer):  # type: ignore[misc]
                 self.lazy_initialization(k, v)
             self._begin(k, v)
             return Held(None, 0, count)
-        room = self._room
+        room = self.room
         if room is None or not room.takes(count, self._end):
             room = self._moved(k, v)
         if count > 1:
@@ -147,7 +147,7 @@ class _Growing(DynamicLayer):  # type: ignore[misc]
         room = Room(k, v, _capacity(k.shape[2]))
         room.put(0, k, v)
         self.__dict__["keys"] = self.__dict__["values"] = None
-        self._room, self._end = room, k.shape[2]
+        self.room, self._end = room, k.shape[2]
         room.end = self._end
 
     def _moved(self, k: Tensor, v: Tensor) -> Room:
@@ -157,7 +157,7 @@ class _Growing(DynamicLayer):  # type: ignore[misc]
         room = Room(k, v, _capacity(stored + k.shape[2]))
         room.put(0, *old)  # type: ignore[arg-type]
         self.__dict__["keys"] = self.__dict__["values"] = None
-        self._room, self._end = room, stored
+        self.room, self._end = room, stored
         room.end = stored
         return room
 

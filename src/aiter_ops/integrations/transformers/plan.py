@@ -42,7 +42,7 @@ Make = Callable[[nn.Module, Any], Callable[..., Any]]
 
 
 BESIDE = {
-    "paged_attention": ("flash_attn_varlen", "reshape_and_cache", "apply_rope"),
+    "paged_attention": ("flash_attn_varlen", "reshape_and_cache", "rope_and_cache", "apply_rope"),
     "mla_decode": ("flash_attn_varlen", "concat_and_cache_mla", "bmm_a16w16", "apply_rope"),
 }
 """The other ops that attention of each kind calls."""
