@@ -45,7 +45,15 @@ DENSE = {"gemm_a16w16": 9}
 ATTENTION = {"apply_rope": 2, "flash_attn_varlen": 2}
 """Of two layers, in a pass without pages."""
 
-UNUSED = {"sample", "paged_attention", "reshape_and_cache", "mla_decode", "concat_and_cache_mla", "bmm_a16w16"}
+UNUSED = {
+    "rope_and_cache",
+    "sample",
+    "paged_attention",
+    "reshape_and_cache",
+    "mla_decode",
+    "concat_and_cache_mla",
+    "bmm_a16w16",
+}
 """What attention calls in decoding alone, and generation."""
 
 

@@ -58,8 +58,10 @@ def _plain_forward(module: Any, meaning: Attention, ops: Any) -> Callable[..., A
             (batch, count, -1, width) if count > 1 else (batch, -1, 1, width)
         )  # a single token needs no transposition
         found = None if joint else beside.product(self, hidden_states)
+        own = normed
         if joint:
             both = self.qkv_proj(hidden_states)
+            own = own or not (self.qkv_proj._forward_hooks or "_hf_hook" in self.qkv_proj.__dict__)
             groups = both.shape[2] // (self.num_key_value_groups + 2)
             parts = both.split((groups * self.num_key_value_groups, groups, groups), 2)
         elif found is not None:
@@ -73,8 +75,8 @@ def _plain_forward(module: Any, meaning: Attention, ops: Any) -> Callable[..., A
             q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         scores = scores_of(self)
         layer = None if cache is None else growing(cache, self.layer_idx, k, mask, meaning.window)
-        if layer is not None and layer.room is not None and count == 1 and fused and (normed or found is not None):
-            # in place: nobody else has seen this q and k
+        if layer is not None and layer.room is not None and count == 1 and fused and (own or found is not None):
+            # in place: nobody else has this q and k
             out = attend_in_room(layer, q, k, v, mask, scores, ops, positions, twice)
             return self.o_proj(out.reshape(batch, count, -1)), None
         q, k = turned(q, k, positions, meaning, ops)

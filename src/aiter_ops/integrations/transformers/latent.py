@@ -181,7 +181,8 @@ def forward(cls: type[nn.Module], meaning: Attention, ops: Any = aiter_ops) -> C
                 out = decode(self, layer.latents, where, plain, turning, meaning.scale, ops)
                 return self.o_proj(out.view(*lead, -1)), None
         elif cache is not None:
-            absorbed(self, latent.dtype, lead[1] > 1)  # there before a step is compiled or captured
+            if lead[1] > 1:  # there before a step is compiled or captured
+                absorbed(self, latent.dtype, True)
             layer = growing(cache, self.layer_idx, latent[:, None], mask, None)
             if layer is not None:
                 held, where = appended(layer, mask, latent, shared, ops)
