@@ -6,12 +6,12 @@ What it proves and what not: docs/emulator.md.
 
 from .errors import EmulationError as EmulationError
 from .errors import Unsupported as Unsupported
+from .instructions import coverage as coverage
 from .kernel import Ran as Ran
 from .kernel import run_kernel as run_kernel
 from .launch import Counts as Counts
 from .launch import Machine as Machine
 from .launch import Pointer as Pointer
-from .launch import coverage as coverage
 from .memory import Memory as Memory
 from .mix import class_of as class_of
 from .parse import Program as Program

@@ -24,7 +24,7 @@ from .aot import compiled_for
 from .support import promised
 from .trial import Row, _poisoned
 
-ARCHS = ("gfx942", "gfx950", "gfx90a")
+ARCHS = ("gfx942", "gfx950", "gfx90a", "gfx1100", "gfx1201")
 """Architectures whose machine code is executed."""
 
 
