@@ -235,7 +235,7 @@ def arithmetic_names() -> list[str]:
         | UNWRITTEN
         | (set(LANES) - {"v_mbcnt_lo_u32_b32", "v_mbcnt_hi_u32_b32"})
     )
-    names = [n for n in coverage() if n in SCALAR or n.startswith("v_")]
+    names = [n for n in coverage("gfx950") if n in SCALAR or n.startswith("v_")]
     return [n for n in names if n not in left and "mfma" not in n and not n.startswith("s_load")]
 
 

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from . import control, convert, dual, lanes, lds, logic, matrix, memory, packed, rdna, scalar, scratch, vector, wmma
+import re
+
+from . import (
+    carry,
+    control,
+    convert,
+    dual,
+    lanes,
+    lds,
+    logic,
+    matrix,
+    memory,
+    packed,
+    rdna,
+    scalar,
+    scratch,
+    vector,
+    wmma,
+)
 from .control import Run
+from .targets import TARGETS
 
 _COMMON: dict[str, Run] = {
     **scalar.TABLE,
     **vector.TABLE,
+    **carry.TABLE,
     **convert.TABLE,
     **packed.TABLE,
     **lds.TABLE,
@@ -15,7 +35,13 @@ _COMMON: dict[str, Run] = {
     **scratch.TABLE,
     **lanes.TABLE,
 }
-_RDNA = {**_COMMON, **rdna.TABLE}
+_CDNA_ALONE = re.compile(
+    r"v_accvgpr|v_mad(ak|mk)?_f32|v_mov_b64|v_lshl_add_u64|v_pk_\w+_f32|v_pk_mov|v_(pk_)?(maximum|minimum)3|v_permlane\d+_swap"
+    r"|v_cvt_scalef32|v_cvt_pk_|v_cvt_f32_bf16|ds_read_b64_tr|global_load_lds"
+)
+"""What RDNA has not, of what is not under a generation's own name below."""
+_RDNA = {name: run for name, run in _COMMON.items() if not _CDNA_ALONE.match(name)}
+_RDNA |= {**scalar.RDNA, **rdna.TABLE}
 
 TABLES: dict[str, dict[str, Run]] = {
     "cdna": {**_COMMON, **logic.TABLE, **matrix.TABLE},
@@ -30,6 +56,9 @@ BESIDE = (*control.CONDITIONS, *control.NOTHING, *control.WAITS, "s_barrier", "s
 """What a launch runs itself."""
 
 
-def coverage() -> tuple[str, ...]:
-    """Every instruction that is known, without encoding suffixes, by CDNA's name where CDNA has it."""
-    return tuple(sorted({*BESIDE, *(name for table in TABLES.values() for name in table)}))
+def coverage(target: str | None = None) -> tuple[str, ...]:
+    """Every instruction that is known, of one target or of any, without encoding suffixes; RDNA's for what CDNA has too by
+    CDNA's name (synonyms.py).
+    """
+    tables = [TABLES[TARGETS[target].generation]] if target else TABLES.values()
+    return tuple(sorted({*BESIDE, *(name for table in tables for name in table)}))

@@ -59,7 +59,9 @@ def _dpp_control(ins: Instruction) -> NDArray[np.int64]:
     if "row_half_mirror" in ins.mods:
         return (_LANE & ~7) + 7 - (_LANE & 7)
     for name in ins.mods:
-        if name.startswith(("quad_perm", "dpp8", "row_sh", "row_ror", "row_xmask", "row_bcast", "row_newbcast", "wave_")):
+        if name.startswith(
+            ("quad_perm", "dpp8", "row_sh", "row_ror", "row_xmask", "row_bcast", "row_newbcast", "wave_")
+        ):
             return dpp_source(name, ins.mods[name])
     raise Unsupported("a DPP instruction without a control")
 

@@ -128,7 +128,7 @@ def _block_scaled(rows: int, scaled: bool) -> Callable[[Waves, Instruction], Non
     """
     result = Result.of_mfma(rows)
 
-    def factor(w: Waves, ins: Instruction, place: int) -> Any:
+    def read(w: Waves, ins: Instruction, place: int) -> Any:
         code = ins.number("blgp" if place else "cbsz")
         if code not in _FORMATS:
             raise Unsupported(f"format {code} of {ins.name}")
@@ -148,7 +148,7 @@ def _block_scaled(rows: int, scaled: bool) -> Callable[[Waves, Instruction], Non
 
     def run(w: Waves, ins: Instruction) -> None:
         require_all_lanes(w, ins, {"op_sel", "op_sel_hi", "cbsz", "blgp"} if scaled else {"op_sel_hi", "cbsz", "blgp"})
-        a, b = factor(w, ins, 0), factor(w, ins, 1)
+        a, b = read(w, ins, 0), read(w, ins, 1)
         result.write(w, ins.operands[0], accumulated(a, b, result.read(w, ins.operands[3], np.float32)))
 
     return run

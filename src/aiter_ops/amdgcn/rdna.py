@@ -22,12 +22,8 @@ _LEAST: dict[str, Callable[[Any, Any], Any]] = {"i32": np.minimum, "u32": np.min
 
 OPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "v_xor3_b32": ("u32 u32 u32 u32", lambda a, b, c: a ^ b ^ c),
-    **{
-        f"v_maxmin_{k}": (f"{k} {k} {k} {k}", lambda a, b, c, k=k: _LEAST[k](_LARGEST[k](a, b), c)) for k in _LARGEST
-    },
-    **{
-        f"v_minmax_{k}": (f"{k} {k} {k} {k}", lambda a, b, c, k=k: _LARGEST[k](_LEAST[k](a, b), c)) for k in _LARGEST
-    },
+    **{f"v_maxmin_{k}": (f"{k} {k} {k} {k}", lambda a, b, c, k=k: _LEAST[k](_LARGEST[k](a, b), c)) for k in _LARGEST},
+    **{f"v_minmax_{k}": (f"{k} {k} {k} {k}", lambda a, b, c, k=k: _LARGEST[k](_LEAST[k](a, b), c)) for k in _LARGEST},
 }
 """As vector.OPS."""
 

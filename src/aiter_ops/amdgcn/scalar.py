@@ -153,7 +153,7 @@ _SAVEEXEC: dict[str, Callable[[Any, Any], Any]] = {
     "andn2": lambda s, e: s & ~e,
     "andn1": lambda s, e: ~s & e,
 }
-SAVEEXEC = {f"s_{name}_saveexec_{kind}": f for name, f in _SAVEEXEC.items() for kind in ("b32", "b64")}
+SAVEEXEC, SAVEEXEC32 = ({f"s_{n}_saveexec_{kind}": f for n, f in _SAVEEXEC.items()} for kind in ("b64", "b32"))
 
 
 def _store(w: Waves, ins: Instruction, made: Any, wide: bool) -> None:
@@ -204,7 +204,7 @@ def _bcnt64(w: Waves, ins: Instruction) -> None:
 def _saveexec(w: Waves, ins: Instruction) -> None:
     wide = ins.name.endswith("64")
     source, before = (w.scalar64 if wide else w.scalar)(ins.operands[1]), w.s64(EXEC) if wide else w.s[EXEC].copy()
-    after = SAVEEXEC[ins.name](source, before)
+    after = (SAVEEXEC if wide else SAVEEXEC32)[ins.name](source, before)
     _store(w, ins, before, wide)
     (w.set_s64 if wide else w.set_s)(EXEC, after)
     w.scc = after != 0
@@ -303,3 +303,6 @@ TABLE: dict[str, Run] = {
     "s_mulk_i32": _mulk,
     "s_setreg_imm32_b32": _setreg,
 }
+
+RDNA: dict[str, Run] = dict.fromkeys(SAVEEXEC32, _saveexec)
+"""What waves of 32 lanes have beside that."""

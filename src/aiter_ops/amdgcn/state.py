@@ -190,7 +190,10 @@ class Waves:
     def write_half(self, op: Operand, bits: Any, high: bool) -> None:
         """Write 16 bits to one half of a vector register; the other half stays."""
         before = self.read(op)
-        self.write(op, (before & np.uint32(0xFFFF)) | (bits << np.uint32(16)) if high else (before & np.uint32(0xFFFF0000)) | bits)
+        self.write(
+            op,
+            (before & np.uint32(0xFFFF)) | (bits << np.uint32(16)) if high else (before & np.uint32(0xFFFF0000)) | bits,
+        )
 
     def write64(self, op: Operand, value: U64) -> None:
         self.write(op, (value & np.uint64(0xFFFFFFFF)).astype(np.uint32), 0)

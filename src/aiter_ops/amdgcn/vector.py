@@ -331,39 +331,6 @@ def _fmac(w: Waves, ins: Instruction) -> None:
         write16(w, ins, result_bits(w, ins, num.fma16(a, b, c), kind))
 
 
-def _carry(w: Waves, ins: Instruction) -> None:
-    """dst, carry out, two sources and, for the forms with one, carry in."""
-    if ins.encoding in ("dpp", "sdwa"):
-        raise Unsupported(f"{ins.name} with {ins.encoding}")
-    a, b = (_u64(source(w, ins, i, "u32")) for i in (2, 3))
-    carry = _u64(w.lanes(ins.operands[4])) if len(ins.operands) > 4 else np.uint64(0)
-    if "rev" in ins.name:
-        a, b = b, a
-    if "add" in ins.name:
-        total = a + b + carry
-        out = total > np.uint64(0xFFFFFFFF)
-    else:
-        total, out = a - b - carry, b + carry > a
-    w.write(ins.operands[0], _low(total))
-    w.set_lanes(ins.operands[1], out)
-
-
-def _mad64(w: Waves, ins: Instruction) -> None:
-    """a · b + c in 64 bits; the mask gets bit 64 of the sum (the carry, or the sign of the signed sum)."""
-    kind = "u32" if ins.name == "v_mad_u64_u32" else "i32"
-    wide: Any = np.uint64 if kind == "u32" else np.int64
-    product = (source(w, ins, 2, kind).astype(wide) * source(w, ins, 3, kind).astype(wide)).view(np.uint64)
-    added = w.read64(ins.operands[4])
-    total = product + added
-    w.write64(ins.operands[0], total)
-    if kind == "u32":
-        w.set_lanes(ins.operands[1], total < product)
-        return
-    negative, one, other = (x.view(np.int64) < 0 for x in (total, product, added))
-    overflowed = (one == other) & (negative != one)
-    w.set_lanes(ins.operands[1], negative ^ overflowed)
-
-
 def _div_scale(w: Waves, ins: Instruction) -> None:
     value, scale = num.div_scale(*[source(w, ins, i, "f32") for i in (2, 3, 4)])
     w.write(ins.operands[0], np.ascontiguousarray(value).view(np.uint32))
@@ -383,9 +350,6 @@ TABLE: dict[str, Callable[[Waves, Instruction], None]] = {
     "v_cndmask_b32": _cndmask,
     "v_fmac_f32": _fmac,
     "v_fmac_f16": _fmac,
-    **dict.fromkeys([f"v_{o}_co_u32" for o in ("add", "sub", "subrev", "addc", "subb", "subbrev")], _carry),
-    "v_mad_u64_u32": _mad64,
-    "v_mad_i64_i32": _mad64,
     "v_div_scale_f32": _div_scale,
     "v_div_fmas_f32": _div_fmas,
 }

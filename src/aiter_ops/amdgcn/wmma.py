@@ -56,7 +56,9 @@ def _integer(held: Any, result: Result) -> Run:
     def run(w: Waves, ins: Instruction) -> None:
         require_all_lanes(w, ins, {"neg_lo"})
         dst, a_op, b_op, c = ins.operands
-        a, b = (held(w, op, "i8" if s else "u8") for op, s in zip((a_op, b_op), ins.bits("neg_lo", (0, 0, 0)), strict=False))
+        a, b = (
+            held(w, op, "i8" if s else "u8") for op, s in zip((a_op, b_op), ins.bits("neg_lo", (0, 0, 0)), strict=False)
+        )
         exact = np.matmul(a, b.transpose(0, 2, 1)) + result.read(w, c, np.int32)
         result.write(w, dst, (exact & 0xFFFFFFFF).astype(np.uint32))
 
