@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .errors import EmulationError, Unsupported
-from .parse import EXEC, VCC, Instruction
+from .parse import EXEC, NULL, VCC, Instruction
 from .state import Waves
 from .targets import Target
 
@@ -91,9 +91,11 @@ def waitcnt(w: Waves, ins: Instruction) -> None:
 
 def _wait_for(counter: str) -> Run:
     def run(w: Waves, ins: Instruction) -> None:
-        if counter not in (c for c, _ in w.machine.target.counters.values()) or ins.operands[0].count > 1:
+        *register, least = ins.operands
+        known = {c for c, _ in w.machine.target.counters.values()}
+        if counter not in known or any(op.index != NULL for op in register):
             raise Unsupported(f"counter of {ins.text}")
-        _retire(w, counter, int(ins.operands[-1].value))
+        _retire(w, counter, int(least.value))
 
     return run
 

@@ -77,7 +77,8 @@ def write16(w: Waves, ins: Instruction, bits: Any) -> None:
     if ins.encoding == "sdwa":
         w.write(ins.operands[0], sdwa_result(w, ins, bits))
         return
-    high = bool(ins.bits("op_sel", (0, 0, 0, 0))[3])
+    # the entry of the result follows those of the sources
+    high = bool(ins.bits("op_sel", (0, 0, 0, 0))[len(ins.operands) - 1])
     if high or w.keeps_halves:
         w.write_half(ins.operands[0], bits, high)
     else:
