@@ -198,16 +198,21 @@ def _global(w: Waves, ins: Instruction) -> None:
     (_load if load else _store)(w, ins, data, _address(w, ins, address, ins.operands[2:]), w.exec)
 
 
+_SCALAR = {"dword": 4, "dwordx2": 8, "dwordx4": 16, "dwordx8": 32, "dwordx16": 64}
+_SCALAR_RDNA4 = {"ubyte": 1, "ushort": 2, "dwordx3": 12}
+
+
 def _scalar_load(w: Waves, ins: Instruction) -> None:
     dst, base, offset = ins.operands
-    count = {"dword": 1, "dwordx2": 2, "dwordx4": 4, "dwordx8": 8, "dwordx16": 16}[ins.name.rpartition("_")[2]]
+    size = (_SCALAR | _SCALAR_RDNA4)[ins.name.rpartition("_")[2]]
     address = w.scalar64(base) + w.scalar(offset).astype(np.uint64) + np.uint64(ins.number("offset"))
     lanes = np.zeros((len(w), w.size), np.bool_)
     lanes[:, 0] = True
-    read, size = w.machine.memory.read, 4 * count
-    raw: Any = w.machine.touch(w, lanes, address[:, None], size, lambda at: read(_checked(at, 4), size))
-    for i in range(count):
-        w.set_s(dst.index + i, raw.view(np.uint32)[:, i])
+    read = w.machine.memory.read
+    raw: Any = w.machine.touch(w, lanes, address[:, None], size, lambda at: read(_checked(at, size), size))
+    words = raw.view(np.uint32 if size % 4 == 0 else np.uint16 if size == 2 else np.uint8)
+    for i in range(words.shape[1]):
+        w.set_s(dst.index + i, words[:, i])
 
 
 _LOADS = ("ubyte", "sbyte", "ushort", "sshort", "dword", "dwordx2", "dwordx3", "dwordx4")
@@ -216,5 +221,6 @@ TABLE = {
     **{f"{k}_load_{s}": f for k, f in (("buffer", _buffer), ("global", _global)) for s in _LOADS},
     **{f"{k}_store_{s}": f for k, f in (("buffer", _buffer), ("global", _global)) for s in _STORES},
     **{f"global_load_lds_{s}": _global_to_lds for s in ("dword", "dwordx3", "dwordx4")},
-    **{f"s_load_dword{n}": _scalar_load for n in ("", "x2", "x4", "x8", "x16")},
+    **{f"s_load_{kind}": _scalar_load for kind in _SCALAR},
 }
+RDNA4 = {f"s_load_{kind}": _scalar_load for kind in _SCALAR_RDNA4}
