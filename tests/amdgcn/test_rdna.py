@@ -16,7 +16,9 @@ HEAD = {
 STORE = "v_lshlrev_b32_e32 v1, 2, v0\nglobal_store_b32 v1, v2, s[4:5]"
 
 
-def launch(body: str, lanes: int = 32, grid=1, target: str = "gfx1100", scratch: int = 0, size: int = 1024) -> np.ndarray:
+def launch(
+    body: str, lanes: int = 32, grid=1, target: str = "gfx1100", scratch: int = 0, size: int = 1024
+) -> np.ndarray:
     """Run with one tensor, whose address is in s[4:5]; the tensor afterwards, as 32-bit words."""
     memory, data = Memory(), np.zeros(size, np.uint8)
     address = memory.add(data)
@@ -173,7 +175,10 @@ def test_16_bit_results_leave_the_upper_half():
     w = execute(body, v, target="gfx1100", lds=lds)
     assert [int(w.v[i][0][0]) for i in (1, 2, 4)] == [0xAAAA0008, 0xAAAA3C00, 0x000E5555]
     assert w.v[5][0].tolist() == lds.view(np.uint32).tolist()
-    assert int(execute("v_add_u16_e32 v1, v0, v0", {0: np.ones(64, np.uint32), 1: np.ones(64, np.float32)}).v[1][0][0]) == 2
+    assert (
+        int(execute("v_add_u16_e32 v1, v0, v0", {0: np.ones(64, np.uint32), 1: np.ones(64, np.float32)}).v[1][0][0])
+        == 2
+    )
 
 
 def test_bf16_products_are_rounded_once():

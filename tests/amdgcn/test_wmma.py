@@ -36,7 +36,7 @@ def product(target: str, name: str, kinds: tuple[str, str], tail: str = "", sign
     c = random.integers(-100, 100, (16, 16))
     v = {}
     first, second = (laid_out(codes(kind, m), target) for kind, m in zip(kinds, (a, b), strict=True))
-    v |= {i: words for i, words in enumerate(first)} | {8 + i: words for i, words in enumerate(second)}
+    v |= dict(enumerate(first)) | {8 + i: words for i, words in enumerate(second)}
     place = {}
     for r in range(8):
         for lane in range(32):

@@ -153,6 +153,8 @@ class Machine:
         if self.target.ttmp_ids:
             w.set_s(TTMP + 9, ids[0])
             w.set_s(TTMP + 7, ids[1] | ids[2] << np.uint32(16))
+            # and the wave's number in bits 25 to 29
+            w.set_s(TTMP + 8, w.s[TTMP + 8] & np.uint32(0xC1FFFFFF) | wave.astype(np.uint32) << np.uint32(25))
         else:
             for i, axis in enumerate(wanted):
                 w.set_s(place + i, ids["xyz".index(axis)])

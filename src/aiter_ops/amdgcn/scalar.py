@@ -265,7 +265,7 @@ def _bitset(w: Waves, ins: Instruction) -> None:
 def _setreg(w: Waves, ins: Instruction) -> None:
     """hwreg(HW_REG_MODE, offset, size), value: only MODE, with a constant."""
     inside = ins.operands[0].text.removeprefix("hwreg(").rstrip(")").split(",")
-    if inside[0].strip() != "HW_REG_MODE" or len(inside) != 3:
+    if inside[0].strip() not in ("HW_REG_MODE", "HW_REG_WAVE_MODE") or len(inside) != 3:
         raise Unsupported(f"hardware register {ins.operands[0].text}")
     offset, size = int(inside[1]), int(inside[2])
     mask = ((1 << size) - 1) << offset
