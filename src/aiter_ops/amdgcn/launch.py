@@ -45,8 +45,8 @@ Grid = int | tuple[int, ...]
 
 @dataclass
 class Counts:
-    """What a launch did: instructions over waves, and over lanes (64 a vector instruction and wave, 1 a scalar one).
-    Twins count once.
+    """What a launch did: instructions over waves, two in one being one, and over lanes (those of a wave for a vector
+    instruction, of two in one twice, 1 for a scalar one). Twins count once.
     """
 
     waves: int = 0

@@ -25,7 +25,7 @@ from .support import promised
 from .trial import Row, _poisoned
 
 ARCHS = ("gfx942", "gfx950", "gfx90a", "gfx1100", "gfx1201")
-"""Architectures whose machine code is executed."""
+"""Architectures whose machine code is executed. gfx1200 is gfx1201."""
 
 
 @dataclass(frozen=True)
