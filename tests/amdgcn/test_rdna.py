@@ -320,6 +320,30 @@ def test_every_lane_has_scratch_memory_of_its_own():
         launch(SCRATCH.replace("s_mov_b32 s6, 8", "s_mov_b32 s6, 4") + STORE, scratch=16)
 
 
+def test_scratch_memory_of_cdna():
+    body = """
+    v_add_u32_e32 v4, 5, v0
+    v_mov_b32_e32 v5, 9
+    v_lshlrev_b32_e32 v6, 2, v0
+    v_and_b32_e32 v6, 4, v6
+    scratch_store_dwordx2 off, v[4:5], off offset:8
+    scratch_load_dword v2, v6, off offset:8
+    s_waitcnt vmcnt(0)
+    v_lshlrev_b32_e32 v1, 2, v0
+    global_store_dword v1, v2, s[4:5]
+    """
+    memory, data = Memory(), np.zeros(256, np.uint8)
+    head = "s_load_dwordx2 s[4:5], s[0:1], 0x0\ns_waitcnt lgkmcnt(0)\n"
+    program = parse(text(head + body, 64, 1, scratch=16))
+    Machine(program, memory, 0).run(1, [Pointer(memory.add(data))])
+    assert data.view(np.uint32).tolist() == [9 if i % 2 else i + 5 for i in range(64)]
+    buffered = text(head + body, 64, 1, scratch=16).replace(
+        "user_sgpr_kernarg_segment_ptr", "user_sgpr_private_segment_buffer"
+    )
+    with pytest.raises(Unsupported, match="through a buffer"):
+        Machine(parse(buffered), memory, 0)
+
+
 @pytest.mark.parametrize("target", RDNA)
 def test_buffer_accesses_beyond_the_records_vanish(target):
     wait = {"gfx1100": "s_waitcnt vmcnt(0)", "gfx1201": "s_wait_loadcnt 0x0"}[target]

@@ -1,5 +1,5 @@
-"""Functional emulation of AMD machine code (CDNA2 to CDNA4: gfx90a, gfx942, gfx950) on a CPU: assembly text in, memory
-changed. Needs NumPy, and Triton where kernels are to be compiled.
+"""Functional emulation of AMD machine code (CDNA2 to CDNA4: gfx90a, gfx942, gfx950; RDNA3 and RDNA4: gfx1100, gfx1200,
+gfx1201) on a CPU: assembly text in, memory changed. Needs NumPy, and Triton where kernels are to be compiled.
 
 What it proves and what not: docs/emulator.md.
 """

@@ -68,6 +68,10 @@ class Machine:
         target = TARGETS.get(program.target)
         if target is None or program.wave_size != target.lanes:
             raise Unsupported(f"target {program.target} with waves of {program.wave_size}")
+        if program.directives.get("private_segment_fixed_size") and program.directives.get(
+            "user_sgpr_private_segment_buffer"
+        ):
+            raise Unsupported("scratch memory that goes through a buffer")
         self.target, self.table = target, TABLES[target.generation]
         self.program, self.memory, self.twins, self.profile = program, mem, twins, profile
         self.lds_bytes = (lds_bytes + program.directives.get("group_segment_fixed_size", 0) + 3) & ~3
