@@ -17,36 +17,40 @@ import numpy as np
 from .errors import EmulationError, Unsupported
 from .parse import EXEC, NULL, VCC, Instruction
 from .state import Waves
-from .targets import Target
+from .targets import CDNA, Target
 
 Run = Callable[[Waves, Instruction], None]
 
 
 class Outstanding(NamedTuple):
     """counter: as in targets.py; kind: ``load``, ``store``, ``scalar``, ``lds``, ``lds write``; ``lds load``: from memory
-    to LDS, whose register is ``lds`` with the number of the load.
+    to LDS, whose register is ``lds`` with the number of the load. most: how far the counter counts.
     """
 
     counter: str
     kind: str
     registers: frozenset[tuple[str, int]]
+    most: int = 63
 
 
-def issued(ins: Instruction, target: Target) -> Outstanding | None:
+def issued(ins: Instruction, target: Target = CDNA) -> Outstanding | None:
     """What an instruction leaves outstanding; loads to LDS say it when they run."""
     name = ins.name
+
+    def entry(counted: str, kind: str, loads: bool) -> Outstanding:
+        counter, most = target.counters[counted]
+        return Outstanding(counter, kind, _registers(ins) if loads else frozenset(), most)
+
     if "_load_lds_" in name or "lds" in ins.mods:
         return None
     if name.startswith("s_load"):
-        return Outstanding(target.counters["scalar"][0], "scalar", _registers(ins))
+        return entry("scalar", "scalar", True)
     if name.startswith(("global_", "buffer_", "flat_", "scratch_")):
-        load = "_load_" in name
-        kind = "load" if load else "store"
-        return Outstanding(target.counters[kind][0], kind, _registers(ins) if load else frozenset())
+        kind = "load" if "_load_" in name else "store"
+        return entry(kind, kind, kind == "load")
     if name.startswith("ds_"):
         write = name.startswith(("ds_write", "ds_add"))
-        counter = target.counters["lds"][0]
-        return Outstanding(counter, "lds write" if write else "lds", frozenset() if write else _registers(ins))
+        return entry("lds", "lds write" if write else "lds", not write)
     return None
 
 
@@ -58,9 +62,8 @@ def _registers(ins: Instruction) -> frozenset[tuple[str, int]]:
 def note(w: Waves, entry: Outstanding) -> None:
     """An access was issued; beyond a counter's range the hardware waits for the oldest."""
     mine = [e for e in w.pending if e.counter == entry.counter]
-    most = dict(w.machine.target.counters.values())[entry.counter]
-    if len(mine) >= most:
-        _retire(w, entry.counter, most - 1)
+    if len(mine) >= entry.most:
+        _retire(w, entry.counter, entry.most - 1)
     w.pending = (*w.pending, entry)
 
 
