@@ -199,6 +199,16 @@ def test_bf16_products_are_rounded_once():
         assert errors.count(errors[1]) == 1 or got % 2 == 0
 
 
+def test_approximate_functions_of_scalar_registers():
+    body = "v_s_rcp_f32 s6, -s2\nv_s_rsq_f32 s7, |s3|\nv_s_exp_f32 s8, s2\ns_rndne_f32 s9, s3\nv_s_sqrt_f32 s10, s2"
+    values = np.array([4.0, -2.5], np.float32).view(np.uint32)
+    w = execute(body, s={2: int(values[0]), 3: int(values[1])}, target="gfx1201")
+    got = w.s[6:11, 0].view(np.float32).tolist()
+    assert got == [-0.25, float(np.float32(2.5**-0.5)), 16.0, -2.0, 2.0]
+    with pytest.raises(Unsupported, match="modifiers"):
+        execute("s_cvt_f32_u32 s6, -s2", target="gfx1201")
+
+
 # --- counters and barriers ----------------------------------------------------------------------------------------------
 
 LOAD = "v_mov_b32_e32 v1, 0\nglobal_store_b32 v1, v1, s[4:5]\nglobal_load_b32 v2, v1, s[4:5]\n{}\nv_add_nc_u32_e32 v3, v2, v2"

@@ -27,6 +27,7 @@ from .targets import TARGETS
 from .undefined import filling, require_defined
 
 TABLE = TABLES["cdna"]
+"""For controls, which change programs of CDNA."""
 
 MOST_LANES = 512 * 64
 """Lanes of waves that run in step at most; further workgroups run after them."""
@@ -87,7 +88,9 @@ class Machine:
             raise Unsupported(f"{program.name}: unknown instructions: {' '.join(unknown)}")
         self._named = [i.registers for i in program.code]
         self._issued = [control.issued(i, target) for i in program.code]
-        self._lanes = [1 if i.name.startswith("s_") else target.lanes * max(1, len(i.pair)) for i in program.code]
+        self._lanes = [
+            1 if i.name.startswith(("s_", "v_s_")) else target.lanes * max(1, len(i.pair)) for i in program.code
+        ]
         starts = {*program.labels.values()}
         self._ends = [i + 1 in starts for i in range(len(program.code))]
 

@@ -66,11 +66,13 @@ _KINDS: dict[str, Any] = {"f32": np.float32, "i32": np.int32, "u32": np.uint32}
 
 
 def _scalar(w: Waves, ins: Instruction) -> None:
-    if ins.mods or any(op.neg or op.abs for op in ins.operands):
-        raise Unsupported(f"modifiers of {ins.name}")
     types, function = SCALAR[ins.name]
     out, *kinds = types.split()
-    made = function(*(w.scalar(op).view(_KINDS[k]) for op, k in zip(ins.operands[1:], kinds, strict=True)))
+    if ins.mods or (kinds[0] != "f32" and any(op.neg or op.abs for op in ins.operands)):
+        raise Unsupported(f"modifiers of {ins.name}")
+    values = [w.scalar(op).view(_KINDS[k]) for op, k in zip(ins.operands[1:], kinds, strict=True)]
+    values = [np.abs(x) if op.abs else x for x, op in zip(values, ins.operands[1:], strict=True)]
+    made = function(*(-x if op.neg else x for x, op in zip(values, ins.operands[1:], strict=True)))
     w.set_s(ins.operands[0].index, np.ascontiguousarray(made).astype(_KINDS[out], copy=False).view(np.uint32))
 
 
