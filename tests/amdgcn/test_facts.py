@@ -144,3 +144,12 @@ def test_bytes_and_lines_of_memory():
     assert (profile.distinct_read, profile.requested_bytes(False)) == (256, 512)
     assert (profile.distinct_written, profile.requested_bytes(True)) == (12, 12)
     assert profile.lines == 2 + 1 + 1
+
+
+def test_bank_conflicts_of_waves_of_32():
+    profile, lanes = Profile("gfx1100"), np.arange(32)
+    on = np.ones((1, 32), np.bool_)
+    profile.lds(0, (lanes * 4)[None, :], on, 4)
+    profile.lds(1, (lanes * 128)[None, :], on, 4)
+    profile.lds(2, (lanes * 16)[None, :], on, 16)
+    assert [(profile.cycles[i], profile.least[i]) for i in range(3)] == [(1, 1), (32, 1), (4, 4)]

@@ -1,9 +1,10 @@
 """What a launch moved: bytes of memory and LDS, counted as it runs.
 
-LDS is banks of 4 bytes. The model of a conflict: lanes in their order, as many as can get one word of every bank at once
-(32 lanes of 4 bytes, 16 of 8, 8 of 16; with 64 banks twice as many), are served together; that takes as many cycles as
-the most different words that any bank is asked for. Equal words are read once. The hardware's own groups of lanes for
-16 bytes are not documented in AMD's ISA documents.
+LDS is banks of 4 bytes, on RDNA two sets of 32, one for each pair of SIMDs (AMD, "RDNA3 Instruction Set Architecture",
+chapter Data Share Operations); a workgroup is taken to use one of them. The model of a conflict: lanes in their order, as
+many as can get one word of every bank at once (32 lanes of 4 bytes, 16 of 8, 8 of 16; with 64 banks twice as many), are
+served together; that takes as many cycles as the most different words that any bank is asked for. Equal words are read
+once. The hardware's own groups of lanes for 16 bytes are not documented in AMD's ISA documents.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from .memory import Memory
 
 BANKS = {"gfx950": 64}
-"""Banks of LDS, 32 on the other targets."""
+"""Banks of LDS, 32 on the other targets (a set of RDNA's)."""
 
 LINE = 128
-"""Bytes of a line of the L2 cache (CDNA3 and CDNA4)."""
+"""Bytes of a line of the L2 cache."""
 
 
 class Profile:

@@ -24,8 +24,8 @@ from .aot import compiled_for
 from .support import promised
 from .trial import Row, _poisoned
 
-ARCHS = ("gfx942", "gfx950", "gfx90a")
-"""Architectures whose machine code is executed."""
+ARCHS = ("gfx942", "gfx950", "gfx90a", "gfx1100", "gfx1201")
+"""Architectures whose machine code is executed. gfx1200 is gfx1201."""
 
 
 @dataclass(frozen=True)
