@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+
+import aiter_ops
+from aiter_ops.core import provider as providers
+from aiter_ops.core.op import get_op
 
 WIDTHS: dict[str, Any] = {
     "vocab_size": 96,
@@ -48,6 +56,43 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "GLM-4-MoE": ("Glm4MoeForCausalLM", "Glm4MoeConfig", GROUPED | {"num_experts_per_tok": 2, "use_qk_norm": True}),
     "Phi-3": ("Phi3ForCausalLM", "Phi3Config", {"sliding_window": WINDOW}),
 }
+
+LATENTS = {"DeepSeek-V2", "DeepSeek-V3"}
+EXPERTS = {"Qwen3-MoE", "Mixtral", "DeepSeek-V2", "DeepSeek-V3", "gpt-oss", "GLM-4-MoE"}
+
+
+def decoding_op(kind: str) -> str:
+    return "mla_decode" if kind in LATENTS else "paged_attention"
+
+
+def called(run: Callable[[], Any]) -> tuple[Any, Counter[str]]:
+    """What `run` returns, and how often it called each op."""
+    totals: Counter[str] = Counter()
+    with aiter_ops.record() as calls:
+        result = run()
+    for call in calls:
+        totals[call.op] += call.count
+    return result, totals
+
+
+@contextlib.contextmanager
+def altered(name: str, **changed: Any) -> Iterator[None]:
+    """A provider of op `name` that gives its reference other values of some arguments."""
+    made, op = aiter_ops.Provider("altered"), get_op(name)
+    providers._providers["altered"] = made
+
+    @functools.wraps(op.written)
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        return op.reference(**{**dict(zip(op.parameters, args, strict=False)), **kwargs, **changed})
+
+    made.implements(name)(wrong)
+    try:
+        with aiter_ops.use(f"{name}=altered"):
+            yield
+    finally:
+        del op.implementations_loaded()["altered"]
+        del providers._providers["altered"]
+        op.unresolve()
 
 
 def build(kind: str, **more: Any) -> Any:

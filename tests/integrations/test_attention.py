@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Iterator
 from dataclasses import replace
@@ -165,6 +166,69 @@ def test_absorbed_weights_follow_the_layer() -> None:
         module.kv_b_proj.weight.mul_(2)
     torch.testing.assert_close(absorbed(module, torch.float32)[1], 2 * before)
     assert absorbed(module, torch.float32)[0] is first[0]  # in the memory that a captured graph reads
+
+
+@pytest.mark.parametrize(
+    ("how", "mode"), [("loaded", torch.inference_mode), ("assigned", torch.no_grad), ("in place", torch.no_grad)]
+)
+def test_compiled_decoding_follows_weights_that_change(how: str, mode: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Steps that are compiled, and no prompt in between: a state that is loaded is used at once; a change in place from
+    the next pass from Python on, which says so."""
+    aiter_ops.reload_settings()
+    model, other = build("DeepseekV3"), build("DeepseekV3")
+    with torch.no_grad():
+        for layer in other.model.layers:
+            layer.self_attn.kv_b_proj.weight.mul_(1.5)
+
+    @mode()
+    def tokens_of(model: Any, step: Any, change: Any) -> Tensor:
+        cache = transformers.StaticCache(config=model.config, max_cache_len=32)
+        found = [model(input_ids=TOKENS[:, :9], past_key_values=cache).logits[:, -1]]
+        for at in range(4):
+            if at == 2:
+                change()
+            found.append(step(input_ids=TOKENS[:, at : at + 1], past_key_values=cache).logits[:, -1])
+        return torch.stack(found)
+
+    def change() -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            if how == "in place":
+                for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+                    ours.copy_(theirs)
+            else:
+                model.load_state_dict(copy.deepcopy(other.state_dict()), assign=how == "assigned")
+
+    before = copy.deepcopy(model.state_dict())
+    want = tokens_of(model, model, change)
+    model.load_state_dict(before)
+    kernelize(model)
+    compiled = torch.compile(model, backend="eager")
+    got = tokens_of(model, compiled, change)
+    torch.testing.assert_close(got[:3], want[:3], rtol=1e-4, atol=1e-4)
+    followed = torch.allclose(got, want, rtol=1e-4, atol=1e-4)
+    assert followed == (how != "in place")
+    assert "kv_b_proj has changed" not in caplog.text
+    torch.testing.assert_close(tokens_of(model, compiled, lambda: None)[2:], _stock_after(model, tokens_of)[2:])
+    assert ("kv_b_proj has changed" in caplog.text) == (how == "in place")
+    restore(model)
+    assert not any(m._load_state_dict_post_hooks for m in model.modules())
+
+
+def _stock_after(model: Any, tokens_of: Any) -> Tensor:
+    stock = copy.deepcopy(model)
+    restore(stock)
+    result: Tensor = tokens_of(stock, stock, lambda: None)
+    return result
+
+
+def test_weights_made_in_inference_mode_are_read_again_at_every_prompt() -> None:
+    with torch.inference_mode():
+        module = build("DeepseekV3").model.layers[0].self_attn
+        module.kv_b_proj.weight = torch.nn.Parameter(module.kv_b_proj.weight.clone(), requires_grad=False)
+        before = absorbed(module, torch.float32)[1].clone()
+        module.kv_b_proj.weight.mul_(2)
+        torch.testing.assert_close(absorbed(module, torch.float32)[1], before)  # what cannot be told
+        torch.testing.assert_close(absorbed(module, torch.float32, True)[1], 2 * before)
 
 
 def test_generate_with_pages_and_restore() -> None:

@@ -158,3 +158,24 @@ def test_what_is_left_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = blockwise()
     layer.weight.data.view(torch.uint8)[5, 5] = 0x7F
     assert [entry.reason for entry in kernelize(nn.ModuleList([layer])).left] == ["its FP8 weights hold NaN"]
+
+
+@pytest.mark.parametrize("kind", ["blocks", "compressed", "fbgemm"])
+def test_gradients_are_asked_of_the_layers_own_forward(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes have no derivative: an input that needs one goes to the class, whatever that makes of it. What is saved is
+    what was."""
+    layer = blockwise() if kind == "blocks" else rowwise(kind)
+    asked = []
+    monkeypatch.setattr(type(layer), "forward", lambda self, x: asked.append(x) or 2 * x)
+    state = {n: t.clone() for n, t in layer.state_dict().items()}
+    model = nn.Sequential(layer)
+    assert kernelize(model).replaced
+    x = drawn(7, K, seed=3)
+    assert model(x).shape[-1] == layer.weight.shape[0]
+    assert not asked
+    assert torch.equal(model(x.requires_grad_()), 2 * x)
+    assert asked == [x]
+    with torch.no_grad():
+        assert model(x).shape[-1] == layer.weight.shape[0]
+    assert layer.state_dict().keys() == state.keys()
+    assert all(torch.equal(t.float(), state[n].float()) for n, t in layer.state_dict().items())

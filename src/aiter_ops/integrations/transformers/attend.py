@@ -19,19 +19,17 @@ from .masks import ENDS, FRESH, FRESH_SPAN, ORDER, SPAN, kind_of, still
 PAGE = 64
 
 
-class Scores(NamedTuple):
+class Scores:
     """How scores are made. window: keys that a query sees, itself included, or None for all. softcap: 0 for none.
-    sinks: [H] or None."""
+    sinks: [H] or None. terms: the same as the ops take it, behind their other arguments."""
 
-    scale: float
-    window: int | None = None
-    softcap: float = 0.0
-    sinks: Tensor | None = None
+    __slots__ = ("sinks", "softcap", "terms", "window")
 
-    @property
-    def ends(self) -> list[int]:
-        """The window as the ops take it."""
-        return [-1 if not self.window else self.window - 1, -1]
+    def __init__(
+        self, scale: float, window: int | None = None, softcap: float = 0.0, sinks: Tensor | None = None
+    ) -> None:
+        self.window, self.softcap, self.sinks = window, softcap, sinks
+        self.terms = (scale, True, [-1 if not window else window - 1, -1], softcap, None, sinks)
 
 
 class Recent:
@@ -81,8 +79,7 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: Scores
         k, v = (t.gather(2, order.expand(*t.shape[:2], -1, t.shape[3])) for t in (k, v))
     flat = [t.transpose(1, 2).flatten(0, 1) for t in (k, v)]
     ends = _recent(mask, (batch, count, length), q.device, lambda: _segments(mask, batch, count, length, q.device))
-    terms = (scores.scale, True, scores.ends, scores.softcap, None, scores.sinks)
-    out: Tensor = ops.flash_attn_varlen(q.flatten(0, 1), *flat, *ends, count, length, *terms)
+    out: Tensor = ops.flash_attn_varlen(q.flatten(0, 1), *flat, *ends, count, length, *scores.terms)
     return out.view(batch, count, heads, v.shape[3])
 
 
@@ -120,12 +117,87 @@ def _paged(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: Scores,
         mask, numbers, q.device, lambda: _table(mask, batch, count, length, page, between, q.device)
     )
     out = q.new_empty(batch * count, heads, width)
-    terms = (scores.scale, True, scores.ends, scores.softcap, None, scores.sinks)
     ops.paged_attention(
         *(q.flatten(0, 1), pages_of(k, page, between), pages_of(v, page, between), out),
-        *(ends, used, table, count, length, *terms),
+        *(ends, used, table, count, length, *scores.terms),
     )
     return out.view(q.shape)
+
+
+class Step(NamedTuple):
+    """What all layers whose rooms are alike share. slots int64 [B]: where the last token of each sequence is. table int32
+    [B, pages], used [B] and ends [B + 1]: as `_table` makes them."""
+
+    slots: Tensor
+    table: Tensor
+    used: Tensor
+    ends: Tensor
+
+
+def attend_in_room(
+    layer: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scores: Scores,
+    ops: Any,
+    angles: Any = None,
+    twice: bool = True,
+) -> Tensor:
+    """Append k, v [B, Hk, S, D] to a layer of `growing`, and attend to all it holds with q [B, H, S, D]; [B, S, H, D] or
+    [B·S, H, D]. angles: cos and sin [B or 1, 1, R] by which q and k of a single token are turned first, in place; twice:
+    they hold every angle twice.
+
+    Shapes stay from step to step until the room is full, and so what was learned of a call holds.
+    """
+    batch, heads, count, width = q.shape
+    held = layer.append(k, v)
+    room, end, length = held
+    if room is None:
+        return attend(q.transpose(1, 2), k, v, mask, scores, ops)
+    page = PAGE if mask is None else 1
+    numbers = (batch, count, end, length, room.capacity)
+    step = _recent(mask, numbers, q.device, lambda: _step(mask, batch, count, page, held, q.device))
+    if count > 1:
+        q = q.transpose(1, 2).reshape(-1, heads, width)
+    else:
+        q, k, v = q.view(batch, heads, width), k.view(batch, -1, width), v.view(batch, -1, width)
+        if angles is None:
+            ops.reshape_and_cache(k, v, *room.parts, step.slots)
+        else:
+            turns = _recent(angles[0], (batch,), q.device, lambda: _turns(angles, twice, batch, q.device))
+            ops.rope_and_cache(turns[0], q, k, v, turns[1], True, *room.parts, step.slots)
+    out = q.new_empty(q.shape)
+    places = (step.ends, step.used, step.table, count, room.capacity)
+    ops.paged_attention(q, *room.pages(page), out, *places, *scores.terms)
+    return out
+
+
+def _turns(angles: Any, twice: bool, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin [B or 1, 1, R] as `rope_and_cache` takes them: which row a token's angles are in, int64 [B], and the
+    rows, cos of every angle and sin of every angle."""
+    rows = torch.cat([t[:, 0, : t.shape[-1] // (2 if twice else 1)] for t in angles], -1)
+    one = torch.zeros(batch, dtype=torch.int64, device=device)
+    return one if rows.shape[0] == 1 else torch.arange(batch, device=device), rows
+
+
+def slots_of(batch: int, held: Any, device: torch.device) -> Tensor:
+    """Where the last token of each sequence is in a room, int64 [B]."""
+    return torch.arange(batch, device=device) * held.room.capacity + (held.end - 1)
+
+
+def _step(mask: Tensor | None, batch: int, count: int, page: int, held: Any, device: torch.device) -> Step:
+    rows = torch.arange(batch + 1, dtype=torch.int32, device=device)
+    between = held.room.capacity // page
+    slots = torch.arange(between, dtype=torch.int32, device=device)[None]
+    if mask is None:
+        used = torch.full((batch,), held.end, dtype=torch.int32, device=device)
+    else:  # SPAN, of the tokens that the layer keeps: the last of those in the room
+        values = mask[:, 0, 0]
+        used = values[:, 1] - values[:, 0]
+        slots = (slots + values[:, :1] + (held.end - held.length)).clamp(max=between - 1)
+    return Step(slots_of(batch, held, device), slots + rows[:-1, None] * between, used, rows * count)
 
 
 def _between(t: Tensor, page: int) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import aiter_ops
 
 from . import beside, latent
-from .attend import attend
+from .attend import attend, attend_in_room
 from .interface import why_not
 from .masks import kind_of
 from .packed import Attention, arguments_of, cache_name, is_paged, turned
@@ -41,6 +41,10 @@ def _plain_forward(module: Any, meaning: Attention, ops: Any) -> Callable[..., A
     cached = cache_name(stock)
     normed, joint = set(module._modules) >= NORMS, "qkv_proj" in module._modules
     width: int = module.head_dim
+    scores_of = meaning.scores_of()
+    fused = meaning.is_neox and not meaning.apart and meaning.angles != "complex"
+    twice = meaning.angles == "full"
+    from .growing import growing  # needs transformers
 
     @beside.asks
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -49,27 +53,40 @@ def _plain_forward(module: Any, meaning: Attention, ops: Any) -> Callable[..., A
         cache = given.get(cached)
         if positions is None or kind_of(mask) == 0 or why_not(self, (hidden_states,), given) is not None:
             return stock(self, hidden_states, **given)
-        lead = hidden_states.shape[:2]
+        batch, count, _ = hidden_states.shape
+        heads = (
+            (batch, count, -1, width) if count > 1 else (batch, -1, 1, width)
+        )  # a single token needs no transposition
+        found = None if joint else beside.product(self, hidden_states)
         if joint:
-            both = self.qkv_proj(hidden_states).view(*lead, -1, width)
+            both = self.qkv_proj(hidden_states)
             groups = both.shape[2] // (self.num_key_value_groups + 2)
-            q, k, v = both.split((groups * self.num_key_value_groups, groups, groups), 2)
-        elif (found := beside.product(self, hidden_states)) is not None:
-            q, k, v = (part.view(*lead, -1, width) for part in found[0].split(found[1], -1))
+            parts = both.split((groups * self.num_key_value_groups, groups, groups), 2)
+        elif found is not None:
+            parts = found[0].split(found[1], -1)
         else:
-            q, k, v = (p(hidden_states).view(*lead, -1, width) for p in (self.q_proj, self.k_proj, self.v_proj))
+            parts = tuple([p(hidden_states) for p in (self.q_proj, self.k_proj, self.v_proj)])
+        q, k, v = [part.view(heads) for part in parts]
         if normed:
             q, k = self.q_norm(q), self.k_norm(k)
+        if count > 1:
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        scores = scores_of(self)
+        layer = None if cache is None else growing(cache, self.layer_idx, k, mask, meaning.window)
+        if layer is not None and layer.room is not None and count == 1 and fused and (normed or found is not None):
+            # in place: nobody else has seen this q and k
+            out = attend_in_room(layer, q, k, v, mask, scores, ops, positions, twice)
+            return self.o_proj(out.reshape(batch, count, -1)), None
         q, k = turned(q, k, positions, meaning, ops)
-        q, v = q.transpose(1, 2), v.transpose(1, 2)
-        scores = meaning.scores(self)
         if cache is not None and mask is None and is_paged(cache):
-            out = paged(cache.layers[self.layer_idx], q, k, v, scores, ops)
+            out = paged(cache.layers[self.layer_idx], q.transpose(1, 2), k, v, scores, ops)
+        elif layer is not None:
+            out = attend_in_room(layer, q, k, v, mask, scores, ops)
         else:
             if cache is not None:
                 k, v = cache.update(k, v, self.layer_idx)
-            out = attend(q, k, v, mask, scores, ops)
-        return self.o_proj(out.reshape(*lead, -1)), None
+            out = attend(q.transpose(1, 2), k, v, mask, scores, ops)
+        return self.o_proj(out.reshape(batch, count, -1)), None
 
     return forward
 
@@ -83,8 +100,7 @@ def paged(layer: Any, q: Tensor, k: Tensor, v: Tensor, scores: Any, ops: Any) ->
     out = torch.empty_like(flat, memory_format=torch.contiguous_format)
     length = step.start + step.count
     ops.paged_attention(
-        *(flat, layer.keys, layer.values, out, step.ends, step.lengths, step.table, step.count, length, scores.scale),
-        *(True, scores.ends, scores.softcap, None, scores.sinks),
+        *(flat, layer.keys, layer.values, out, step.ends, step.lengths, step.table, step.count, length, *scores.terms)
     )
     return out.view(q.shape)
 

@@ -108,12 +108,12 @@ def why_not(module: Any, tensors: tuple[Tensor, ...], given: dict[str, Any]) -> 
     causal = given.get("is_causal")
     if not (getattr(module, "is_causal", True) if causal is None else causal):
         return "it is not causal"
-    if more := sorted(n for n, v in given.items() if n not in KNOWN and n in UNSERVED and v is not None):
+    if not UNSERVED.isdisjoint(given) and (more := sorted(n for n in UNSERVED if given.get(n) is not None)):
         return f"it is given {', '.join(more)}"
     return None
 
 
-UNSERVED = ("position_bias", "cu_seq_lens_q", "cu_seq_lens_k", "head_mask", "alibi", "indexer_mask")
+UNSERVED = frozenset({"position_bias", "cu_seq_lens_q", "cu_seq_lens_k", "head_mask", "alibi", "indexer_mask"})
 """What some models give the interface that changes the numbers in a way the ops are not asked for."""
 
 

@@ -9,53 +9,106 @@ import torch
 from torch import Tensor, nn
 
 import aiter_ops
+from aiter_ops.core.tracing import warn_once
 from aiter_ops.ops.formulas import FLOATS
 
 from . import beside
 from .attend import Scores, attend
 from .block_fp8 import BlockFp8Linear, dequantised
 from .interface import why_not
-from .latent_cache import hold_together, together, tokens_of
+from .latent_cache import appended, hold_together, together, tokens_of
 from .masks import FRESH, FRESH_SPAN, kind_of, still
 from .packed import Attention, arguments_of, cache_name, is_paged, turned
 from .quantiser_fp8 import quantised_linear
 from .recognise import Meaning, linear
-from .replace import KEPT
+from .replace import KEPT, LOADING
 
 CHILDREN = {"kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"}
 QUERY = ("q_proj", "q_a_proj", "q_a_layernorm", "q_b_proj")
 
 
-def absorbed(module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+class Kept:
+    """The halves of a ``kv_b_proj``, and the state of its tensors that they were made from. read: compiled code or a
+    captured graph reads them where they lie."""
+
+    def __init__(self, halves: tuple[Tensor, Tensor], state: tuple[Any, ...]) -> None:
+        self.halves, self.state, self.read = halves, state, False
+
+    def fits(self, made: tuple[Tensor, Tensor]) -> bool:
+        """Whether what was made anew can be put in the same memory."""
+        forms = [[(t.shape, t.dtype, t.device) for t in halves] for halves in (self.halves, made)]
+        return forms[0] == forms[1]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_read(kept: Kept) -> bool:
+    """Called once when code is traced, and whenever a graph is captured."""
+    kept.read = True
+    return True
+
+
+def absorbed(module: Any, dtype: torch.dtype, anew: bool = False) -> tuple[Tensor, Tensor]:
     """The halves of ``kv_b_proj`` as batches of products: queries into the latent space [H, L, nope], and values out of
     it [H, v, L].
 
     Made again, in the same memory, when the weight has changed; compiled code and captured graphs read what is there,
-    which the next pass over a prompt from Python brings up to date.
+    which loading a state and the next pass from Python bring up to date. anew: make them again where changes cannot be
+    told, of weights made in inference mode.
     """
-    layer, kept = module.kv_b_proj, getattr(module, KEPT, None)
-    if kept is not None and kept[0].dtype is dtype and not still(layer.weight.device):
-        return kept[0], kept[1]
+    layer, kept = module.kv_b_proj, module.__dict__.get(KEPT)
     if not still(layer.weight.device):
-        return _halves(module, dtype)
-    version = 0 if layer.weight.is_inference() else layer.weight._version
-    of_scale = 0 if layer.weight.dtype in FLOATS else _scale_of(layer).data_ptr()
-    state = (layer.weight.data_ptr(), of_scale, version)  # changes in place of inference tensors are not seen
-    if kept is None or kept[2] != state or kept[0].dtype is not dtype:
+        if kept is None or kept.halves[0].dtype is not dtype:
+            return _halves(module, dtype)
+        _is_read(kept)
+        return kept.halves  # type: ignore[no-any-return]
+    scale = None if layer.weight.dtype in FLOATS else _scale_of(layer)
+    unseen = layer.weight.is_inference()
+    state = (*_state(layer.weight), *_state(scale))
+    if kept is None or kept.state != state or kept.halves[0].dtype is not dtype or (anew and unseen):
         made = _halves(module, dtype)
-        same = kept is not None and [(t.shape, t.dtype, t.device) for t in kept[:2]] == [
-            (t.shape, t.dtype, t.device) for t in made
-        ]
-        if same and not any(t.is_inference() for t in kept[:2]):
-            made = kept[0].copy_(made[0]), kept[1].copy_(made[1])
-        kept = (*made, state)
-        module.__dict__[KEPT] = kept
-    return kept[0], kept[1]
+        if kept is not None and kept.fits(made):
+            if kept.read and not unseen:
+                _say(module)
+            for old, new in zip(kept.halves, made, strict=True):
+                old.copy_(new)
+            kept.state = state
+        else:
+            kept = module.__dict__[KEPT] = Kept(made, state)
+    return kept.halves  # type: ignore[no-any-return]
+
+
+def _state(t: Tensor | None) -> tuple[int, int]:
+    """Which memory, and how often it was written to."""
+    return (0, 0) if t is None else (t.data_ptr(), 0 if t.is_inference() else t._version)
+
+
+def _say(module: nn.Module) -> None:
+    cls = type(module).__name__
+    warn_once(
+        f"absorbed {cls}",
+        "%s: kv_b_proj has changed: compiled code and captured graphs that decoded since then, without a pass from Python "
+        "before, used the former weights",
+        cls,
+    )
+
+
+def watch_loading(module: Any) -> None:
+    """Have the halves follow a state that is loaded, at once: then no compiled code uses the former ones."""
+
+    def loaded(module: Any, *_: Any) -> None:
+        kept = module.__dict__.get(KEPT)
+        if kept is not None:
+            kept.read, read = False, kept.read  # nothing ran in between
+            absorbed(module, kept.halves[0].dtype, True)
+            module.__dict__[KEPT].read = read
+
+    # of the attention module itself, whose children have been loaded then; a copy of the model has it too
+    module.__dict__[LOADING] = module.register_load_state_dict_post_hook(loaded)
 
 
 def _halves(module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     layer = module.kv_b_proj
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # so that they can be written to in any mode later
         weight, scale = layer.weight, None if layer.weight.dtype in FLOATS else _scale_of(layer)
         if scale is not None:
             blocks = hasattr(layer, "weight_scale_inv")
@@ -103,6 +156,7 @@ def forward(cls: type[nn.Module], meaning: Attention, ops: Any = aiter_ops) -> C
     """hidden_states [B, S, N] -> (the same, None), latents in the cache that is given."""
     stock, arguments, scores = cls.forward, arguments_of(cls.forward), Scores(meaning.scale)
     cached = cache_name(stock)
+    from .growing import growing  # needs transformers
 
     @beside.asks
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -117,7 +171,7 @@ def forward(cls: type[nn.Module], meaning: Attention, ops: Any = aiter_ops) -> C
         plain, turning = q.split((self.qk_nope_head_dim, rope), -1)
         latent, shared = latent.split((self.kv_lora_rank, rope), -1)
         latent = self.kv_a_layernorm(latent)
-        turning, shared = turned(turning, shared.unsqueeze(2), positions, meaning, ops)
+        turning, shared = turned(turning.transpose(1, 2), shared.unsqueeze(1), positions, meaning, ops)
         turning, shared = turning.transpose(1, 2), shared.squeeze(1)
         if cache is not None and mask is None and is_paged(cache):
             layer = cache.layers[self.layer_idx]
@@ -127,21 +181,24 @@ def forward(cls: type[nn.Module], meaning: Attention, ops: Any = aiter_ops) -> C
                 out = decode(self, layer.latents, where, plain, turning, meaning.scale, ops)
                 return self.o_proj(out.view(*lead, -1)), None
         elif cache is not None:
-            hold_together(cache, self.layer_idx, latent, shared)
-            absorbed(self, latent.dtype)  # there before a step is compiled or captured
-            latent, shared = (t.squeeze(1) for t in cache.update(latent[:, None], shared[:, None], self.layer_idx))
-            if lead[1] == 1 and kind_of(mask) not in (FRESH, FRESH_SPAN):
-                out = decode(
-                    self,
-                    *tokens_of(mask, latent, shared, together(cache, self.layer_idx)),
-                    plain,
-                    turning,
-                    meaning.scale,
-                    ops,
-                )
-                return self.o_proj(out.view(*lead, -1)), None
-            if kind_of(mask) in (FRESH, FRESH_SPAN):
-                latent, shared = latent[:, : lead[1]], shared[:, : lead[1]]
+            absorbed(self, latent.dtype, lead[1] > 1)  # there before a step is compiled or captured
+            layer = growing(cache, self.layer_idx, latent[:, None], mask, None)
+            if layer is not None:
+                held, where = appended(layer, mask, latent, shared, ops)
+                if where is not None:
+                    out = decode(self, *where, plain, turning, meaning.scale, ops)
+                    return self.o_proj(out.view(*lead, -1)), None
+                if held.room is not None:
+                    latent, shared = (t.squeeze(1) for t in held.room.seen(0, held.end))
+            else:
+                hold_together(cache, self.layer_idx, latent, shared)
+                latent, shared = (t.squeeze(1) for t in cache.update(latent[:, None], shared[:, None], self.layer_idx))
+                if lead[1] == 1 and kind_of(mask) not in (FRESH, FRESH_SPAN):
+                    where = tokens_of(mask, latent, shared, together(cache, self.layer_idx))
+                    out = decode(self, *where, plain, turning, meaning.scale, ops)
+                    return self.o_proj(out.view(*lead, -1)), None
+                if kind_of(mask) in (FRESH, FRESH_SPAN):
+                    latent, shared = latent[:, : lead[1]], shared[:, : lead[1]]
         k, v = (t.transpose(1, 2) for t in expanded(self, latent, shared))
         out = attend(torch.cat((plain, turning), -1), k, v, mask, scores, ops)
         return self.o_proj(out.reshape(*lead, -1)), None

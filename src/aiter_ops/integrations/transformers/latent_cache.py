@@ -1,7 +1,7 @@
 """Latents of MLA in transformers' own caches, as `mla_decode` reads them: latent and rotated key side by side.
 
-A static cache gets one buffer for both, of which it hands out the two parts; what another cache keeps apart is put
-together at every step, 1 KB a token where keys and values of all heads would be tens.
+A static cache gets one buffer for both, of which it hands out the two parts, and a growing one memory with room for more
+(see `growing`); what another cache keeps apart is put together at every step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attend import Recent
+from .attend import PAGE, Recent, slots_of
 from .masks import ENDS, ORDER, SPAN, kind_of
 
 NAME = "LatentStaticLayer"
@@ -66,13 +66,38 @@ def tokens_of(
     return both.view(-1, page, both.shape[-1]), _recent(mask, (batch, length, page), latent.device, made)
 
 
-def _where(mask: Tensor | None, batch: int, length: int, page: int, device: torch.device) -> tuple[Any, ...]:
+def appended(layer: Any, mask: Tensor | None, latent: Tensor, rotated: Tensor, ops: Any) -> tuple[Any, Any]:
+    """Append latents [B, S, l] and rotated keys [B, S, r] to a layer of `growing`: what it holds then, and where a single
+    token finds all of it, as `latent.decode` takes it, else None."""
+    held = layer.append(latent[:, None], rotated[:, None])
+    room, end, length = held
+    batch, count, _ = latent.shape
+    if room is None or count > 1:
+        return held, None
+    page, device = PAGE if mask is None else 1, latent.device
+
+    def made() -> tuple[Tensor, tuple[Any, ...]]:
+        return slots_of(batch, held, device), _where(mask, batch, end, page, device, room.capacity)
+
+    slots, where = _recent(mask, (batch, end, length, page, room.capacity), device, made)
+    ops.concat_and_cache_mla(latent.view(batch, -1), rotated.view(batch, -1), *room.parts, slots)
+    return held, (*room.pages(page), where)
+
+
+def _where(
+    mask: Tensor | None, batch: int, length: int, page: int, device: torch.device, between: int | None = None
+) -> tuple[Any, ...]:
+    """length: tokens of each sequence, where there is no mask, and the most there can be. between: slots from a sequence
+    to the next, `length` where that is all."""
     rows = torch.arange(batch + 1, dtype=torch.int32, device=device)
-    places = torch.arange(batch * (length // page), dtype=torch.int32, device=device)
+    many = -(-length // page)
+    step = many if between is None else between // page
+    places = torch.arange(batch * many, dtype=torch.int32, device=device)
     if mask is None:
-        pages = torch.full((batch,), length // page, dtype=torch.int32, device=device)
-        last = torch.full_like(pages, page)
-        return rows, rows * (length // page), places, last, 1
+        last = torch.full((batch,), (length - 1) % page + 1, dtype=torch.int32, device=device)
+        if step != many:
+            places = places + (places // many) * (step - many)
+        return rows, rows * many, places, last, 1
     values, kind = mask[:, 0, 0], kind_of(mask)
     used = values[:, 1] - values[:, 0] if kind == SPAN else values[:, 0]
     pages = (used + (page - 1)) // page
@@ -83,5 +108,5 @@ def _where(mask: Tensor | None, batch: int, length: int, page: int, device: torc
         within = within + values[row, 0]
     elif kind == ORDER:
         within = values[row, 1 + within.clamp(max=length - 1).long()]
-    within = within.clamp(max=length // page - 1)
-    return rows, ends, (row * (length // page) + within).to(torch.int32), (used - 1) % page + 1, 1
+    within = within.clamp(max=many - 1)
+    return rows, ends, (row * step + within).to(torch.int32), (used - 1) % page + 1, 1

@@ -37,6 +37,13 @@ class Attention(Meaning):
     def scores(self, module: Any) -> Scores:
         return Scores(self.scale, self.window, self.softcap, module.sinks if self.sinks else None)
 
+    def scores_of(self) -> Callable[[Any], Scores]:
+        """The same as a function of the module: one object for all calls where there are no sinks, which may be replaced."""
+        if self.sinks:
+            return self.scores
+        fixed = self.scores(None)
+        return lambda module: fixed
+
 
 def is_paged(cache: Any) -> bool:
     """Whether it is a `pages.PagedCache`; that module cannot be imported where transformers is not installed."""
@@ -72,8 +79,7 @@ def angles(positions: Any) -> tuple[Tensor, Tensor]:
 
 
 def turned(q: Tensor, k: Tensor, positions: Any, meaning: Attention, ops: Any) -> tuple[Tensor, Tensor]:
-    """q and k [B, S, heads, D] turned, as [B, heads, S, D]."""
-    q, k = q.transpose(1, 2), k.transpose(1, 2)
+    """q and k [B, heads, S, D] turned."""
     if meaning.apart:
         q, k = moved_apart(q), moved_apart(k)
     if meaning.angles != "full":

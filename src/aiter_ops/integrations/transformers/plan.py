@@ -14,6 +14,7 @@ from . import recognise
 from .attention import attention_forward
 from .block_fp8 import BlockFp8Experts, BlockFp8Linear
 from .experts import Experts, coded_experts_forward, experts, experts_forward, lay_out
+from .latent import watch_loading
 from .layers import add_norm_call, fused_norm, is_known, layer_forward
 from .packed import Attention
 from .quantiser_fp8 import (
@@ -41,7 +42,7 @@ Make = Callable[[nn.Module, Any], Callable[..., Any]]
 
 
 BESIDE = {
-    "paged_attention": ("flash_attn_varlen", "reshape_and_cache", "apply_rope"),
+    "paged_attention": ("flash_attn_varlen", "reshape_and_cache", "rope_and_cache", "apply_rope"),
     "mla_decode": ("flash_attn_varlen", "concat_and_cache_mla", "bmm_a16w16", "apply_rope"),
 }
 """The other ops that attention of each kind calls."""
@@ -91,16 +92,18 @@ def plan(model: nn.Module) -> tuple[list[list[Way]], list[tuple[str, nn.Module, 
     for path, module in model.named_modules():
         several: list[Way] = []
         for found, name, make, *more in _looks(module, tried):
-            if isinstance(found, Meaning) and name and is_taken(module, name):
-                found = f"its {name} was replaced on the instance by something else"
             if isinstance(found, Meaning) and (kind := _subclass(module)):
                 found = f"its weights are {kind}, not plain tensors"
+            if isinstance(found, Meaning) and name and is_taken(module, name):
+                found = f"its {name} was replaced on the instance by something else"
             if isinstance(found, Meaning):
                 prepare = lay_out if isinstance(found, Experts) and found.turned else None
                 if make in (quantised_linear_forward, quantised_experts_forward):
                     prepare = without_minus_zero
                 elif make is sampling_method:
                     prepare = watch_for_assistants
+                elif found.op == "mla_decode":
+                    prepare = watch_loading
                 several.append(Way(path, module, (found.op, *more), name, make(module, found), prepare))
             elif isinstance(found, str):
                 left.append((path, module, found))

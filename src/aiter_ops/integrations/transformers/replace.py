@@ -18,11 +18,15 @@ from .block_fp8 import BLOCK
 from .recognise import Meaning, eps_of
 
 SWAPPED = "_aiter_ops_swapped"
-"""Name under which a module keeps the names of its swapped methods."""
+"""Name under which a module keeps its swapped methods: the name, the function that was put there, and what it stands for
+on the instance, where there was something."""
 
 
 KEPT = "_aiter_ops_kept"
 """Name under which a module keeps what was made from its weights."""
+
+LOADING = "_aiter_ops_loading"
+"""Name under which a module keeps the handle of its hook on `load_state_dict`."""
 
 LAID_OUT = "_aiter_ops_laid_out"
 """Name under which a module keeps the names of its parameters that were contiguous before."""
@@ -35,18 +39,17 @@ def place_of(module: nn.Module, name: str) -> str:
 
 
 def is_taken(module: nn.Module, name: str) -> bool:
-    """Whether something else was put over a method on the instance."""
-    place = place_of(module, name)
-    if place == name:
-        return name in module.__dict__
-    return getattr(module.__dict__[place], "__func__", None) is not getattr(type(module), name)
+    """Whether something else was put over a method on the instance. The class's own, which accelerate leaves there when
+    its hooks are removed, is nothing else."""
+    method = module.__dict__.get(place_of(module, name))
+    return method is not None and getattr(method, "__func__", None) is not getattr(type(module), name)
 
 
 def swap(module: nn.Module, name: str, function: Callable[..., Any]) -> None:
     """Put `function` over the class's method `name` on this instance alone."""
-    place = place_of(module, name)
-    module.__dict__[place] = types.MethodType(function, module)
-    module.__dict__[SWAPPED] = (*module.__dict__.get(SWAPPED, ()), place)
+    place, own = place_of(module, name), module.__dict__
+    own[SWAPPED] = (*own.get(SWAPPED, ()), (name, function, own.get(place)))
+    own[place] = types.MethodType(function, module)
 
 
 def unswap(module: nn.Module) -> bool:
@@ -57,12 +60,18 @@ def unswap(module: nn.Module) -> bool:
     module.__dict__.pop(KEPT, None)
     if (held := module.__dict__.pop(HELD, None)) is not None:
         held.apart()
-    names = module.__dict__.pop(SWAPPED, ())
-    for name in names:
-        module.__dict__.pop(name, None)
-        if name == "_old_forward" and "_hf_hook" in module.__dict__:
-            module.__dict__[name] = types.MethodType(type(module).forward, module)
-    return bool(names)
+    own = module.__dict__
+    if (hook := own.pop(LOADING, None)) is not None:
+        hook.remove()
+    swapped = own.pop(SWAPPED, ())
+    for name, function, before in swapped:
+        places = [p for p in (name, "_old_forward") if getattr(own.get(p), "__func__", None) is function]
+        place = places[0] if places else name  # hooks may have come or gone since, and moved it
+        if place == "_old_forward":
+            own[place] = before or types.MethodType(getattr(type(module), name), module)
+        elif "_hf_hook" not in own or places:
+            own.pop(place, None)
+    return bool(swapped)
 
 
 def other_dtype(module: nn.Module, name: str, x: Tensor) -> bool:
@@ -82,6 +91,12 @@ def other_dtype(module: nn.Module, name: str, x: Tensor) -> bool:
     return True
 
 
+def weight_of(module: nn.Module) -> Any:
+    """``weight``, where it is a parameter in a third of the time of the attribute; else that (parametrizations)."""
+    own = module._parameters
+    return own["weight"] if "weight" in own else module.weight  # noqa: SIM401 - an attribute that is not looked up else
+
+
 def norm_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
     """x [..., N] -> the norm by the op, in x's dtype."""
     stock, eps, kwargs = type(module).forward, eps_of(module), meaning.kwargs
@@ -99,7 +114,7 @@ def norm_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
     def rms_norm(self: nn.Module, x: Tensor) -> Any:
         if other_dtype(self, "weight", x):
             return stock(self, x)
-        return aiter_ops.rms_norm(x, self.weight if weighted else None, eps, offset, cast)
+        return aiter_ops.rms_norm(x, weight_of(self) if weighted else None, eps, offset, cast)
 
     return rms_norm
 
@@ -140,7 +155,7 @@ def linear_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
     def forward(self: nn.Module, x: Tensor) -> Any:
         if other_dtype(self, "weight", x):
             return stock(self, x)
-        return aiter_ops.gemm_a16w16(x, self.weight, self.bias)
+        return aiter_ops.gemm_a16w16(x, weight_of(self), self._parameters["bias"])
 
     return forward
 
