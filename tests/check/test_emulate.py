@@ -30,12 +30,15 @@ QUICK = ("rms_norm", "add_rms_norm", "silu_and_mul", "group_quant", "per_token_q
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_here(tmp_path_factory):
+    """Kernels are kept where TRITON_CACHE_DIR says, else in a folder of this run that its workers share."""
     import triton
 
-    before = triton.knobs.cache.dir
-    triton.knobs.cache.dir = str(tmp_path_factory.mktemp("kernels"))
-    yield
-    triton.knobs.cache.dir = before
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = os.environ.get("TRITON_CACHE_DIR") or str(folder / "kernels")
+        yield
 
 
 def check_all(name: str, arch: str = "gfx942", step: int = 1) -> int:

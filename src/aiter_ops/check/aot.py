@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -107,13 +108,25 @@ def compile_all(archs: Sequence[str] = ARCHS, processes: int = 2) -> dict[str, l
     Returns for every target the first op that needs each compilation, whether its memory instructions must be
     wide, and the report.
     """
-    with tempfile.TemporaryDirectory(prefix="aiter_ops-aot-") as folder:
+    with kept_kernels() as folder:
         tasks = [(arch, part, processes, folder) for arch in archs for part in range(processes)]
         made: dict[str, list[tuple[str, bool, Report]]] = {arch: [] for arch in archs}
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
             for task, reports in zip(tasks, pool.map(_compile_share, tasks), strict=True):
                 made[task[0]] += reports
     return made
+
+
+@contextlib.contextmanager
+def kept_kernels() -> Iterator[str]:
+    """The folder that TRITON_CACHE_DIR names, where kernels that were compiled before are found again by all they follow
+    from (Triton keeps them by its own version, the kernel's source, target and options); else one for this use alone.
+    """
+    if named := os.environ.get("TRITON_CACHE_DIR"):
+        yield named
+        return
+    with tempfile.TemporaryDirectory(prefix="aiter_ops-aot-") as folder:
+        yield folder
 
 
 def _compile_share(task: tuple[str, int, int, str]) -> list[tuple[str, bool, Report]]:
