@@ -20,7 +20,8 @@ from aiter_ops.core.samples import Sample
 
 pytest.importorskip("triton")
 
-from aiter_ops.amdgcn import EmulationError, Program, instruction
+from aiter_ops.amdgcn import EmulationError, Program, instruction, parse
+from aiter_ops.check.aot import collect, compiled_for
 from aiter_ops.check.emulate import emulate, refusal, variants
 from aiter_ops.check.support import promised
 
@@ -30,12 +31,15 @@ QUICK = ("rms_norm", "add_rms_norm", "silu_and_mul", "group_quant", "per_token_q
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_here(tmp_path_factory):
+    """Kernels are kept where TRITON_CACHE_DIR says, else in a folder of this run that its workers share."""
     import triton
 
-    before = triton.knobs.cache.dir
-    triton.knobs.cache.dir = str(tmp_path_factory.mktemp("kernels"))
-    yield
-    triton.knobs.cache.dir = before
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = os.environ.get("TRITON_CACHE_DIR") or str(folder / "kernels")
+        yield
 
 
 def check_all(name: str, arch: str = "gfx942", step: int = 1) -> int:
@@ -148,6 +152,27 @@ def test_pipelined_loads_to_lds_of_a_compiled_product():
         done = subprocess.run([sys.executable, "-c", ASYNC], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "outstanding" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"), [("gemm_a16w16", "gfx942"), ("silu_and_mul", "gfx950"), ("moe_align", "gfx90a")]
+)
+def test_the_program_is_that_of_an_ordinary_compilation(name, arch):
+    """What is left out to compile sooner changes comments and labels of the assembly alone."""
+    target = platform_for(arch)
+    job = collect(aiter_ops.get_op(name), target)[0].job
+    made = []
+    for lean in (True, False):
+        # what Triton keeps in memory is not told apart by the lines
+        job.kernel.device_caches.clear()
+        compiled = compiled_for(job, target, lean)
+        program = parse(compiled.asm["amdgcn"])
+        blocks = {name: at for name, at in program.labels.items() if name.startswith(".LBB")}
+        made.append(
+            ([i.text for i in program.code], blocks, program.directives, program.arguments, compiled.metadata.shared)
+        )
+        assert (".loc" in compiled.asm["amdgcn"]) is not lean
+    assert made[0] == made[1]
 
 
 def test_rows_say_what_ran_what_was_refused_and_what_failed(monkeypatch):

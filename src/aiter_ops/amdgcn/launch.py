@@ -361,4 +361,5 @@ class Machine:
             places = np.zeros(w.exec.shape, np.int64)
             places[w.exec] = at
             step = 2 if w.twins else 1
-            self.profile.lds(w.pc, places[::step], w.exec[::step], size)
+            load = self.program.code[w.pc].name.startswith(("ds_read", "ds_load"))
+            self.profile.lds(w.pc, places[::step], w.exec[::step], size, load)

@@ -88,13 +88,6 @@ class Result:
             w.write(op, bits[:, :, i], i)
 
 
-def accumulated(a: Any, b: Any, total: NDArray[np.float32]) -> NDArray[np.float32]:
-    """total [n, i, j] plus the products of a [n, i, k] and b [n, j, k], one after another, each sum rounded to fp32."""
-    for k in range(a.shape[2]):
-        total = num.add_to_f32(a[:, :, None, k] * b[:, None, :, k], total)
-    return total
-
-
 def require_all_lanes(w: Waves, ins: Instruction, known: set[str]) -> None:
     if set(ins.mods) - known:
         raise Unsupported(f"modifiers of {ins.name}")
@@ -111,7 +104,7 @@ def _mfma(rows: int, depth: int, kind: str) -> Callable[[Waves, Instruction], No
         dst, a_op, b_op, c_op = ins.operands
         a, b = (factor(elements(w, op, kind, count), rows) for op in (a_op, b_op))
         if kind != "i8":
-            result.write(w, dst, accumulated(a, b, result.read(w, c_op, np.float32)))
+            result.write(w, dst, num.add_products(a, b, result.read(w, c_op, np.float32)))
             return
         exact = np.matmul(a, b.transpose(0, 2, 1)) + result.read(w, c_op, np.int32)
         result.write(w, dst, (exact & 0xFFFFFFFF).astype(np.uint32))
@@ -149,7 +142,7 @@ def _block_scaled(rows: int, scaled: bool) -> Callable[[Waves, Instruction], Non
     def run(w: Waves, ins: Instruction) -> None:
         require_all_lanes(w, ins, {"op_sel", "op_sel_hi", "cbsz", "blgp"} if scaled else {"op_sel_hi", "cbsz", "blgp"})
         a, b = read(w, ins, 0), read(w, ins, 1)
-        result.write(w, ins.operands[0], accumulated(a, b, result.read(w, ins.operands[3], np.float32)))
+        result.write(w, ins.operands[0], num.add_products(a, b, result.read(w, ins.operands[3], np.float32)))
 
     return run
 

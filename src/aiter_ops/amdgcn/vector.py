@@ -38,7 +38,7 @@ def source(w: Waves, ins: Instruction, place: int, kind: str, raw: Any = None) -
         bits = sdwa_source(bits, select, op.sext)
     if width == 16:
         high = ins.bits("op_sel", (0, 0, 0, 0))[place - _first(ins)]
-        value = (bits >> 16 if high else bits & 0xFFFF).astype(np.uint16).view(_NUMPY[kind])
+        value = (bits >> 16 if high else bits).astype(np.uint16).view(_NUMPY[kind])
     else:
         value = bits if kind == "u32" else bits.view(_NUMPY[kind])
     return _signed(value, op) if kind[0] == "f" else value

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from . import numbers as num
 from .control import Run
-from .matrix import Result, accumulated, elements, factor, require_all_lanes
+from .matrix import Result, elements, factor, require_all_lanes
 from .parse import Instruction, Operand
 from .state import Waves
 
@@ -45,7 +46,7 @@ def _floating(first: str, second: str, held: Any, result: Result) -> Run:
         require_all_lanes(w, ins, set())
         dst, a, b, c = ins.operands
         total = result.read(w, c, np.float32)
-        result.write(w, dst, accumulated(held(w, a, first), held(w, b, second), total))
+        result.write(w, dst, num.add_products(held(w, a, first), held(w, b, second), total))
 
     return run
 
