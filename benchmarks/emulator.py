@@ -1,16 +1,19 @@
 """Lane-instructions a second of the machine-code emulator, by class of instruction, on one core.
 
-    python benchmarks/emulator.py [--waves 256]
+    python benchmarks/emulator.py [--waves 256] [--runs 25] [--each]
 
 Every class is a loop of straight-line code that all waves execute in step with all lanes on; registers hold ordinary numbers.
-CPU time of the process is counted, so other processes disturb it less. `twins`: as a launch runs by default, every wave
-twice with two fillings; both count as executed.
+Classes take turns, and the best and the median of their short runs are given, of CPU time of the process and of wall time:
+other processes disturb the best least. `twins`: as a launch runs by default, every wave twice with two fillings; both count as
+executed. The last line is what NumPy alone does with one sum of fp32 arrays, so what the machine was worth at that time.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
+from typing import NamedTuple
 
 import numpy as np
 
@@ -107,30 +110,52 @@ def program(instructions: tuple[str, ...], loops: int, count: int = 64) -> str:
     return HEAD.format(loops=loops, start="\n".join(start), body="\n".join(lines))
 
 
-def rate(instructions: tuple[str, ...], waves: int, twins: bool, seconds: float = 0.03) -> float:
-    """Lane-instructions a second; the best of many short runs, which other processes disturb least."""
-    best, loops, runs = 0.0, 1, 0
-    while runs < 12:
-        machine = Machine(parse(program(instructions, loops)), Memory(), 0, twins=twins)
-        before = time.process_time()
-        counts = machine.run(waves // 4, [])
-        took = time.process_time() - before
-        if took < seconds:
-            loops *= 2
-            continue
-        runs += 1
-        best = max(best, counts.lane_instructions * (2 if twins else 1) / took)
-    return best
+class Rate(NamedTuple):
+    """Million lane-instructions a second of CPU time of this process, and of wall time."""
+
+    cpu: float
+    wall: float
+
+
+def run_once(text: str, waves: int, twins: bool) -> Rate:
+    machine = Machine(parse(text), Memory(), 0, twins=twins)
+    cpu, wall = time.process_time(), time.perf_counter()
+    done = machine.run(waves // 4, []).lane_instructions * (2 if twins else 1) / 1e6
+    return Rate(done / (time.process_time() - cpu), done / (time.perf_counter() - wall))
+
+
+def sums(waves: int, twins: bool) -> float:
+    """Million fp32 sums a second of plain NumPy, on arrays of the registers' size."""
+    x = np.ones((waves * (2 if twins else 1), 64), np.float32)
+    out, times = np.empty_like(x), 200
+    before = time.process_time()
+    for _ in range(times):
+        np.add(x, x, out=out)
+    return times * x.size / (time.process_time() - before) / 1e6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--waves", type=int, default=256)
-    waves = parser.parse_args().waves
-    print(f"{waves} waves in step, NumPy {np.__version__}; million lane-instructions a second")
-    for name, instructions in CLASSES.items():
-        alone, twins = (rate(instructions, waves, t) / 1e6 for t in (False, True))
-        print(f"{name:<22} {alone:8.0f}   twins {twins:8.0f}", flush=True)
+    parser.add_argument("--runs", type=int, default=25, help="short runs of every class, in turn")
+    parser.add_argument("--each", action="store_true", help="every instruction by itself")
+    given = parser.parse_args()
+    classes = {i: (i,) for c in CLASSES.values() for i in c} if given.each else CLASSES
+    print(f"{given.waves} waves in step, NumPy {np.__version__}; million lane-instructions a second: best, median")
+    for twins in (False, True):
+        made: dict[str, list[Rate]] = {name: [] for name in classes}
+        plain = []
+        for _ in range(given.runs):
+            for name, instructions in classes.items():
+                made[name].append(run_once(program(instructions, 3), given.waves, twins))
+            plain.append(sums(given.waves, twins))
+        print(f"{'twins' if twins else 'alone':<44} {'CPU time':>12} {'wall time':>13}")
+        for name, rates in made.items():
+            cpu, wall = (
+                [f(r) for f in (max, statistics.median)] for r in ([x.cpu for x in rates], [x.wall for x in rates])
+            )
+            print(f"  {name:<42} {cpu[0]:6.0f} {cpu[1]:6.0f} {wall[0]:6.0f} {wall[1]:6.0f}")
+        print(f"  {'sums of NumPy':<42} {max(plain):6.0f} {statistics.median(plain):6.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -46,8 +46,9 @@ def nothing(state: State) -> None:
 
 
 class Reader:
-    def __init__(self, text: str) -> None:
-        self.tokens, self.at = tokens(text), 0
+    def __init__(self, text: str, texts: dict[str, str]) -> None:
+        self.tokens, self.at, self.texts = tokens(text), 0, texts
+        self.defined: dict[str, tuple[list[str], Closure]] = {}
 
     def peek(self, ahead: int = 0) -> str:
         return self.tokens[self.at + ahead] if self.at + ahead < len(self.tokens) else ""
@@ -92,6 +93,8 @@ class Reader:
             return declare
         if self.peek() == "{":
             return self.into_several()
+        if self.peek(1) == "=" and self.peek(2) == "lambda":
+            return self.definition()
         write = self.target()
         op = self.take("=", "+=", "-=")
         value = self.expression()
@@ -99,6 +102,18 @@ class Reader:
             return lambda state: write(state, value(state))
         read = self.last
         return lambda state: write(state, arithmetic(op[0], read(state), value(state)))
+
+    def definition(self) -> Callable[[State], None]:
+        """name = lambda(a, b) (…)"""
+        name = self.take()
+        self.take("=")
+        self.take("lambda")
+        self.take("(")
+        parameters = [self.take()]
+        while self.take(",", ")") == ",":
+            parameters.append(self.take())
+        self.defined[name] = parameters, self.expression()
+        return nothing
 
     def choice(self) -> Callable[[State], None]:
         branches: list[tuple[Closure, Callable[[State], None]]] = []
@@ -325,12 +340,15 @@ class Reader:
         arguments = [self.expression()]
         while self.take(",", ")") == ",":
             arguments.append(self.expression())
+        if name in self.defined:
+            parameters, body = self.defined[name]
+            return lambda state: body(state | {p: a(state) for p, a in zip(parameters, arguments, strict=True)})
         if name in FUNCTIONS:
             function = FUNCTIONS[name]
         elif re.fullmatch(r"\w+_to_\w+", name):
             function = lambda *values: conversion(name, list(values))  # noqa: E731
-        elif found := re.fullmatch(r"v_(max|min)(3?)_(f32|i32|u32)", name):
-            function = called(f"{found[0].upper()}")
+        elif re.fullmatch(r"v_(max|min)(3?)(_num)?_(f32|i32|u32)", name):
+            function = called(name, self.texts)
         else:
             raise Unread(f"{name}()")
         return lambda state: function(*[a(state) for a in arguments])
@@ -344,25 +362,23 @@ def name_is_register(name: Any) -> bool:
     return isinstance(name, tuple) or name in ("D0", "D1", "VCC", "EXEC")
 
 
-TEXTS: dict[str, str] = {}
-"""By name in upper case with encoding suffix, filled by the test: what functions named after instructions mean."""
-
-
-def called(name: str) -> Callable[..., Value]:
+def called(name: str, texts: dict[str, str]) -> Callable[..., Value]:
+    """A function named after an instruction."""
     program: list[Any] = []
 
     def run(*values: Value) -> Value:
         if not program:
-            program.append(compiled(next(TEXTS[n] for n in (name, name + "_E32", name + "_E64") if n in TEXTS)))
+            program.append(compiled(texts[name], texts))
         state = {f"S{i}": v for i, v in enumerate(values)} | {"WAVE_MODE": Value(1, 32, "u"), "D0": Value(0, 32, "u")}
         program[0](state)
-        return state["D0"]._replace(kind={"F": "f", "I": "i", "U": "u"}[name[-3]])
+        return state["D0"]._replace(kind=name[-3])
 
     return run
 
 
-def compiled(text: str) -> Callable[[State], None]:
-    reader = Reader(text.replace("WAVE_MODE.IEEE", "WAVE_MODE"))
+def compiled(text: str, texts: dict[str, str]) -> Callable[[State], None]:
+    """texts: what the document says of other instructions, which this one may call."""
+    reader = Reader(text.replace("WAVE_MODE.IEEE", "WAVE_MODE"), texts)
     run = reader.block()
     if reader.peek():
         raise Unread(reader.peek())

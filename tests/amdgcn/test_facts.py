@@ -144,3 +144,29 @@ def test_bytes_and_lines_of_memory():
     assert (profile.distinct_read, profile.requested_bytes(False)) == (256, 512)
     assert (profile.distinct_written, profile.requested_bytes(True)) == (12, 12)
     assert profile.lines == 2 + 1 + 1
+
+
+def test_bank_conflicts_of_waves_of_32():
+    profile, lanes = Profile("gfx1100"), np.arange(32)
+    on = np.ones((1, 32), np.bool_)
+    profile.lds(0, (lanes * 4)[None, :], on, 4)
+    profile.lds(1, (lanes * 128)[None, :], on, 4)
+    profile.lds(2, (lanes * 16)[None, :], on, 16)
+    assert [(profile.cycles[i], profile.least[i]) for i in range(3)] == [(1, 1), (32, 1), (4, 4)]
+
+
+def test_reads_of_16_bytes_are_served_in_groups_of_lanes_far_apart():
+    """The groups of Composable Kernel's documentation, each over all banks; lanes in their order meet in half of them."""
+    groups = ["0:3+20:23", "4:7+16:19", "8:11+28:31", "12:15+24:27"]
+    groups += ["32:35+52:55", "36:39+48:51", "40:43+60:63", "44:47+56:59"]
+    places = np.zeros((1, 64), np.int64)
+    for number, group in enumerate(groups):
+        ends = [[int(x) for x in part.split(":")] for part in group.split("+")]
+        for place, lane in enumerate(lane for first, last in ends for lane in range(first, last + 1)):
+            places[0, lane] = 128 * number + 16 * place
+    cycles = {}
+    for load in (True, False):
+        profile = Profile("gfx942")
+        profile.lds(0, places, ON, 16, load)
+        cycles[load] = profile.cycles[0]
+    assert cycles == {True: 8, False: 16}

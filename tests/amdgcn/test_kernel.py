@@ -44,7 +44,7 @@ def test_a_tensor_of_torch_and_an_array_of_numpy():
     assert "s_endpgm" in ran.text
 
 
-@pytest.mark.parametrize("target", ["gfx942", "gfx950", "gfx90a"])
+@pytest.mark.parametrize("target", ["gfx942", "gfx950", "gfx90a", "gfx1100", "gfx1200", "gfx1201"])
 def test_grids_of_three_dimensions(target):
     out = torch.full((2, 3, 5, 64), -1, dtype=torch.int32)
     run_kernel(places_kernel, (5, 3, 2), out, 64, target=target, num_warps=1)

@@ -20,8 +20,9 @@ from aiter_ops.core.samples import Sample
 
 pytest.importorskip("triton")
 
-from aiter_ops.amdgcn import EmulationError, Program, instruction
-from aiter_ops.check.emulate import emulate, variants
+from aiter_ops.amdgcn import EmulationError, Program, instruction, parse
+from aiter_ops.check.aot import collect, compiled_for
+from aiter_ops.check.emulate import emulate, refusal, variants
 from aiter_ops.check.support import promised
 
 TARGET = platform_for("gfx942")
@@ -30,12 +31,15 @@ QUICK = ("rms_norm", "add_rms_norm", "silu_and_mul", "group_quant", "per_token_q
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_here(tmp_path_factory):
+    """Kernels are kept where TRITON_CACHE_DIR says, else in a folder of this run that its workers share."""
     import triton
 
-    before = triton.knobs.cache.dir
-    triton.knobs.cache.dir = str(tmp_path_factory.mktemp("kernels"))
-    yield
-    triton.knobs.cache.dir = before
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = os.environ.get("TRITON_CACHE_DIR") or str(folder / "kernels")
+        yield
 
 
 def check_all(name: str, arch: str = "gfx942", step: int = 1) -> int:
@@ -66,7 +70,14 @@ def test_machine_code_gives_the_reference(name):
 
 @pytest.mark.parametrize(
     ("name", "arch"),
-    [("gemm_a16w16", "gfx942"), ("gemm_a8w8", "gfx942"), ("gemm_a8w8", "gfx950"), ("gemm_a8wfp4", "gfx950")],
+    [
+        ("gemm_a16w16", "gfx942"),
+        ("gemm_a8w8", "gfx942"),
+        ("gemm_a8w8", "gfx950"),
+        ("gemm_a8wfp4", "gfx950"),
+        ("gemm_a16w16", "gfx1100"),
+        ("gemm_a8w8", "gfx1201"),
+    ],
 )
 def test_a_product_gives_the_reference(name, arch):
     """On gfx950 gemm_a8wfp4 multiplies FP8 by FP4 in one instruction, whose layouts of the two differ."""
@@ -91,11 +102,25 @@ def test_every_op_on_gfx90a(name):
     check_all(name, "gfx90a", 2)
 
 
+@pytest.mark.emulated
+@pytest.mark.parametrize(("arch", "which"), [("gfx1100", 0), ("gfx1201", -1)])
+@pytest.mark.parametrize("name", [op.name for op in list_ops()])
+def test_every_op_on_rdna(name, arch, which):
+    """The first, or last, sample that is served there."""
+    op, target = aiter_ops.get_op(name), platform_for(arch)
+    samples = list(op.samples(size="small"))
+    served = [s for s in samples if not refusal(op, s, target)]
+    assert [s.name for s in served] == [s.name for s in samples if promised(name, "triton", target, s.name)]
+    if served:
+        result = emulate(op, served[which], target)
+        assert result.verdict.ok, f"{name} on {arch}, {served[which].name}: {result.verdict.detail}"
+
+
 ASYNC = """
 import dataclasses
 import aiter_ops
 from aiter_ops.amdgcn import EmulationError, instruction
-from aiter_ops.check.emulate import emulate, variants
+from aiter_ops.check.emulate import emulate, refusal, variants
 from aiter_ops.core.platforms import platform_for
 
 op, target, loads = aiter_ops.get_op("gemm_a16w16"), platform_for("gfx950"), []
@@ -127,6 +152,27 @@ def test_pipelined_loads_to_lds_of_a_compiled_product():
         done = subprocess.run([sys.executable, "-c", ASYNC], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "outstanding" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"), [("gemm_a16w16", "gfx942"), ("silu_and_mul", "gfx950"), ("moe_align", "gfx90a")]
+)
+def test_the_program_is_that_of_an_ordinary_compilation(name, arch):
+    """What is left out to compile sooner changes comments and labels of the assembly alone."""
+    target = platform_for(arch)
+    job = collect(aiter_ops.get_op(name), target)[0].job
+    made = []
+    for lean in (True, False):
+        # what Triton keeps in memory is not told apart by the lines
+        job.kernel.device_caches.clear()
+        compiled = compiled_for(job, target, lean)
+        program = parse(compiled.asm["amdgcn"])
+        blocks = {name: at for name, at in program.labels.items() if name.startswith(".LBB")}
+        made.append(
+            ([i.text for i in program.code], blocks, program.directives, program.arguments, compiled.metadata.shared)
+        )
+        assert (".loc" in compiled.asm["amdgcn"]) is not lean
+    assert made[0] == made[1]
 
 
 def test_rows_say_what_ran_what_was_refused_and_what_failed(monkeypatch):
@@ -171,6 +217,50 @@ def test_a_sum_that_overflows_fp16_is_infinite_in_kernels_that_saturate_codes(na
     result = emulate(aiter_ops.get_op(name), Sample("", args, {}), TARGET)
     assert result.refused is None
     assert result.verdict.ok, result.verdict.detail
+
+
+def changed(target, change):
+    """gemm_a16w16 with a function of each instruction's text; how often it changed one."""
+    op, count = aiter_ops.get_op("gemm_a16w16"), 0
+    x = [s for s in op.samples(size="small") if s.args[0].dtype == torch.bfloat16]
+    sample = next(s for s in x if s.args[0].shape[-1] >= 128)
+
+    def mutated(program: Program) -> Program:
+        nonlocal count
+        made = [change(i.text) for i in program.code]
+        count += sum(new != i.text for new, i in zip(made, program.code, strict=True))
+        code = [i if new == i.text else instruction(new) for new, i in zip(made, program.code, strict=True)]
+        return dataclasses.replace(program, code=code)
+
+    result = emulate(op, sample, platform_for(target), mutated)
+    return result, count
+
+
+@pytest.mark.parametrize(
+    ("arch", "pattern", "instead", "said"),
+    [
+        ("gfx1100", r"s_waitcnt vmcnt.*", "s_nop 0", "load to it is outstanding"),
+        ("gfx1100", r"s_waitcnt.* lgkmcnt.*|s_waitcnt lgkmcnt.*", "s_nop 0", "outstanding"),
+        ("gfx1100", r"s_barrier", "s_nop 0", "another wave"),
+        ("gfx1201", r"s_wait_loadcnt.*", "s_nop 0", "load to it is outstanding"),
+        ("gfx1201", r"s_wait_kmcnt.*", "s_nop 0", "load to it is outstanding"),
+        ("gfx1201", r"s_wait_dscnt.*", "s_nop 0", "outstanding"),
+        ("gfx1201", r"s_barrier_(signal|wait).*", "s_nop 0", "another wave"),
+        ("gfx1201", r"s_barrier_wait.*", "s_nop 0", "second signal|between the signal"),
+        ("gfx1100", r"(v_wmma\S+ \S+) (\S+) (\S+) ", r"\1 \3 \2 ", None),
+        ("gfx1201", r"(v_wmma\S+ \S+) (\S+) (\S+) ", r"\1 \3 \2 ", None),
+        ("gfx1100", r"(v_cndmask_b32_e32 \S+ 0x80000000, \S+ )vcc_lo", r"\1exec_lo", "outside every tensor"),
+    ],
+)
+def test_changed_products_of_rdna_are_caught(arch, pattern, instead, said):
+    """Waits or barriers gone, the factors exchanged, masks of loads lifted."""
+    if said is None:
+        result, count = changed(arch, lambda text: re.sub(pattern, instead, text))
+        assert not result.verdict.ok
+        assert count
+        return
+    with pytest.raises(EmulationError, match=said):
+        changed(arch, lambda text: re.sub(pattern, instead, text))
 
 
 # --- mutants; tests/check/test_mutants.py has more --------------------------------------------------------------------

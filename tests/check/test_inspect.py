@@ -71,13 +71,35 @@ def test_matrix_operations_are_those_of_whole_tiles():
     assert sum(kernel.executed.widths["memory load"].values()) == kernel.executed.instructions["memory load"]
 
 
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx942", "gfx950"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_factors_lie_in_lds_so_that_few_lanes_ask_one_bank(arch, dtype):
+    """Read as [N, K] and turned, they make every read of b on gfx942 take 16 times as long."""
+    a, b = torch.randn(16, 256).to(dtype), torch.randn(64, 256).to(dtype)
+    (kernel,) = look("gemm_a16w16", a, b, arch=arch).kernels
+    most = 1.5 if dtype == torch.bfloat16 else 2.1 if arch != "gfx950" else 3
+    assert kernel.executed.lds_least > 0
+    assert kernel.executed.lds_cycles <= most * kernel.executed.lds_least
+    assert kernel.resources.vgpr_spills == 0
+
+
 def test_what_is_not_emulated_is_read_only():
     x = torch.randn(3, 256)
-    for made in (look("silu_and_mul", x, arch="gfx1100"), look("silu_and_mul", x, execute=False)):
+    for made in (look("silu_and_mul", x, arch="gfx1250"), look("silu_and_mul", x, execute=False)):
         assert made.static
         assert made.moved is None
         assert made.kernels[0].executed is None
         assert made.kernels[0].widths["memory load"]
+
+
+def test_two_instructions_in_one_are_counted_as_two():
+    """On a path without branches every wave executes what the code has."""
+    (kernel,) = look("silu_and_mul", torch.randn(16, 256, dtype=torch.bfloat16), arch="gfx1100").kernels
+    waves = kernel.executed.waves
+    assert kernel.resources.wave_size == 32
+    assert waves == kernel.grid * kernel.resources.waves_per_group
+    assert "branch" in kernel.instructions
+    assert kernel.executed.instructions == {name: n * waves for name, n in kernel.instructions.items()}
 
 
 def test_a_refusal_and_a_wrong_kernel_are_said(monkeypatch):

@@ -203,7 +203,7 @@ def test_the_same_seed_gives_the_same_figures(cli, plug):
 def test_what_emulation_does_not_know_is_said_in_one_line(cli):
     pytest.importorskip("triton")
     for args, said in (
-        (("--emulate", "gfx1100"), "accepted: gfx942, gfx950, gfx90a"),
+        (("--emulate", "gfx1250"), "accepted: gfx942, gfx950, gfx90a, gfx1100, gfx1201"),
         (("rms_norm", "--emulate", "gfx942", "--device", "cpu"), "--device has no meaning with --emulate"),
         (("rms_norm", "--emulate", "gfx942", "--provider", "torch"), "--provider has no meaning"),
     ):

@@ -15,11 +15,10 @@ import numpy as np
 from . import formats as fmt
 from . import numbers as num
 from .errors import Unsupported
-from .lanes import sdwa_result
 from .parse import Instruction
 from .scalar import FP16_OVFL
 from .state import Waves
-from .vector import result_bits, source
+from .vector import result_bits, source, write16
 
 _SMALL = {"fp8": (fmt.E4M3, fmt.E4M3_VALUES), "bf8": (fmt.E5M2, fmt.E5M2_VALUES)}
 
@@ -30,8 +29,7 @@ def _clamps(w: Waves) -> bool:
 
 def _to_half(w: Waves, ins: Instruction) -> None:
     made = num.to_half(source(w, ins, 1, "f32"), _clamps(w))
-    bits = result_bits(w, ins, made, "f16")
-    w.write(ins.operands[0], sdwa_result(w, ins, bits) if ins.encoding == "sdwa" else bits)
+    write16(w, ins, result_bits(w, ins, made, "f16"))
 
 
 def _require_plain(ins: Instruction) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 
 from .compiler import compiling
 from .errors import Unsupported
-from .launch import TARGETS, Counts, Machine, Pointer
+from .launch import Counts, Machine, Pointer
 from .memory import Memory
 from .parse import parse
 from .profile import Profile
 from .resources import Resources, resources
+from .targets import TARGETS
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def run_kernel(
     shape = _grid(grid, {**given, **kwargs})
     typed = {name: _Typed(value) if name in tensors else value for name, value in given.items()}
     options = {name: value for name, value in kwargs.items() if name not in given}
-    with compiling("hip", target, 64):
+    with compiling("hip", target, TARGETS[target].lanes):
         compiled = kernel.warmup(*typed.values(), grid=shape, **options)
     text, profile = compiled.asm["amdgcn"], Profile(target)
     memory = Memory()

@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 
 from .errors import Unsupported
 from .parse import Instruction
-from .state import LANES, U32, Waves
+from .state import U32, Waves
+
+LANES = 64
+"""The most of a wave. With 32 the sources are those of the first 32 here: rows do not know of one another."""
 
 _LANE = np.arange(LANES)
 
 
 @cache
 def dpp_source(control: str, value: str) -> NDArray[np.int64]:
-    """[64]: the lane each lane reads; -1 where there is none."""
+    """[64]: the lane each lane reads; -1 where there is none. row_bcast and wave_… are not for waves of 32."""
     row, place = _LANE & ~15, _LANE & 15
     if control == "quad_perm":
         order = np.array([int(x) for x in value.strip("[]").split(",")])
@@ -36,8 +39,12 @@ def dpp_source(control: str, value: str) -> NDArray[np.int64]:
         if value == "15":
             return np.where(row > 0, row - 1, -1)
         return np.where(row >= 32, 31, -1)
-    if control == "row_newbcast":
+    if control in ("row_newbcast", "row_share"):
         return row + int(value)
+    if control == "row_xmask":
+        return row + (place ^ int(value))
+    if control == "dpp8":
+        return (_LANE & ~7) + np.array([int(x) for x in value.strip("[]").split(",")])[_LANE & 7]
     if control in ("wave_shl", "wave_shr"):
         source = _LANE + (1 if control == "wave_shl" else -1)
         return np.where((source >= 0) & (source < LANES), source, -1)
@@ -52,25 +59,27 @@ def _dpp_control(ins: Instruction) -> NDArray[np.int64]:
     if "row_half_mirror" in ins.mods:
         return (_LANE & ~7) + 7 - (_LANE & 7)
     for name in ins.mods:
-        if name == "quad_perm" or name.startswith(("row_sh", "row_ror", "row_bcast", "row_newbcast", "wave_")):
+        if name.startswith(
+            ("quad_perm", "dpp8", "row_sh", "row_ror", "row_xmask", "row_bcast", "row_newbcast", "wave_")
+        ):
             return dpp_source(name, ins.mods[name])
     raise Unsupported("a DPP instruction without a control")
 
 
 def dpp(w: Waves, ins: Instruction, source: U32) -> tuple[U32, NDArray[np.bool_]]:
-    """The permuted source, and the lanes [n, 64] that are written.
+    """The permuted source, and the lanes [n, size] that are written.
 
-    A lane whose source lane does not exist or is off reads 0 with bound_ctrl, else it is not written; nor are lanes
-    outside row_mask (rows of 16) and bank_mask (4 lanes of each row).
+    A lane whose source lane does not exist or is off reads 0 with bound_ctrl, else it is not written (with fi:1 lanes that
+    are off are read all the same); nor are lanes outside row_mask (rows of 16) and bank_mask (4 lanes of each row).
     """
-    lane = _dpp_control(ins)
-    source = np.broadcast_to(source, (len(w), LANES))
-    valid = (lane >= 0) & w.exec[:, lane]
+    lane = _dpp_control(ins)[: w.size]
+    source = np.broadcast_to(source, (len(w), w.size))
+    valid = (lane >= 0) & (w.exec[:, lane] | (ins.number("fi") == 1))
     moved = np.where(valid, source[:, lane], np.uint32(0))
     rows, banks = ins.number("row_mask", 15), ins.number("bank_mask", 15)
     chosen = ((rows >> (_LANE >> 4)) & 1) & ((banks >> ((_LANE >> 2) & 3)) & 1)
-    where = w.exec & chosen.astype(bool)
-    if "bound_ctrl" not in ins.mods:
+    where = w.exec & chosen.astype(bool)[: w.size]
+    if "bound_ctrl" not in ins.mods and "dpp8" not in ins.mods:
         where = where & valid
     return moved, where
 
@@ -106,41 +115,41 @@ def sdwa_result(w: Waves, ins: Instruction, value: Any) -> Any:
 
 
 def _readlane(w: Waves, ins: Instruction) -> None:
-    source = np.broadcast_to(w.read(ins.operands[1]), (len(w), LANES))
-    lane = w.scalar(ins.operands[2]) & 63
+    source = np.broadcast_to(w.read(ins.operands[1]), (len(w), w.size))
+    lane = w.scalar(ins.operands[2]) & (w.size - 1)
     w.set_s(ins.operands[0].index, source[np.arange(len(w)), lane])
 
 
 def _readfirstlane(w: Waves, ins: Instruction) -> None:
-    source = np.broadcast_to(w.read(ins.operands[1]), (len(w), LANES))
+    source = np.broadcast_to(w.read(ins.operands[1]), (len(w), w.size))
     w.set_s(ins.operands[0].index, source[np.arange(len(w)), w.exec.argmax(axis=1)])
 
 
 def _writelane(w: Waves, ins: Instruction) -> None:
-    lane = w.scalar(ins.operands[2]) & 63
+    lane = w.scalar(ins.operands[2]) & (w.size - 1)
     w.v[ins.operands[0].index][np.arange(len(w)), lane] = w.scalar(ins.operands[1])
 
 
 def _gathered(w: Waves, source: U32, lane: NDArray[Any]) -> U32:
     """source[lane]; 0 from lanes that are off."""
     rows = np.arange(len(w))[:, None]
-    lane = np.broadcast_to(lane, (len(w), LANES))
-    return np.where(w.exec[rows, lane], np.broadcast_to(source, (len(w), LANES))[rows, lane], np.uint32(0))
+    lane = np.broadcast_to(lane, (len(w), w.size))
+    return np.where(w.exec[rows, lane], np.broadcast_to(source, (len(w), w.size))[rows, lane], np.uint32(0))
 
 
 def _bpermute(w: Waves, ins: Instruction) -> None:
     dst, address, data = ins.operands
-    lane = ((w.read(address).astype(np.int64) + ins.number("offset")) >> 2) & 63
+    lane = ((w.read(address).astype(np.int64) + ins.number("offset")) >> 2) & (w.size - 1)
     w.write(dst, _gathered(w, w.read(data), lane))
 
 
 def _permute(w: Waves, ins: Instruction) -> None:
     """The other way round: a lane sends; the highest sender wins, and who gets nothing has 0."""
     dst, address, data = ins.operands
-    lane = ((w.read(address).astype(np.int64) + ins.number("offset")) >> 2) & 63
-    lane, data_ = (np.broadcast_to(x, (len(w), LANES)) for x in (lane, w.read(data)))
-    out, on, rows = np.zeros((len(w), LANES), np.uint32), w.exec, np.arange(len(w))
-    for i in range(LANES):
+    lane = ((w.read(address).astype(np.int64) + ins.number("offset")) >> 2) & (w.size - 1)
+    lane, data_ = (np.broadcast_to(x, (len(w), w.size)) for x in (lane, w.read(data)))
+    out, on, rows = np.zeros((len(w), w.size), np.uint32), w.exec, np.arange(len(w))
+    for i in range(w.size):
         sends = on[:, i]
         out[rows[sends], lane[sends, i]] = data_[sends, i]
     w.write(dst, out)
@@ -168,14 +177,14 @@ def swizzle_source(offset: str) -> NDArray[np.int64]:
 
 
 def _swizzle(w: Waves, ins: Instruction) -> None:
-    w.write(ins.operands[0], _gathered(w, w.read(ins.operands[1]), swizzle_source(ins.mods["offset"])))
+    w.write(ins.operands[0], _gathered(w, w.read(ins.operands[1]), swizzle_source(ins.mods["offset"])[: w.size]))
 
 
 def _below(w: Waves, ins: Instruction) -> None:
     """v_mbcnt: how many bits of the mask's half are set below this lane, added to the second source."""
     mask = w.read(ins.operands[1])
     high = ins.name == "v_mbcnt_hi_u32_b32"
-    count = np.clip(_LANE - (32 if high else 0), 0, 32).astype(np.uint64)
+    count = np.clip(_LANE[: w.size] - (32 if high else 0), 0, 32).astype(np.uint64)
     below = ((np.uint64(1) << count) - np.uint64(1)).astype(np.uint32)
     w.write(ins.operands[0], np.bitwise_count(mask & below).astype(np.uint32) + w.read(ins.operands[2]))
 

@@ -15,39 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import control, convert, lanes, lds, logic, matrix, memory, packed, scalar, vector
+from . import control, scalar
 from .errors import EmulationError, Unsupported
+from .instructions import BESIDE, TABLES
 from .lds import Lds
 from .memory import Memory
-from .parse import EXEC, VCC, Instruction, Program
+from .parse import EXEC, NULL, TTMP, VCC, Instruction, Program
 from .profile import Profile
-from .state import LANES, SGPRS, Waves
+from .state import SGPRS, Waves
+from .targets import TARGETS
 from .undefined import filling, require_defined
 
-TABLE: dict[str, Callable[[Waves, Instruction], None]] = {
-    **scalar.TABLE,
-    **vector.TABLE,
-    **logic.TABLE,
-    **convert.TABLE,
-    **packed.TABLE,
-    **matrix.TABLE,
-    **lds.TABLE,
-    **memory.TABLE,
-    **lanes.TABLE,
-}
+TABLE = TABLES["cdna"]
+"""For controls, which change programs of CDNA."""
 
-TARGETS = ("gfx90a", "gfx942", "gfx950")
-"""What programs may be compiled for."""
-
-_BESIDE = (*control.CONDITIONS, *control.NOTHING, "s_waitcnt", "s_barrier", "s_endpgm")
-
-MOST_WAVES = 512
-"""Waves that run in step at most; further workgroups run after them."""
-
-
-def coverage() -> tuple[str, ...]:
-    """Every instruction that is known, without encoding suffixes."""
-    return tuple(sorted({*TABLE, *_BESIDE}))
+MOST_LANES = 512 * 64
+"""Lanes of waves that run in step at most; further workgroups run after them."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +46,8 @@ Grid = int | tuple[int, ...]
 
 @dataclass
 class Counts:
-    """What a launch did: instructions over waves, and over lanes (64 a vector instruction and wave, 1 a scalar one).
-    Twins count once.
+    """What a launch did: instructions over waves, two in one being one, and over lanes (those of a wave for a vector
+    instruction, of two in one twice, 1 for a scalar one). Twins count once.
     """
 
     waves: int = 0
@@ -83,23 +66,31 @@ class Machine:
     def __init__(
         self, program: Program, mem: Memory, lds_bytes: int, twins: bool = True, profile: Profile | None = None
     ) -> None:
-        if program.target not in TARGETS or program.wave_size != LANES:
+        target = TARGETS.get(program.target)
+        if target is None or program.wave_size != target.lanes:
             raise Unsupported(f"target {program.target} with waves of {program.wave_size}")
-        if program.directives.get("private_segment_fixed_size"):
-            raise Unsupported("scratch memory")
+        if program.directives.get("private_segment_fixed_size") and program.directives.get(
+            "user_sgpr_private_segment_buffer"
+        ):
+            raise Unsupported("scratch memory that goes through a buffer")
+        self.target, self.table = target, TABLES[target.generation]
         self.program, self.memory, self.twins, self.profile = program, mem, twins, profile
         self.lds_bytes = (lds_bytes + program.directives.get("group_segment_fixed_size", 0) + 3) & ~3
-        self.fnuz = program.target == "gfx942"
+        self.fnuz = target.fnuz
         self.executed = [0] * len(program.code)
-        self.run_by = [TABLE.get(i.name) for i in program.code]
+        self.run_by = [self.table.get(i.name) for i in program.code]
         self._waves, self._first, self.grid = 0, 0, (1, 1, 1)
         self.lds: Lds
-        unknown = sorted({i.name for i in program.code if i.name not in TABLE and i.name not in _BESIDE})
+        self.scratch: NDArray[np.uint32]
+        names = {part.name for i in program.code for part in (i, *i.pair)}
+        unknown = sorted(n for n in names if n not in self.table and n not in BESIDE)
         if unknown:
             raise Unsupported(f"{program.name}: unknown instructions: {' '.join(unknown)}")
         self._named = [i.registers for i in program.code]
-        self._issued = [control.issued(i) for i in program.code]
-        self._lanes = [1 if i.name.startswith("s_") else LANES for i in program.code]
+        self._issued = [control.issued(i, target) for i in program.code]
+        self._lanes = [
+            1 if i.name.startswith(("s_", "v_s_")) else target.lanes * max(1, len(i.pair)) for i in program.code
+        ]
         starts = {*program.labels.values()}
         self._ends = [i + 1 in starts for i in range(len(program.code))]
 
@@ -140,15 +131,17 @@ class Machine:
         for name in ("dispatch_ptr", "queue_ptr", "dispatch_id", "flat_scratch_init", "private_segment_size"):
             if d.get(f"user_sgpr_{name}"):
                 raise Unsupported(f"user SGPRs for {name}")
-        per, times = -(-self.program.workgroup_size // LANES), 2 if self.twins else 1
+        lanes = self.target.lanes
+        per, times = -(-self.program.workgroup_size // lanes), 2 if self.twins else 1
         n = len(groups) * per * times
         group = np.repeat(groups - self._first, per * times) * times + np.tile(np.arange(times), len(groups) * per)
         wave = np.tile(np.repeat(np.arange(per), times), len(groups))
-        accumulators = max(0, d["next_free_vgpr"] - d.get("accum_offset", 0))
-        v = self._filled((d["next_free_vgpr"], n, LANES), 1)
-        w = Waves(self, v, self._filled((accumulators, n, LANES), 1), self._filled((SGPRS, n), 1), group, wave)
-        w.twins = self.twins
-        w.v[0] = (w.wave[:, None] * LANES + np.arange(LANES)).astype(np.uint32)
+        accumulators = max(0, d["next_free_vgpr"] - d.get("accum_offset", d["next_free_vgpr"]))
+        v = self._filled((d["next_free_vgpr"], n, lanes), 1)
+        w = Waves(self, v, self._filled((accumulators, n, lanes), 1), self._filled((SGPRS, n), 1), group, wave)
+        w.twins, w.keeps_halves = self.twins, self.target.keeps_halves
+        w.s[NULL:] = 0
+        w.v[0] = (w.wave[:, None] * lanes + np.arange(lanes)).astype(np.uint32)
         # a descriptor for scratch memory, which is not used, comes first on gfx90a
         place = 4 if d.get("user_sgpr_private_segment_buffer") else 0
         w.set_s64(place, np.full(n, kernarg, np.uint64))
@@ -157,17 +150,26 @@ class Machine:
             at = 4 * (i + d.get("user_sgpr_kernarg_preload_offset", 0))
             w.set_s(place, int.from_bytes(data[at : at + 4].ljust(4, b"\0"), "little"))
             place += 1
+        wanted = [a for a in "xyz" if d.get(f"system_sgpr_workgroup_id_{a}")]
+        # gfx11 has at least 16 user and system SGPRs together; nothing is in those that fill up
+        if place < d["user_sgpr_count"] == 16 - len(wanted) and self.target.generation == "rdna3":
+            place = d["user_sgpr_count"]
         if place != d["user_sgpr_count"]:
             raise Unsupported(f"{d['user_sgpr_count']} user SGPRs, of which {place} are known")
-        for axis, ids in zip("xyz", np.unravel_index(groups, self.grid, order="F"), strict=True):
-            if d.get(f"system_sgpr_workgroup_id_{axis}"):
-                w.set_s(place, np.repeat(ids, per * times).astype(np.uint32))
-                place += 1
-        w.set_s64(EXEC, np.full(n, 0xFFFFFFFFFFFFFFFF, np.uint64))
+        ids = [np.repeat(i, per * times).astype(np.uint32) for i in np.unravel_index(groups, self.grid, order="F")]
+        if self.target.ttmp_ids:
+            w.set_s(TTMP + 9, ids[0])
+            w.set_s(TTMP + 7, ids[1] | ids[2] << np.uint32(16))
+            # and the wave's number in bits 25 to 29
+            w.set_s(TTMP + 8, w.s[TTMP + 8] & np.uint32(0xC1FFFFFF) | wave.astype(np.uint32) << np.uint32(25))
+        else:
+            for i, axis in enumerate(wanted):
+                w.set_s(place + i, ids["xyz".index(axis)])
+        w.set_mask(EXEC, np.full(n, (1 << lanes) - 1, np.uint64))
         w.mode = d["float_round_mode_32"] | d["float_round_mode_16_64"] << 2 | d["float_denorm_mode_32"] << 4
-        w.mode |= d["float_denorm_mode_16_64"] << 6 | d["dx10_clamp"] << 8 | d["ieee_mode"] << 9
+        w.mode |= d["float_denorm_mode_16_64"] << 6 | d.get("dx10_clamp", 0) << 8 | d.get("ieee_mode", 0) << 9
         w.mode |= d["fp16_overflow"] << 23
-        scalar.require_mode(w.mode)
+        scalar.require_mode(w.mode, self.target)
         w.pc = self.program.after_preload
         return w
 
@@ -180,8 +182,8 @@ class Machine:
         return lds
 
     def unknown(self, w: Waves) -> NDArray[np.uint32]:
-        """[n, 64]: what the hardware leaves undefined in a result."""
-        return filling((len(w), LANES), 0) if w.twins else np.full((len(w), LANES), 0xFFFFFFFF, np.uint32)
+        """[n, lanes]: what the hardware leaves undefined in a result."""
+        return filling((len(w), w.size), 0) if w.twins else np.full((len(w), w.size), 0xFFFFFFFF, np.uint32)
 
     # --- running ------------------------------------------------------------------------------------------------
 
@@ -195,15 +197,18 @@ class Machine:
         kernarg = self.memory.add(np.frombuffer(bytearray(data), np.uint8))
         if self.profile is not None:
             self.profile.left_out.add(len(self.memory.regions) - 1)
-        per = -(-self.program.workgroup_size // LANES)
-        if self.program.workgroup_size % LANES:
+        lanes = self.target.lanes
+        per = -(-self.program.workgroup_size // lanes)
+        if self.program.workgroup_size % lanes:
             raise Unsupported("workgroups of parts of waves")
-        together = max(1, MOST_WAVES // per)
+        together = max(1, MOST_LANES // (per * lanes))
+        words = -(-self.program.directives.get("private_segment_fixed_size", 0) // 4)
         with np.errstate(all="ignore"):
             for self._first in range(0, x * y * z, together):
                 groups = np.arange(self._first, min(x * y * z, self._first + together))
                 count = len(groups) * (2 if self.twins else 1)
                 self.lds = self._fresh_lds(count)
+                self.scratch = self._filled((count, per, lanes, words), 0)
                 self._alive = np.full(count, per)
                 self._waves += len(groups) * per
                 self._run_all(self._entry(groups, kernarg, data), most)
@@ -247,13 +252,16 @@ class Machine:
         self.executed[at] += len(w) // 2 if w.twins else len(w)
         if name in control.CONDITIONS:
             return self._branch(w, ins)
-        if name == "s_waitcnt":
-            control.waitcnt(w, ins)
+        if (wait := control.WAITS.get(name)) is not None:
+            wait(w, ins)
         elif name == "s_endpgm":
             np.subtract.at(self._alive, w.group, 1)
             return []
-        elif name == "s_barrier":
+        elif name in ("s_barrier", "s_barrier_wait"):
             control.require_written(w)
+            if w.signalled is (name == "s_barrier"):
+                raise EmulationError("a wait at a barrier without a signal to it, or a signal twice")
+            w.signalled = False
             w.pc += 1
             waiting.append(w)
             return []
@@ -272,7 +280,7 @@ class Machine:
         taken = control.CONDITIONS[ins.name](w)
         if w.twins:
             # of a mask every bit counts, also where one alone would decide
-            whole = w.s64(VCC) if "vcc" in ins.name else taken
+            whole = w.mask(VCC) if "vcc" in ins.name else taken
             require_defined(w, "the condition of a branch", whole)
         if taken.all():
             w.pc = target
@@ -323,7 +331,7 @@ class Machine:
         access: Callable[[Any], Any],
         store: bool = False,
     ) -> Any:
-        """An access to memory by the `active` lanes, `size` bytes each from the addresses [n, 64 or 1] on: `access` is
+        """An access to memory by the `active` lanes, `size` bytes each from the addresses [n, lanes or 1] on: `access` is
         given those of the active lanes. An error names the wave and lane.
         """
         addresses = np.broadcast_to(addresses, active.shape)
@@ -345,10 +353,13 @@ class Machine:
 
     def touch_lds(self, w: Waves, at: NDArray[np.int64], size: int) -> None:
         """An access to LDS, `size` bytes from the places `at` of the lanes that are on."""
+        if w.signalled:
+            raise Unsupported("an access to LDS between the signal to a barrier and the wait for it")
         if w.twins:
             require_defined(w, "an LDS address", at, w.exec)
         if self.profile is not None:
             places = np.zeros(w.exec.shape, np.int64)
             places[w.exec] = at
             step = 2 if w.twins else 1
-            self.profile.lds(w.pc, places[::step], w.exec[::step], size)
+            load = self.program.code[w.pc].name.startswith(("ds_read", "ds_load"))
+            self.profile.lds(w.pc, places[::step], w.exec[::step], size, load)

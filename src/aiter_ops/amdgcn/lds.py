@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .errors import EmulationError, Unsupported
 from .parse import Instruction
-from .state import LANES, Waves
+from .state import Waves
 
 _PER_WORD = {1: (np.uint8, np.int16, 1), 4: (np.uint32, np.int64, 0x0001000100010001)}
 """By bytes of a unit: types of its data and of its bytes' marks, and what a mark is multiplied by to stand for all."""
@@ -156,11 +156,14 @@ def _read(w: Waves, ins: Instruction) -> None:
         else:
             raw_words = raw.view(np.uint32)
         if w.full:
-            full = raw_words.reshape(len(w), LANES, words)
+            full = raw_words.reshape(len(w), w.size, words)
         else:
-            full = np.zeros((len(w), LANES, words), np.uint32)
+            full = np.zeros((len(w), w.size, words), np.uint32)
             full[w.exec] = raw_words
         made.append(full)
+    if "_d16" in ins.name:
+        w.write_half(ins.operands[0], made[0][:, :, 0] & np.uint32(0xFFFF), ins.name.endswith("_hi"))
+        return
     for i, full in enumerate(made):
         for j in range(words):
             w.write(ins.operands[0], full[:, :, j], i * words + j)
@@ -185,7 +188,7 @@ def _transposed(w: Waves, ins: Instruction) -> None:
     # little-endian: the first element is the lowest bits
     shifts = (np.arange(rows) * bits).astype(np.uint64)
     matrix = ((raw >> shifts) & np.uint64((1 << bits) - 1)).reshape(len(w), 4, rows, 16)
-    column = (matrix.transpose(0, 1, 3, 2) << shifts).sum(axis=3, dtype=np.uint64).reshape(len(w), LANES)
+    column = (matrix.transpose(0, 1, 3, 2) << shifts).sum(axis=3, dtype=np.uint64).reshape(len(w), w.size)
     w.write64(ins.operands[0], column)
 
 
@@ -193,7 +196,7 @@ def _write(w: Waves, ins: Instruction) -> None:
     _, offsets, size = _offsets(ins)
     for data, offset in zip(ins.operands[1:], offsets, strict=True):
         group, wave, at = places(w, w.read(ins.operands[0]), offset, size)
-        words = [np.broadcast_to(w.read(data, i), (len(w), LANES))[w.exec] for i in range(-(-size // 4))]
+        words = [np.broadcast_to(w.read(data, i), (len(w), w.size))[w.exec] for i in range(-(-size // 4))]
         if ins.name.endswith("_d16_hi"):
             words = [words[0] >> 16]
         raw = np.stack(words, axis=1).view(np.uint8)[:, :size]
@@ -203,7 +206,7 @@ def _write(w: Waves, ins: Instruction) -> None:
 def _add(w: Waves, ins: Instruction) -> None:
     """An atomic sum without a result; atomics of several waves are no race."""
     group, _, at = places(w, w.read(ins.operands[0]), ins.number("offset"), 4)
-    values = np.broadcast_to(w.read(ins.operands[1]), (len(w), LANES))[w.exec]
+    values = np.broadcast_to(w.read(ins.operands[1]), (len(w), w.size))[w.exec]
     words = w.machine.lds.data.view(np.uint32)
     np.add.at(words, (group, at // 4), values)
 
@@ -211,6 +214,7 @@ def _add(w: Waves, ins: Instruction) -> None:
 _KINDS = ("b32", "b64")
 TABLE = {
     **{f"ds_read_{k}": _read for k in ("u8", "i8", "u16", "i16", "b32", "b64", "b96", "b128")},
+    **{f"ds_read_{k}_d16{half}": _read for k in ("u8", "i8", "u16") for half in ("", "_hi")},
     **{f"ds_write_{k}": _write for k in ("b8", "b16", "b8_d16_hi", "b16_d16_hi", "b32", "b64", "b96", "b128")},
     **{f"ds_read2{s}_{k}": _read for s in ("", "st64") for k in _KINDS},
     **{f"ds_write2{s}_{k}": _write for s in ("", "st64") for k in _KINDS},

@@ -18,17 +18,17 @@ from . import formats as fmt
 from . import numbers as num
 from .errors import Unsupported
 from .parse import Instruction, Operand
-from .state import LANES, Waves
+from .state import Waves
 
-_LANE = np.arange(LANES)
-_BITS = {"f32": 32, "bf16": 16, "f16": 16, "fp8": 8, "bf8": 8, "fp4": 4, "i8": 8}
+LANES = 64
+_BITS = {"f32": 32, "bf16": 16, "f16": 16, "fp8": 8, "bf8": 8, "fp4": 4, "i8": 8, "u8": 8}
 _FORMATS = {0: "fp8", 1: "bf8", 4: "fp4"}
 """By cbsz (A) and blgp (B) of the f8f6f4 instructions; 2 and 3 are the 6-bit formats."""
 
 
-def _elements(w: Waves, op: Operand, kind: str, count: int) -> Any:
-    """[n, 64, count]: the numbers a lane holds of a factor, as fp64 (integers as int64)."""
-    words = [np.broadcast_to(w.read(op, i), (len(w), LANES)) for i in range(count * _BITS[kind] // 32)]
+def elements(w: Waves, op: Operand, kind: str, count: int) -> Any:
+    """[n, size, count]: the numbers a lane holds of a factor, as fp64 (integers as int64)."""
+    words = [np.broadcast_to(w.read(op, i), (len(w), w.size)) for i in range(count * _BITS[kind] // 32)]
     raw = np.ascontiguousarray(np.stack(words, axis=2))
     if kind == "f32":
         return raw.view(np.float32).astype(np.float64)
@@ -44,35 +44,39 @@ def _elements(w: Waves, op: Operand, kind: str, count: int) -> Any:
         return fmt.E2M1_VALUES[np.stack([codes & 15, codes >> 4], axis=3).reshape(*codes.shape[:2], -1)].astype(
             np.float64
         )
-    return raw.view(np.int8).astype(np.int64)
+    return raw.view(np.int8 if kind == "i8" else np.uint8).astype(np.int64)
 
 
-def _factor(held: Any, rows: int, pieces: int = 1) -> Any:
-    """[n, rows, k] of what the lanes [n, 64, count] hold.
+def factor(held: Any, rows: int, pieces: int = 1) -> Any:
+    """[n, rows, k] of what the lanes [n, size, count] hold.
 
     Lane l has row (column) l mod rows; of each of the `pieces` equal parts of the k, those from
     (l div rows) · count / pieces on.
     """
-    n, _, count = held.shape
-    parts = held.reshape(n, LANES // rows, rows, pieces, count // pieces).transpose(0, 2, 3, 1, 4)
+    n, lanes, count = held.shape
+    parts = held.reshape(n, lanes // rows, rows, pieces, count // pieces).transpose(0, 2, 3, 1, 4)
     return parts.reshape(n, rows, -1)
 
 
-class _Result:
-    """Where D [rows, rows] lies: lane l holds column l mod rows; its registers are rows, in fours: register r of lane l is
-    row 4 · (l div rows) + r mod 4 + (64 · 4 div rows) · (r div 4).
-    """
+class Result:
+    """Where D [rows, rows] lies: row, column: [lanes, registers], or such as broadcast to that."""
 
-    def __init__(self, rows: int) -> None:
-        self.rows, self.registers = rows, rows * rows // LANES
-        r = np.arange(self.registers)
-        self.row = 4 * (_LANE[:, None] // rows) + r % 4 + (4 * LANES // rows) * (r // 4)
-        self.column = np.broadcast_to((_LANE % rows)[:, None], self.row.shape)
+    def __init__(self, row: NDArray[Any], column: NDArray[Any]) -> None:
+        self.row, self.column = row, np.broadcast_to(column, row.shape)
+        self.rows, self.registers = int(row.max()) + 1, row.shape[1]
+
+    @staticmethod
+    def of_mfma(rows: int) -> Result:
+        """Lane l holds column l mod rows; its registers are rows, in fours: register r of lane l is row
+        4 · (l div rows) + r mod 4 + (64 · 4 div rows) · (r div 4).
+        """
+        lane, r = np.arange(LANES)[:, None], np.arange(rows * rows // LANES)
+        return Result(4 * (lane // rows) + r % 4 + (4 * LANES // rows) * (r // 4), lane % rows)
 
     def read(self, w: Waves, op: Operand, kind: Any) -> Any:
         """[n, rows, rows]"""
         words = [
-            np.broadcast_to(w.read(op, i if op.kind in "va" else 0), (len(w), LANES)) for i in range(self.registers)
+            np.broadcast_to(w.read(op, i if op.kind in "va" else 0), (len(w), w.size)) for i in range(self.registers)
         ]
         made = np.empty((len(w), self.rows, self.rows), kind)
         made[:, self.row, self.column] = np.stack(words, 2).view(kind)
@@ -84,14 +88,7 @@ class _Result:
             w.write(op, bits[:, :, i], i)
 
 
-def _accumulated(a: Any, b: Any, total: NDArray[np.float32]) -> NDArray[np.float32]:
-    """total [n, i, j] plus the products of a [n, i, k] and b [n, j, k], one after another, each sum rounded to fp32."""
-    for k in range(a.shape[2]):
-        total = num.add_to_f32(a[:, :, None, k] * b[:, None, :, k], total)
-    return total
-
-
-def _require_all_lanes(w: Waves, ins: Instruction, known: set[str]) -> None:
+def require_all_lanes(w: Waves, ins: Instruction, known: set[str]) -> None:
     if set(ins.mods) - known:
         raise Unsupported(f"modifiers of {ins.name}")
     if not w.full:
@@ -100,14 +97,14 @@ def _require_all_lanes(w: Waves, ins: Instruction, known: set[str]) -> None:
 
 def _mfma(rows: int, depth: int, kind: str) -> Callable[[Waves, Instruction], None]:
     """D [rows, rows] = A [rows, depth] · B [depth, rows] + C, one block."""
-    count, result = depth * rows // LANES, _Result(rows)
+    count, result = depth * rows // LANES, Result.of_mfma(rows)
 
     def run(w: Waves, ins: Instruction) -> None:
-        _require_all_lanes(w, ins, {"op_sel_hi"})
+        require_all_lanes(w, ins, {"op_sel_hi"})
         dst, a_op, b_op, c_op = ins.operands
-        a, b = (_factor(_elements(w, op, kind, count), rows) for op in (a_op, b_op))
+        a, b = (factor(elements(w, op, kind, count), rows) for op in (a_op, b_op))
         if kind != "i8":
-            result.write(w, dst, _accumulated(a, b, result.read(w, c_op, np.float32)))
+            result.write(w, dst, num.add_products(a, b, result.read(w, c_op, np.float32)))
             return
         exact = np.matmul(a, b.transpose(0, 2, 1)) + result.read(w, c_op, np.int32)
         result.write(w, dst, (exact & 0xFFFFFFFF).astype(np.uint32))
@@ -122,16 +119,16 @@ def _block_scaled(rows: int, scaled: bool) -> Callable[[Waves, Instruction], Non
     format, the scale of row l mod rows and of the k from 32 · (l div rows) on is a byte of lane l: number
     op_sel + 2 · op_sel_hi.
     """
-    result = _Result(rows)
+    result = Result.of_mfma(rows)
 
-    def factor(w: Waves, ins: Instruction, place: int) -> Any:
+    def read(w: Waves, ins: Instruction, place: int) -> Any:
         code = ins.number("blgp" if place else "cbsz")
         if code not in _FORMATS:
             raise Unsupported(f"format {code} of {ins.name}")
         kind, op = _FORMATS[code], ins.operands[1 + place]
         if op.count != 32 * _BITS[kind] // 32:
             raise Unsupported(f"{op.count} registers of format {code} of {ins.name}")
-        made = _factor(_elements(w, op, kind, 32), rows, 1 if kind == "fp4" else 2)
+        made = factor(elements(w, op, kind, 32), rows, 1 if kind == "fp4" else 2)
         if not scaled:
             return made
         register = ins.operands[4 + place]
@@ -140,12 +137,12 @@ def _block_scaled(rows: int, scaled: bool) -> Callable[[Waves, Instruction], Non
             raise Unsupported(f"a scale in {register.text or register.kind} of {ins.name}")
         byte = ins.bits("op_sel", (0, 0, 0))[place] + 2 * ins.bits("op_sel_hi", (1, 1, 1))[place]
         scales = fmt.e8m0((w.read(register) >> np.uint32(8 * byte)) & np.uint32(255))
-        return made * np.repeat(_factor(scales[:, :, None], rows), 32, axis=2)
+        return made * np.repeat(factor(scales[:, :, None], rows), 32, axis=2)
 
     def run(w: Waves, ins: Instruction) -> None:
-        _require_all_lanes(w, ins, {"op_sel", "op_sel_hi", "cbsz", "blgp"} if scaled else {"op_sel_hi", "cbsz", "blgp"})
-        a, b = factor(w, ins, 0), factor(w, ins, 1)
-        result.write(w, ins.operands[0], _accumulated(a, b, result.read(w, ins.operands[3], np.float32)))
+        require_all_lanes(w, ins, {"op_sel", "op_sel_hi", "cbsz", "blgp"} if scaled else {"op_sel_hi", "cbsz", "blgp"})
+        a, b = read(w, ins, 0), read(w, ins, 1)
+        result.write(w, ins.operands[0], num.add_products(a, b, result.read(w, ins.operands[3], np.float32)))
 
     return run
 

@@ -18,7 +18,7 @@ from . import control
 from .errors import EmulationError, Unsupported
 from .lds import places
 from .parse import M0, Instruction, Operand
-from .state import LANES, U64, Waves
+from .state import U64, Waves
 from .undefined import require_defined
 
 FIRST, APART = 0x7000_0000_0000, 1 << 33
@@ -99,7 +99,7 @@ def _load(w: Waves, ins: Instruction, dst: Operand, addresses: U64, active: NDAr
     kind = ins.name.partition("_load_")[2]
     size = SIZES[kind]
     words = -(-size // 4)
-    data = np.zeros((len(w), LANES, words), np.uint32)
+    data = np.zeros((len(w), w.size, words), np.uint32)
     if active.any():
         raw = w.machine.touch(w, active, addresses, size, lambda at: w.machine.memory.read(_checked(at, size), size))
         if size < 4:
@@ -126,11 +126,11 @@ def _store(w: Waves, ins: Instruction, data: Operand, addresses: U64, active: ND
     if not active.any():
         return
     if size < 4:
-        value = np.broadcast_to(w.read(data), (len(w), LANES))[active]
+        value = np.broadcast_to(w.read(data), (len(w), w.size))[active]
         value = value >> 16 if high else value
         raw = value.astype({1: np.uint8, 2: np.uint16}[size])[:, None].view(np.uint8)
     else:
-        words = [np.broadcast_to(w.read(data, i), (len(w), LANES))[active] for i in range(size // 4)]
+        words = [np.broadcast_to(w.read(data, i), (len(w), w.size))[active] for i in range(size // 4)]
         raw = np.stack(words, axis=1).view(np.uint8)
     if w.twins:
         require_defined(w, "data that is stored", raw, active)
@@ -148,11 +148,12 @@ def _buffer(w: Waves, ins: Instruction) -> None:
     offset = w.read(rest.pop(0)).astype(np.int64) if "offen" in ins.mods else np.zeros((1, 1), np.int64)
     descriptor, soffset = rest
     words = [w.s[descriptor.index + i] for i in range(4)]
-    if (words[1] >> 16).any() or (words[3] != 0x27000).any():
-        raise Unsupported("a buffer descriptor with a stride, or another word 3 than 0x27000")
+    plain = w.machine.target.word3
+    if (words[1] >> 16).any() or (words[3] != plain).any():
+        raise Unsupported(f"a buffer descriptor with a stride, or another word 3 than {plain:#x}")
     base = words[0].astype(np.uint64) | ((words[1] & np.uint32(0xFFFF)).astype(np.uint64) << np.uint64(32))
     offset = offset + ins.number("offset") + w.scalar(soffset).astype(np.int64)[:, None]
-    offset = np.broadcast_to(offset, (len(w), LANES))
+    offset = np.broadcast_to(offset, (len(w), w.size))
     records = words[2].astype(np.int64)[:, None]
     size = SIZES[ins.name.replace("_store_", "_load_").partition("_load_")[2].removesuffix("_d16_hi")]
     inside = offset + size <= records
@@ -169,11 +170,11 @@ def _load_to_lds(w: Waves, ins: Instruction, addresses: U64, active: NDArray[np.
     """Lane l's bytes go to LDS at M0 + offset + l · size; what is on but not `active` writes 0. It is outstanding in vmcnt."""
     if size % 4:
         raise Unsupported(f"loads of {size} bytes to LDS")
-    raw = np.zeros((len(w), LANES, size), np.uint8)
+    raw = np.zeros((len(w), w.size, size), np.uint8)
     if active.any():
         read = w.machine.memory.read
         raw[active] = w.machine.touch(w, active, addresses, size, lambda at: read(_checked(at, size), size))
-    start = w.s[M0][:, None].astype(np.int64) + np.arange(LANES) * size
+    start = w.s[M0][:, None].astype(np.int64) + np.arange(w.size) * size
     group, wave, at = places(w, start, ins.number("offset"), size)
     control.note(
         w, control.Outstanding("vm", "lds load", frozenset({("lds", w.machine.lds.fly(group, wave, at, raw[w.exec]))}))
@@ -188,7 +189,7 @@ def _global_to_lds(w: Waves, ins: Instruction) -> None:
 def _address(w: Waves, ins: Instruction, address: Operand, base: Sequence[Operand]) -> U64:
     """64 bits of vector registers, or a scalar pair `base` with a 32-bit vector offset."""
     start = w.scalar64(base[0])[:, None] + w.read(address).astype(np.uint64) if base else w.read64(address)
-    return np.broadcast_to(start + np.uint64(ins.number("offset") & 0xFFFFFFFFFFFFFFFF), (len(w), LANES))
+    return np.broadcast_to(start + np.uint64(ins.number("offset") & 0xFFFFFFFFFFFFFFFF), (len(w), w.size))
 
 
 def _global(w: Waves, ins: Instruction) -> None:
@@ -197,16 +198,21 @@ def _global(w: Waves, ins: Instruction) -> None:
     (_load if load else _store)(w, ins, data, _address(w, ins, address, ins.operands[2:]), w.exec)
 
 
+_SCALAR = {"dword": 4, "dwordx2": 8, "dwordx4": 16, "dwordx8": 32, "dwordx16": 64}
+_SCALAR_RDNA4 = {"ubyte": 1, "ushort": 2, "dwordx3": 12}
+
+
 def _scalar_load(w: Waves, ins: Instruction) -> None:
     dst, base, offset = ins.operands
-    count = {"dword": 1, "dwordx2": 2, "dwordx4": 4, "dwordx8": 8, "dwordx16": 16}[ins.name.rpartition("_")[2]]
+    size = (_SCALAR | _SCALAR_RDNA4)[ins.name.rpartition("_")[2]]
     address = w.scalar64(base) + w.scalar(offset).astype(np.uint64) + np.uint64(ins.number("offset"))
-    lanes = np.zeros((len(w), LANES), np.bool_)
+    lanes = np.zeros((len(w), w.size), np.bool_)
     lanes[:, 0] = True
-    read, size = w.machine.memory.read, 4 * count
-    raw: Any = w.machine.touch(w, lanes, address[:, None], size, lambda at: read(_checked(at, 4), size))
-    for i in range(count):
-        w.set_s(dst.index + i, raw.view(np.uint32)[:, i])
+    read = w.machine.memory.read
+    raw: Any = w.machine.touch(w, lanes, address[:, None], size, lambda at: read(_checked(at, size), size))
+    words = raw.view(np.uint32 if size % 4 == 0 else np.uint16 if size == 2 else np.uint8)
+    for i in range(words.shape[1]):
+        w.set_s(dst.index + i, words[:, i])
 
 
 _LOADS = ("ubyte", "sbyte", "ushort", "sshort", "dword", "dwordx2", "dwordx3", "dwordx4")
@@ -215,5 +221,6 @@ TABLE = {
     **{f"{k}_load_{s}": f for k, f in (("buffer", _buffer), ("global", _global)) for s in _LOADS},
     **{f"{k}_store_{s}": f for k, f in (("buffer", _buffer), ("global", _global)) for s in _STORES},
     **{f"global_load_lds_{s}": _global_to_lds for s in ("dword", "dwordx3", "dwordx4")},
-    **{f"s_load_dword{n}": _scalar_load for n in ("", "x2", "x4", "x8", "x16")},
+    **{f"s_load_{kind}": _scalar_load for kind in _SCALAR},
 }
+RDNA4 = {f"s_load_{kind}": _scalar_load for kind in _SCALAR_RDNA4}

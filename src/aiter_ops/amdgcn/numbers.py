@@ -13,83 +13,155 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .halves import narrowed
+from .halves import narrowed, widened
 
 F32, F64 = NDArray[np.float32], NDArray[np.float64]
 
 
-def sum_to_odd(p: F64, c: F64) -> F64:
-    """p + c in fp64, rounded to odd: the neighbour of an inexact sum whose last bit is 1."""
+def sum_to_odd(p: Any, c: Any) -> Any:
+    """p + c, both fp64 or both fp32, rounded to odd: the neighbour of an inexact sum whose last bit is 1."""
     s = p + c
     t = s - p
     error = (p - (s - t)) + (c - t)
     inexact = (error != 0) & np.isfinite(s)
     if not inexact.any():
         return s
-    bits = s.view(np.int64)
-    step = np.where((error > 0) == (s > 0), 1, -1)
+    kind: Any = np.int64 if s.dtype == np.float64 else np.int32
+    bits = s.view(kind)
+    step = np.where((error > 0) == (s > 0), kind(1), kind(-1))
     even = (bits & 1) == 0
-    return np.asarray(np.where(inexact & even, bits + step, bits).view(np.float64))
+    return np.where(inexact & even, bits + step, bits).view(s.dtype)
 
 
 def add_to_f32(p: F64, c: F32) -> F32:
-    """p + c, rounded once to fp32. The fp64 sum says how to round, but where it lies halfway between two fp32 numbers or
-    below their normal range.
-    """
-    s = p + c
-    doubtful = ((s.view(np.int64) & 0x1FFFFFFF) == 0x10000000) | ((np.abs(s) < 2.0**-126) & (s != 0))
-    if doubtful.any():
-        s = sum_to_odd(
-            np.broadcast_to(p, s.shape), np.ascontiguousarray(np.broadcast_to(c.astype(np.float64), s.shape))
-        )
-    return np.asarray(s.astype(np.float32))
+    """p + c, rounded once to fp32."""
+    out = np.empty(p.shape, np.float32)
+    wide, size = _scratch.of(p.shape)
+    np.add(p, c, out=wide)
+    if _narrowed(wide, out, size):
+        _round_once(p, c, out)
+    return out
 
 
 def fma32(a: F32, b: F32, c: F32) -> F32:
-    """a · b + c, rounded once: the product is exact in fp64, and the fp64 sum says how to round but where it lies halfway
-    between two fp32 numbers or the result is below their normal range (or the smallest of it).
+    """a · b + c, rounded once: the product is exact in fp64."""
+    alike = a.shape == b.shape == c.shape
+    shape = a.shape if alike else np.broadcast_shapes(a.shape, b.shape, c.shape)
+    out = np.empty(shape, np.float32)
+    if out.size <= _BLOCK or out.ndim < 2:
+        _fma_block(a, b, c, out)
+        return out
+    if not alike:
+        a, b, c = (np.broadcast_to(x, shape) for x in (a, b, c))
+    rows = max(1, _BLOCK // (out.size // len(out)))
+    for i in range(0, len(out), rows):
+        _fma_block(a[i : i + rows], b[i : i + rows], c[i : i + rows], out[i : i + rows])
+    return out
+
+
+_BLOCK = 1 << 15
+"""Numbers at a time: what is kept beside them, 12 bytes each, stays in a cache of the second level."""
+
+
+def _fma_block(a: F32, b: F32, c: F32, out: F32) -> None:
+    wide, size = _scratch.of(out.shape)
+    np.multiply(a, b, out=wide, dtype=np.float64)
+    np.add(wide, c, out=wide)
+    if _narrowed(wide, out, size):
+        product = np.multiply(a, b, dtype=np.float64)
+        _round_once(np.broadcast_to(product, out.shape), c, out)
+
+
+def _narrowed(total: F64, out: F32, size: F32) -> bool:
+    """fp64 sums to fp32; whether rounding them a second time may have gone wrong: where one lies halfway between two fp32
+    numbers, or the result is not above the smallest normal number (or is no number). `total` and `size` are overwritten.
     """
-    shape = np.broadcast_shapes(a.shape, b.shape, c.shape)
-    p, total, low, size, doubtful, small = _scratch.of(shape)
-    np.multiply(a, b, out=p, dtype=np.float64)
-    np.add(p, c, out=total)
-    out = total.astype(np.float32)
-    np.bitwise_and(total.view(np.int64), 0x1FFFFFFF, out=low)
-    np.equal(low, 0x10000000, out=doubtful)
-    np.left_shift(out.view(np.uint32), np.uint32(1), out=size)
-    size -= np.uint32(1)
-    np.less_equal(size, np.uint32(0x01000000), out=small)
-    doubtful |= small
+    np.copyto(out, total, casting="same_kind")
+    below = total.view(np.int64)
+    np.left_shift(below, 35, out=below)
+    np.absolute(out, out=size)
+    return bool(below.min(initial=0) == _HALFWAY or not size.min(initial=1) > _LEAST)
+
+
+_HALFWAY, _LEAST = -(1 << 63), np.float32(2.0**-126)
+"""The 29 bits of an fp64 number that fp32 has not, as the highest of 64, halfway; the smallest normal number of fp32."""
+
+
+def _round_once(p: F64, c: F32, out: F32) -> None:
+    """Make fp32 sums, of which some may be wrong, those of p + c rounded to odd first. A zero is exact: what fp64 rounds
+    away is less than the sum, and a sum below half of the least fp32 number is exact.
+    """
+    total = p + c
+    doubtful = (total.view(np.int64) & 0x1FFFFFFF) == 0x10000000
+    doubtful |= (out != 0) & (np.abs(out) <= _LEAST)
     if doubtful.any():
-        third = np.broadcast_to(c, shape)[doubtful].astype(np.float64)
+        third = np.broadcast_to(c, out.shape)[doubtful].astype(np.float64)
         out[doubtful] = sum_to_odd(p[doubtful], third).astype(np.float32)
-    return np.asarray(out)
+
+
+def add_products(a: F64, b: F64, total: F32) -> F32:
+    """total [n, i, j] plus the products of a [n, i, k] and b [n, j, k], exact, one after another in the order of k, each sum
+    rounded to fp32.
+    """
+    alike = _products_in_f32(a, b)
+    rows, columns = (np.ascontiguousarray(x.transpose(2, 0, 1)) for x in alike or (a, b))
+    product = np.empty(total.shape, rows.dtype)
+    total = np.array(total)
+    for row, column in zip(rows, columns, strict=True):
+        np.multiply(row[:, :, None], column[:, None, :], out=product)
+        if alike:
+            total += product
+        else:
+            total = add_to_f32(product, total)
+    return total
+
+
+def _products_in_f32(a: F64, b: F64) -> tuple[F32, F32] | None:
+    """a and b as fp32 where that holds all products of their numbers exactly: the numbers have 12 bits at most, and the
+    products lie between its smallest normal and its largest number, or are zero.
+    """
+    narrow: list[F32] = []
+    least = most = 1.0
+    for x in (a, b):
+        x32 = np.ascontiguousarray(x, np.float32)
+        if (x32.view(np.uint32) & np.uint32(0xFFF)).any() or not np.array_equal(x32, x):
+            return None
+        size = np.abs(x32)
+        most *= float(size.max(initial=0))
+        least *= float(np.where(size == 0, np.float32(np.inf), size).min(initial=np.inf))
+        narrow.append(x32)
+    return (narrow[0], narrow[1]) if least >= 2.0**-126 and most < 2.0**127 else None
 
 
 class _Scratch(threading.local):
     """Arrays for what is thrown away again, kept by shape: fresh ones of this size cost as much as the arithmetic."""
 
     def __init__(self) -> None:
-        self.held: dict[tuple[int, ...], tuple[Any, ...]] = {}
+        self.held: dict[tuple[int, ...], tuple[F64, F32]] = {}
 
-    def of(self, shape: tuple[int, ...]) -> tuple[Any, ...]:
-        """Two of fp64, one each of 64- and 32-bit integers, two of booleans."""
+    def of(self, shape: tuple[int, ...]) -> tuple[F64, F32]:
+        """One of fp64, one of fp32."""
         made = self.held.get(shape)
         if made is None:
             if len(self.held) >= 16:
                 self.held.clear()
-            kinds = (np.float64, np.float64, np.int64, np.uint32, np.bool_, np.bool_)
-            made = self.held[shape] = tuple(np.empty(shape, kind) for kind in kinds)
+            made = self.held[shape] = np.empty(shape, np.float64), np.empty(shape, np.float32)
         return made
 
 
 _scratch = _Scratch()
 
 
-def fma16(a: Any, b: Any, c: Any) -> Any:
-    """fp16, or fp32 and fp16 mixed, to fp16 with one rounding: fp64 holds the products exactly."""
-    a64, b64, c64 = np.broadcast_arrays(a.astype(np.float64), b.astype(np.float64), c.astype(np.float64))
-    return sum_to_odd(a64 * b64, np.ascontiguousarray(c64)).astype(np.float16)
+def fma_of_halves(a: F32, b: F32, c: F32) -> F32:
+    """a · b + c of fp16 numbers, such that rounding it to fp16 rounds the exact value once: fp32 holds the product, and the
+    sum is rounded to odd (24 bits are at least 11 + 2).
+    """
+    return np.asarray(sum_to_odd(*np.broadcast_arrays(a * b, c)))
+
+
+def fma16(a: Any, b: Any, c: Any) -> NDArray[np.float16]:
+    """a · b + c of fp16, rounded once."""
+    return narrowed(fma_of_halves(widened(a), widened(b), widened(c)))
 
 
 def _signalling(bits: NDArray[np.uint32]) -> NDArray[np.bool_]:
@@ -152,42 +224,41 @@ def mad32(a: F32, b: F32, c: F32) -> F32:
 
 def flush(x: F32) -> F32:
     """Denormal numbers to zeros of their sign."""
-    size = np.ascontiguousarray(x).view(np.uint32) << np.uint32(1)
-    size -= np.uint32(1)
-    if not (size < np.uint32(0x00FFFFFF)).any():
+    size = np.abs(x)
+    if size.min(initial=1) >= _LEAST:
         return np.asarray(x)
-    return np.asarray(np.where(np.abs(x) < np.float32(2.0**-126), np.copysign(np.float32(0), x), x))
+    return np.asarray(np.where(size < _LEAST, np.copysign(np.float32(0), x), x))
 
 
 def _rounded(function: Any, x: F32) -> F32:
-    """A function of fp32, in fp64 and in place, rounded to fp32; its denormal arguments and results are zeros."""
-    wide, *_ = _scratch.of(x.shape)
-    np.copyto(wide, flush(x))
+    """A function of fp32, in fp64 and in place, rounded to fp32; its denormal results are zeros."""
+    wide, _ = _scratch.of(x.shape)
+    np.copyto(wide, x)
     function(wide, out=wide)
     return flush(wide.astype(np.float32))
 
 
 def exp2(x: F32) -> F32:
+    """Of a denormal number, as of zero: 1."""
     return _rounded(np.exp2, x)
 
 
 def log2(x: F32) -> F32:
-    return _rounded(np.log2, x)
+    return _rounded(np.log2, flush(x))
 
 
 def sqrt(x: F32) -> F32:
-    return _rounded(np.sqrt, x)
+    """fp32's own is rounded correctly; no result is denormal."""
+    return np.asarray(np.sqrt(flush(x)))
 
 
 def rsqrt(x: F32) -> F32:
-    return _rounded(lambda y, out: np.divide(1.0, np.sqrt(y, out=out), out=out), x)
+    return _rounded(lambda y, out: np.divide(1.0, np.sqrt(y, out=out), out=out), flush(x))
 
 
 def reciprocal(x: F32) -> F32:
     """IEEE, with denormal arguments and results."""
-    wide, *_ = _scratch.of(x.shape)
-    np.copyto(wide, x)
-    return np.asarray(np.divide(1.0, wide, out=wide).astype(np.float32))
+    return np.asarray(np.divide(np.float32(1), x))
 
 
 def to_half(x: F32, clamp_overflow: bool) -> NDArray[np.float16]:

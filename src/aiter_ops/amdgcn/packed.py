@@ -11,7 +11,7 @@ import numpy as np
 
 from . import numbers as num
 from .errors import Unsupported
-from .halves import narrowed, widened
+from .halves import half_bits, lower, upper
 from .parse import Instruction, Operand
 from .scalar import FP16_OVFL
 from .state import Waves
@@ -20,9 +20,9 @@ from .state import Waves
 def _outermost(function: Any, a: Any, b: Any) -> Any:
     """IEEE 754-2019: a NaN gives NaN, and -0 is below +0."""
     a, b = np.broadcast_arrays(a, b)
-    bits = [np.ascontiguousarray(x).view(np.uint16) for x in (a, b)]
+    bits = [np.ascontiguousarray(x).view(np.uint32) for x in (a, b)]
     zero = bits[0] & bits[1] if function is np.maximum else bits[0] | bits[1]
-    return np.where((a == 0) & (b == 0), zero.view(np.float16), function(a, b))
+    return np.where((a == 0) & (b == 0), zero.view(np.float32), function(a, b))
 
 
 F32: dict[str, Callable[..., Any]] = {
@@ -31,12 +31,14 @@ F32: dict[str, Callable[..., Any]] = {
     "v_pk_fma_f32": num.fma32,
 }
 F16: dict[str, Callable[..., Any]] = {
-    "v_pk_add_f16": lambda a, b: narrowed(widened(a) + widened(b)),
-    "v_pk_mul_f16": lambda a, b: narrowed(widened(a) * widened(b)),
-    "v_pk_fma_f16": num.fma16,
+    # fp32 holds sums and products of fp16 numbers well enough (24 ≥ 2 · 11 + 2) to round once more
+    "v_pk_add_f16": lambda a, b: a + b,
+    "v_pk_mul_f16": lambda a, b: a * b,
+    "v_pk_fma_f16": num.fma_of_halves,
     "v_pk_maximum3_f16": lambda a, b, c: _outermost(np.maximum, _outermost(np.maximum, a, b), c),
     "v_pk_minimum3_f16": lambda a, b, c: _outermost(np.minimum, _outermost(np.minimum, a, b), c),
 }
+"""Of fp32 arrays that hold fp16 numbers; what they give is rounded to fp16."""
 
 
 def _word(w: Waves, op: Operand, high: int) -> Any:
@@ -57,29 +59,47 @@ def _halves(w: Waves, ins: Instruction, convert: Callable[[Operand, int], Any]) 
     return out
 
 
-def _packed32(w: Waves, ins: Instruction) -> None:
+def _require_unclamped(ins: Instruction) -> None:
     if "clamp" in ins.mods:
         raise Unsupported("clamp of a packed result")
-    low, high = _halves(w, ins, lambda op, h: _word(w, op, h).view(np.float32))
-    made = [np.ascontiguousarray(F32[ins.name](*part)).view(np.uint32) for part in (low, high)]
+
+
+def _packed32(w: Waves, ins: Instruction) -> None:
+    _require_unclamped(ins)
+    if not ins.mods and all(op.kind in "vs" for op in ins.operands[1:]):
+        # both results at once, in place where they are read
+        made = F32[ins.name](*[_pair(w, op) for op in ins.operands[1:]]).view(np.uint32)
+    else:
+        parts = _halves(w, ins, lambda op, h: _word(w, op, h).view(np.float32))
+        made = [np.ascontiguousarray(F32[ins.name](*part)).view(np.uint32) for part in parts]
     w.write(ins.operands[0], made[0], 0)
     w.write(ins.operands[0], made[1], 1)
 
 
+def _pair(w: Waves, op: Operand) -> Any:
+    """[2, n, 64 or 1]: a 64-bit register as two fp32 numbers."""
+    words = (w.v if op.kind == "v" else w.s[:, :, None])[op.index : op.index + 2]
+    return words.view(np.float32)
+
+
 def _half(w: Waves, op: Operand, high: int) -> Any:
-    bits = w.read(op, 0, 16)
-    return (bits >> 16 if high else bits & 0xFFFF).astype(np.uint16).view(np.float16)
+    """One half of a source as fp32."""
+    return (upper if high else lower)(w.read(op, 0, 16))
 
 
 def _packed16(w: Waves, ins: Instruction) -> None:
-    if "clamp" in ins.mods:
-        raise Unsupported("clamp of a packed result")
+    _require_unclamped(ins)
     parts = _halves(w, ins, lambda op, h: _half(w, op, h))
-    made = [F16[ins.name](*part) for part in parts]
+    low, high = (half_bits(F16[ins.name](*part)) for part in parts)
     if w.mode & FP16_OVFL:
-        made = [num.clamped_half(m, *part) for m, part in zip(made, parts, strict=True)]
-    low, high = (np.ascontiguousarray(m).view(np.uint16).astype(np.uint32) for m in made)
-    w.write(ins.operands[0], low | (high << 16))
+        low, high = (_held(bits, part) for bits, part in zip((low, high), parts, strict=True))
+    high <<= np.uint32(16)
+    w.write(ins.operands[0], low | high)
+
+
+def _held(bits: Any, sources: tuple[Any, ...]) -> Any:
+    made = num.clamped_half(bits.astype(np.uint16).view(np.float16), *sources)
+    return made.view(np.uint16).astype(np.uint32)
 
 
 def _pk_mov(w: Waves, ins: Instruction) -> None:
@@ -94,8 +114,8 @@ def _mixed(w: Waves, ins: Instruction) -> list[Any]:
     """Sources that op_sel_hi marks are fp16 halves, the others fp32."""
     kinds, high = ins.bits("op_sel_hi", (0, 0, 0)), ins.bits("op_sel", (0, 0, 0))
     values = []
-    for op, half, upper in zip(ins.operands[1:], kinds, high, strict=True):
-        x = _half(w, op, upper).astype(np.float32) if half else w.read(op).view(np.float32)
+    for op, half, part in zip(ins.operands[1:], kinds, high, strict=True):
+        x = _half(w, op, part) if half else w.read(op).view(np.float32)
         x = np.abs(x) if op.abs else x
         values.append(-x if op.neg else x)
     return values

@@ -12,19 +12,22 @@ import struct
 from dataclasses import dataclass, field
 
 from .errors import Unsupported
+from .synonyms import one_name
 
-NAMED = {"vcc": (106, 2), "vcc_lo": (106, 1), "vcc_hi": (107, 1), "m0": (124, 1)} | {
-    "exec": (126, 2),
-    "exec_lo": (126, 1),
-    "exec_hi": (127, 1),
+VCC, TTMP, M0, EXEC, NULL = 106, 108, 124, 126, 128
+NAMED = {"vcc": (VCC, 2), "vcc_lo": (VCC, 1), "vcc_hi": (VCC + 1, 1), "m0": (M0, 1), "null": (NULL, 1)} | {
+    "exec": (EXEC, 2),
+    "exec_lo": (EXEC, 1),
+    "exec_hi": (EXEC + 1, 1),
+    **{f"ttmp{i}": (TTMP + i, 1) for i in range(16)},
 }
-"""Scalar registers with a name: first number, count. The numbers are those of the operand encoding of gfx9."""
-
-VCC, M0, EXEC = 106, 124, 126
+"""Scalar registers with a name: first number, count. The numbers are those of the operand encoding of gfx9, on every target;
+`null`, which reads as 0 and ignores writes, comes after them.
+"""
 
 _INV_2PI = {16: 0x3118, 32: 0x3E22F983, 64: 0x3FC45F306DC9C882}
 _REGISTER = re.compile(r"([vsa])(?:(\d+)|\[(\d+):(\d+)\])$")
-_ENCODINGS = ("e32", "e64", "dpp", "sdwa")
+_ENCODING = re.compile(r"(?:_e64)?_(e32|e64|dpp|sdwa)$")
 _KEYED = re.compile(r"([a-z_0-9]+):(\[[^\]]*\]|swizzle\([^)]*\)|[^\s,]+)$")
 _FLAGS = {
     "off",
@@ -32,6 +35,7 @@ _FLAGS = {
     "idxen",
     "glc",
     "slc",
+    "dlc",
     "sc0",
     "sc1",
     "nt",
@@ -70,8 +74,8 @@ class Operand:
 
 @dataclass(frozen=True)
 class Instruction:
-    """name: the mnemonic without its encoding suffix; mods: modifiers by name, flags as ``""``; registers: every one that
-    is named, as kind and number.
+    """name: the mnemonic without its encoding suffix, by its one name (synonyms.py), ``v_dual`` of two in one; mods:
+    modifiers by name, flags as ``""``; registers: every one that is named, as kind and number; pair: the two in one.
     """
 
     name: str
@@ -81,6 +85,7 @@ class Instruction:
     registers: frozenset[tuple[str, int]]
     text: str
     line: int
+    pair: tuple[Instruction, ...] = ()
 
     def number(self, mod: str, default: int = 0) -> int:
         return int(self.mods[mod], 0) if mod in self.mods else default
@@ -167,29 +172,37 @@ def _find_second_entry(program: Program) -> None:
 
 def instruction(line: str, number: int = 0) -> Instruction:
     """One line without its comment."""
+    if "::" in line:
+        pair = tuple(_half(part.strip(), number) for part in line.split("::"))
+        return Instruction("v_dual", "", (), {}, pair[0].registers | pair[1].registers, line, number, pair)
     return Instruction(*_parts(line), line, number)
+
+
+def _half(text: str, number: int) -> Instruction:
+    """One of the two instructions in one, as it would stand alone; v_cndmask then names its mask."""
+    line = text.replace("v_dual_", "v_", 1)
+    return instruction(f"{line}, vcc_lo" if line.startswith("v_cndmask") else line, number)
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def _parts(line: str) -> tuple[str, str, tuple[Operand, ...], dict[str, str], frozenset[tuple[str, int]]]:
     """What a line says; the kernels of an op have many lines in common."""
     mnemonic, _, rest = line.partition(" ") if " " in line else line.partition("\t")
-    name, encoding = mnemonic, ""
-    if mnemonic.rpartition("_")[2] in _ENCODINGS:
-        name, _, encoding = mnemonic.rpartition("_")
+    suffix = _ENCODING.search(mnemonic)
+    name, encoding = one_name(_ENCODING.sub("", mnemonic)), suffix[1] if suffix else ""
     operands: list[Operand] = []
     mods: dict[str, str] = {}
     for part in _split(rest):
         words = re.sub(r"\([^)]*\)|\[[^\]]*\]", lambda m: m[0].replace(" ", ""), part).split()
-        # modifiers follow the last operand after blanks; counters of s_waitcnt stay one text
-        if name == "s_waitcnt":
-            operands += [Operand("text", text=w) for w in words if w != "&"]
+        # modifiers follow the last operand after blanks; counters and delays are one text each
+        if name in ("s_waitcnt", "s_waitcnt_depctr", "s_wait_alu", "s_delay_alu"):
+            operands += [Operand("text", text=w) for w in words if w not in "&|"]
             continue
         for place, word in enumerate(words):
             keyed = _KEYED.match(word)
             if keyed and not word.startswith(("v[", "s[", "a[")):
                 mods[keyed[1]] = keyed[2]
-            elif word in _FLAGS:
+            elif word in _FLAGS and not (word == "off" and name.startswith("scratch_")):
                 mods[word] = ""
             elif place == 0:
                 operands.append(_operand(word))

@@ -1,9 +1,12 @@
 """What a launch moved: bytes of memory and LDS, counted as it runs.
 
-LDS is banks of 4 bytes. The model of a conflict: lanes in their order, as many as can get one word of every bank at once
+LDS is banks of 4 bytes, on RDNA two sets of 32, one for each pair of SIMDs (AMD, "RDNA3 Instruction Set Architecture",
+chapter Data Share Operations); a workgroup is taken to use one of them.
+The model of a conflict: lanes in their order, as many as can get one word of every bank at once
 (32 lanes of 4 bytes, 16 of 8, 8 of 16; with 64 banks twice as many), are served together; that takes as many cycles as
-the most different words that any bank is asked for. Equal words are read once. The hardware's own groups of lanes for
-16 bytes are not documented in AMD's ISA documents.
+the most different words that any bank is asked for. Equal words are read once. Reads of 16 bytes with 32 banks are served
+in other groups of 8 lanes (AMD, Composable Kernel documentation, "Understanding AMD GPU LDS and Bank Conflicts", which has
+them and those of writes); of 64 banks no document says the groups.
 """
 
 from __future__ import annotations
@@ -18,10 +21,22 @@ if TYPE_CHECKING:
     from .memory import Memory
 
 BANKS = {"gfx950": 64}
-"""Banks of LDS, 32 on the other targets."""
+"""Banks of LDS, 32 on the other targets (a set of RDNA's)."""
+
+_READ_16 = np.array(
+    [
+        32 * half + i
+        for half in (0, 1)
+        for first in (0, 4, 8, 12)
+        for i in (*range(first, first + 4), *range((first ^ 4) + 16, (first ^ 4) + 20))
+    ]
+)
+"""The lanes of a wave of 64 in the order in which 32 banks serve a read of 16 bytes, eight at a time: 0 to 3 with 20 to 23, 4
+to 7 with 16 to 19, 8 to 11 with 28 to 31, 12 to 15 with 24 to 27, and the upper half so.
+"""
 
 LINE = 128
-"""Bytes of a line of the L2 cache (CDNA3 and CDNA4)."""
+"""Bytes of a line of the L2 cache."""
 
 
 class Profile:
@@ -59,8 +74,12 @@ class Profile:
             mark = marks.setdefault(int(r), np.zeros(len(memory.regions[r]), np.bool_))
             mark[offset[region == r][:, None] + np.arange(size)] = True
 
-    def lds(self, instruction: int, at: NDArray[np.int64], on: NDArray[np.bool_], size: int) -> None:
-        """An access of `size` bytes from the places [n, 64] of the lanes that are on."""
+    def lds(
+        self, instruction: int, at: NDArray[np.int64], on: NDArray[np.bool_], size: int, load: bool = False
+    ) -> None:
+        """An access of `size` bytes from the places [n, 64] of the lanes that are on; load: it reads."""
+        if load and size == 16 and self.banks == 32 and at.shape[1] == 64:
+            at, on = at[:, _READ_16], on[:, _READ_16]
         words = -(-size // 4)
         together = self.banks // (1 << (words - 1).bit_length())
         asked = np.where(on[:, :, None], (at // 4)[:, :, None] + np.arange(words), -1)

@@ -37,6 +37,7 @@ HARDWARE = {
     "gfx942": _CDNA,
     "gfx950": Hardware(512, 8, 8, 4, 160 * 1024, 1280, sgprs=True),
     "gfx1100": _RDNA,
+    "gfx1200": _RDNA,
     "gfx1201": _RDNA,
 }
 """By target; of others nothing is known here."""

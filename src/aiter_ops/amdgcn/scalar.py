@@ -13,6 +13,7 @@ import numpy as np
 from .errors import Unsupported
 from .parse import EXEC, Instruction
 from .state import Waves
+from .targets import Target
 
 Run = Callable[[Waves, Instruction], None]
 
@@ -145,13 +146,14 @@ _COMPARE = {
     "ge": np.greater_equal,
 }
 
-SAVEEXEC: dict[str, Callable[[Any, Any], Any]] = {
-    "s_and_saveexec_b64": lambda s, e: s & e,
-    "s_or_saveexec_b64": lambda s, e: s | e,
-    "s_xor_saveexec_b64": lambda s, e: s ^ e,
-    "s_andn2_saveexec_b64": lambda s, e: s & ~e,
-    "s_andn1_saveexec_b64": lambda s, e: ~s & e,
+_SAVEEXEC: dict[str, Callable[[Any, Any], Any]] = {
+    "and": lambda s, e: s & e,
+    "or": lambda s, e: s | e,
+    "xor": lambda s, e: s ^ e,
+    "andn2": lambda s, e: s & ~e,
+    "andn1": lambda s, e: ~s & e,
 }
+SAVEEXEC, SAVEEXEC32 = ({f"s_{n}_saveexec_{kind}": f for n, f in _SAVEEXEC.items()} for kind in ("b64", "b32"))
 
 
 def _store(w: Waves, ins: Instruction, made: Any, wide: bool) -> None:
@@ -200,10 +202,11 @@ def _bcnt64(w: Waves, ins: Instruction) -> None:
 
 
 def _saveexec(w: Waves, ins: Instruction) -> None:
-    source, before = w.scalar64(ins.operands[1]), w.s64(EXEC)
-    w.set_s64(ins.operands[0].index, before)
-    after = SAVEEXEC[ins.name](source, before)
-    w.set_s64(EXEC, after)
+    wide = ins.name.endswith("64")
+    source, before = (w.scalar64 if wide else w.scalar)(ins.operands[1]), w.s64(EXEC) if wide else w.s[EXEC].copy()
+    after = (SAVEEXEC if wide else SAVEEXEC32)[ins.name](source, before)
+    _store(w, ins, before, wide)
+    (w.set_s64 if wide else w.set_s)(EXEC, after)
     w.scc = after != 0
 
 
@@ -262,21 +265,22 @@ def _bitset(w: Waves, ins: Instruction) -> None:
 def _setreg(w: Waves, ins: Instruction) -> None:
     """hwreg(HW_REG_MODE, offset, size), value: only MODE, with a constant."""
     inside = ins.operands[0].text.removeprefix("hwreg(").rstrip(")").split(",")
-    if inside[0].strip() != "HW_REG_MODE" or len(inside) != 3:
+    if inside[0].strip() not in ("HW_REG_MODE", "HW_REG_WAVE_MODE") or len(inside) != 3:
         raise Unsupported(f"hardware register {ins.operands[0].text}")
     offset, size = int(inside[1]), int(inside[2])
     mask = ((1 << size) - 1) << offset
     w.mode = (w.mode & ~mask) | ((int(ins.operands[1].value) << offset) & mask)
-    require_mode(w.mode)
+    require_mode(w.mode, w.machine.target)
 
 
 FP16_OVFL = 1 << 23
 
 
-def require_mode(mode: int) -> None:
+def require_mode(mode: int, target: Target) -> None:
     """Round to nearest even, denormal numbers kept, DX10_CLAMP and IEEE on; FP16_OVFL is free."""
-    if mode & 0x3FF != 0x3F0:
-        raise Unsupported(f"MODE {mode:#x}: other rounding, denormal, clamp or IEEE modes than 0x3f0")
+    mask, modelled = target.mode
+    if mode & mask != modelled:
+        raise Unsupported(f"MODE {mode:#x}: other rounding, denormal, clamp or IEEE modes than {modelled:#x}")
 
 
 TABLE: dict[str, Run] = {
@@ -299,3 +303,6 @@ TABLE: dict[str, Run] = {
     "s_mulk_i32": _mulk,
     "s_setreg_imm32_b32": _setreg,
 }
+
+RDNA: dict[str, Run] = dict.fromkeys(SAVEEXEC32, _saveexec)
+"""What waves of 32 lanes have beside that."""

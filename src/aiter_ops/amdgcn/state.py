@@ -8,38 +8,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import EmulationError, Unsupported
-from .parse import EXEC, VCC, Operand
+from .parse import EXEC, NULL, VCC, Operand
 from .undefined import require_defined
 
 U32, U64 = NDArray[np.uint32], NDArray[np.uint64]
-LANES = 64
-SGPRS = 128
+SGPRS = NULL + 2
+
+_MASKS: dict[int, Any] = {32: np.uint32, 64: np.uint64}
+"""By lanes of a wave."""
 
 
-def lanes_of(masks: U64) -> NDArray[np.bool_]:
-    """[n] 64-bit masks as [n, 64] booleans."""
-    bytes_ = np.ascontiguousarray(masks).view(np.uint8).reshape(-1, 8)
+def lanes_of(masks: NDArray[Any]) -> NDArray[np.bool_]:
+    """[n] masks of 32 or 64 bits as [n, 32 or 64] booleans."""
+    bytes_ = np.ascontiguousarray(masks).view(np.uint8).reshape(len(masks), -1)
     return np.unpackbits(bytes_, axis=1, bitorder="little").view(np.bool_)
 
 
-def mask_of(lanes: NDArray[np.bool_]) -> U64:
-    """[n, 64] booleans as [n] 64-bit masks."""
-    return np.packbits(lanes, axis=1, bitorder="little").view(np.uint64).reshape(-1)
+def mask_of(lanes: NDArray[np.bool_]) -> NDArray[Any]:
+    """[n, 32 or 64] booleans as [n] masks."""
+    return np.packbits(lanes, axis=1, bitorder="little").view(_MASKS[lanes.shape[1]]).reshape(-1)
 
 
 class Waves:
     """State of n waves with one program counter.
 
-    v, a: [registers, n, 64]; s: [128, n], with VCC, M0 and EXEC at their encoded numbers; scc: [n]; group, wave:
-    [n], the workgroup and the wave's number in it. mode: the MODE register, alike in all. pending: what is
-    outstanding, see control.py. machine: memory and LDS of the launch. twins: whether waves 2i and 2i + 1 are one wave
-    with two fillings, see undefined.py; they are never parted.
+    v, a: [registers, n, size]; size: lanes, 64 or 32; s: [SGPRS, n], with VCC, M0, EXEC and `null` at their numbers; scc:
+    [n]; group, wave: [n], the workgroup and the wave's number in it. mode: the MODE register, alike in all. pending: what
+    is outstanding, see control.py. machine: memory and LDS of the launch. twins: whether waves 2i and 2i + 1 are one wave
+    with two fillings, see undefined.py; they are never parted. keeps_halves: as in targets.py. signalled: whether they have
+    told a barrier that they will wait for it.
+
+    Masks of lanes are 64 bits, in waves of 32 lanes 32.
     """
 
     twins = False
+    keeps_halves = False
+    signalled = False
 
     def __init__(self, machine: Any, v: U32, a: U32, s: U32, group: NDArray[np.int64], wave: NDArray[np.int64]) -> None:
         self.machine, self.v, self.a, self.s, self.group, self.wave = machine, v, a, s, group, wave
+        self.size = v.shape[2]
         self.scc = np.zeros(len(group), np.bool_)
         self.pc, self.mode = 0, 0
         self.pending: tuple[Any, ...] = ()
@@ -56,14 +64,19 @@ class Waves:
         made = Waves(
             self.machine, self.v[:, chosen], self.a[:, chosen], self.s[:, chosen], self.group[chosen], self.wave[chosen]
         )
-        made.scc, made.pc, made.mode, made.pending = self.scc[chosen], self.pc, self.mode, self.pending
-        made.twins = self.twins
-        return made
+        made.scc = self.scc[chosen]
+        return made._alike(self)
+
+    def _alike(self, other: Waves) -> Waves:
+        """With all that is alike in waves that run in step."""
+        self.pc, self.mode, self.pending, self.signalled = other.pc, other.mode, other.pending, other.signalled
+        self.twins, self.keeps_halves = other.twins, other.keeps_halves
+        return self
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Groups with equal keys may run as one."""
-        return self.pc, self.mode, self.pending
+        return self.pc, self.mode, self.pending, self.signalled
 
     @staticmethod
     def joined(parts: list[Waves]) -> Waves:
@@ -74,9 +87,8 @@ class Waves:
         if len(parts) == 1:
             return first
         made = Waves(first.machine, glue("v", 1), glue("a", 1), glue("s", 1), glue("group", 0), glue("wave", 0))
-        made.scc, made.pc, made.mode, made.pending = glue("scc", 0), first.pc, first.mode, first.pending
-        made.twins = first.twins
-        return made
+        made.scc = glue("scc", 0)
+        return made._alike(first)
 
     def place(self, row: int) -> str:
         """The workgroup of a wave, for messages."""
@@ -86,9 +98,9 @@ class Waves:
 
     @property
     def exec(self) -> NDArray[np.bool_]:
-        """[n, 64]: the lanes that are on."""
+        """[n, size]: the lanes that are on."""
         if self._exec is None:
-            self._exec = lanes_of(self.s64(EXEC))
+            self._exec = lanes_of(self.mask(EXEC))
             if self.twins:
                 require_defined(self, "EXEC", self._exec)
             self._full = bool(self._exec.all())
@@ -99,12 +111,21 @@ class Waves:
         """Whether every lane is on."""
         return self._full if self._exec is not None else bool(self.exec.all())
 
+    def mask(self, index: int) -> NDArray[Any]:
+        """[n]: a mask of lanes in scalar registers."""
+        return self.s64(index) if self.size == 64 else self.s[index]
+
+    def set_mask(self, index: int, value: NDArray[Any]) -> None:
+        (self.set_s64 if self.size == 64 else self.set_s)(index, value)
+
     # --- scalar registers ---------------------------------------------------------------------------------------
 
     def s64(self, index: int) -> U64:
         return self.s[index].astype(np.uint64) | (self.s[index + 1].astype(np.uint64) << np.uint64(32))
 
     def set_s(self, index: int, value: Any) -> None:
+        if index >= NULL:
+            return
         self.s[index] = value
         if index >= EXEC:
             self._exec = None
@@ -126,18 +147,20 @@ class Waves:
         return np.full(len(self), op.constant(64), np.uint64)
 
     def lanes(self, op: Operand) -> NDArray[np.bool_]:
-        """[n, 64]: a lane mask."""
-        return self.exec if op.kind == "s" and op.index == EXEC else lanes_of(self.scalar64(op))
+        """[n, size]: a lane mask."""
+        if op.kind == "s" and op.index == EXEC:
+            return self.exec
+        return lanes_of(self.scalar64(op) if self.size == 64 else self.scalar(op))
 
     def set_lanes(self, op: Operand | None, lanes: NDArray[np.bool_]) -> None:
         """Write a lane mask (VCC without an operand); lanes that are off become 0."""
-        lanes = np.broadcast_to(lanes, (len(self), LANES))
-        self.set_s64(VCC if op is None else op.index, mask_of(lanes if self.full else lanes & self.exec))
+        lanes = np.broadcast_to(lanes, (len(self), self.size))
+        self.set_mask(VCC if op is None else op.index, mask_of(lanes if self.full else lanes & self.exec))
 
     # --- vector registers ---------------------------------------------------------------------------------------
 
     def read(self, op: Operand, word: int = 0, width: int = 32) -> U32:
-        """[n or 1, 64 or 1]: 32 bits of a source, number `word` of a wider one; constants as `width` bits say."""
+        """[n or 1, size or 1]: 32 bits of a source, number `word` of a wider one; constants as `width` bits say."""
         if op.kind == "v":
             return self.v[op.index + word]
         if op.kind == "s":
@@ -150,7 +173,7 @@ class Waves:
         return np.full((1, 1), bits & 0xFFFFFFFF, np.uint32)
 
     def read64(self, op: Operand) -> U64:
-        """[n or 1, 64 or 1]: a 64-bit source."""
+        """[n or 1, size or 1]: a 64-bit source."""
         low, high = self.read(op, 0, 64), self.read(op, 1, 64)
         return low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))
 
@@ -163,6 +186,14 @@ class Waves:
             target[...] = value
         else:
             np.copyto(target, value, where=self.exec if where is None else where)
+
+    def write_half(self, op: Operand, bits: Any, high: bool) -> None:
+        """Write 16 bits to one half of a vector register; the other half stays."""
+        before = self.read(op)
+        self.write(
+            op,
+            (before & np.uint32(0xFFFF)) | (bits << np.uint32(16)) if high else (before & np.uint32(0xFFFF0000)) | bits,
+        )
 
     def write64(self, op: Operand, value: U64) -> None:
         self.write(op, (value & np.uint64(0xFFFFFFFF)).astype(np.uint32), 0)

@@ -38,7 +38,7 @@ def source(w: Waves, ins: Instruction, place: int, kind: str, raw: Any = None) -
         bits = sdwa_source(bits, select, op.sext)
     if width == 16:
         high = ins.bits("op_sel", (0, 0, 0, 0))[place - _first(ins)]
-        value = (bits >> 16 if high else bits & 0xFFFF).astype(np.uint16).view(_NUMPY[kind])
+        value = (bits >> 16 if high else bits).astype(np.uint16).view(_NUMPY[kind])
     else:
         value = bits if kind == "u32" else bits.view(_NUMPY[kind])
     return _signed(value, op) if kind[0] == "f" else value
@@ -70,6 +70,19 @@ def result_bits(w: Waves, ins: Instruction, value: Any, kind: str) -> Any:
     if kind.endswith("16"):
         return value.astype(_NUMPY[kind], copy=False).view(np.uint16).astype(np.uint32)
     return value.astype(_NUMPY.get(kind, np.uint32), copy=False).view(np.uint32)
+
+
+def write16(w: Waves, ins: Instruction, bits: Any) -> None:
+    """16 bits to the half that op_sel says. The other half stays with the upper one and on RDNA, else it becomes 0."""
+    if ins.encoding == "sdwa":
+        w.write(ins.operands[0], sdwa_result(w, ins, bits))
+        return
+    # the entry of the result follows those of the sources
+    high = bool(ins.bits("op_sel", (0, 0, 0, 0))[len(ins.operands) - 1])
+    if high or w.keeps_halves:
+        w.write_half(ins.operands[0], bits, high)
+    else:
+        w.write(ins.operands[0], bits)
 
 
 def _saturated(x: Any, low: float, high: float, kind: Any) -> Any:
@@ -225,7 +238,7 @@ OPS: dict[str, tuple[str, Callable[..., Any]]] = {
     "v_pack_b32_f16": ("u32 u16 u16", lambda a, b: a.astype(np.uint32) | (b.astype(np.uint32) << 16)),
 }
 
-_RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
+RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "eq": lambda a, b: a == b,
     "ne": lambda a, b: a != b,
     "lg": lambda a, b: (a < b) | (a > b),
@@ -246,16 +259,26 @@ _INTEGER = ("eq", "ne", "lt", "le", "gt", "ge")
 COMPARISONS = {
     f"v_cmp_{relation}_{kind}": (relation, kind)
     for kind in ("f16", "f32", "f64", "i16", "u16", "i32", "u32", "i64", "u64")
-    for relation in (_INTEGER if kind[0] != "f" else [r for r in _RELATIONS if r != "ne"])
+    for relation in (_INTEGER if kind[0] != "f" else [r for r in RELATIONS if r != "ne"])
 }
 
 
-def _plain(w: Waves, ins: Instruction) -> None:
-    types, function = OPS[ins.name]
+def plain(types: str, function: Callable[..., Any]) -> Callable[[Waves, Instruction], None]:
+    """What runs an instruction of these types (of its result and sources), without side effects."""
     out, *kinds = types.split()
+
+    def run(w: Waves, ins: Instruction) -> None:
+        _run_plain(w, ins, out, kinds, function)
+
+    return run
+
+
+def _run_plain(w: Waves, ins: Instruction, out: str, kinds: list[str], function: Callable[..., Any]) -> None:
     if ins.encoding == "dpp":
         moved, where = dpp(w, ins, w.read(ins.operands[1]))
         values = [source(w, ins, 1, kinds[0], moved)] + [source(w, ins, 1 + i, k) for i, k in enumerate(kinds) if i]
+        if out.endswith("16"):
+            raise Unsupported(f"{ins.name} with DPP")
         w.write(ins.operands[0], result_bits(w, ins, function(*values), out), where=where)
         return
     values = [source(w, ins, 1 + i, kind) for i, kind in enumerate(kinds)]
@@ -270,16 +293,15 @@ def _plain(w: Waves, ins: Instruction) -> None:
         w.write(ins.operands[0], np.where(a > b, a - b, np.uint32(0)))
         return
     bits = result_bits(w, ins, value, out)
-    if ins.encoding == "sdwa":
-        bits = sdwa_result(w, ins, bits)
-    elif out.endswith("16") and ins.bits("op_sel", (0, 0, 0, 0))[3]:
-        bits = (bits << 16) | (w.read(ins.operands[0]) & 0xFFFF)
-    w.write(ins.operands[0], bits)
+    if out.endswith("16"):
+        write16(w, ins, bits)
+    else:
+        w.write(ins.operands[0], sdwa_result(w, ins, bits) if ins.encoding == "sdwa" else bits)
 
 
 def _compare(w: Waves, ins: Instruction) -> None:
     relation, kind = COMPARISONS[ins.name]
-    w.set_lanes(ins.operands[0], _RELATIONS[relation](source(w, ins, 1, kind), source(w, ins, 2, kind)))
+    w.set_lanes(ins.operands[0], RELATIONS[relation](source(w, ins, 1, kind), source(w, ins, 2, kind)))
 
 
 def _class(w: Waves, ins: Instruction) -> None:
@@ -304,40 +326,10 @@ def _fmac(w: Waves, ins: Instruction) -> None:
     if ins.encoding in ("dpp", "sdwa") or (kind == "f16" and w.mode & FP16_OVFL):
         raise Unsupported(f"{ins.name} with {ins.encoding or 'FP16_OVFL'}")
     a, b, c = (source(w, ins, i, kind) for i in (1, 2, 0))
-    w.write(ins.operands[0], result_bits(w, ins, (num.fma32 if kind == "f32" else num.fma16)(a, b, c), kind))
-
-
-def _carry(w: Waves, ins: Instruction) -> None:
-    """dst, carry out, two sources and, for the forms with one, carry in."""
-    if ins.encoding in ("dpp", "sdwa"):
-        raise Unsupported(f"{ins.name} with {ins.encoding}")
-    a, b = (_u64(source(w, ins, i, "u32")) for i in (2, 3))
-    carry = _u64(w.lanes(ins.operands[4])) if len(ins.operands) > 4 else np.uint64(0)
-    if "rev" in ins.name:
-        a, b = b, a
-    if "add" in ins.name:
-        total = a + b + carry
-        out = total > np.uint64(0xFFFFFFFF)
+    if kind == "f32":
+        w.write(ins.operands[0], result_bits(w, ins, num.fma32(a, b, c), kind))
     else:
-        total, out = a - b - carry, b + carry > a
-    w.write(ins.operands[0], _low(total))
-    w.set_lanes(ins.operands[1], out)
-
-
-def _mad64(w: Waves, ins: Instruction) -> None:
-    """a · b + c in 64 bits; the mask gets bit 64 of the sum (the carry, or the sign of the signed sum)."""
-    kind = "u32" if ins.name == "v_mad_u64_u32" else "i32"
-    wide: Any = np.uint64 if kind == "u32" else np.int64
-    product = (source(w, ins, 2, kind).astype(wide) * source(w, ins, 3, kind).astype(wide)).view(np.uint64)
-    added = w.read64(ins.operands[4])
-    total = product + added
-    w.write64(ins.operands[0], total)
-    if kind == "u32":
-        w.set_lanes(ins.operands[1], total < product)
-        return
-    negative, one, other = (x.view(np.int64) < 0 for x in (total, product, added))
-    overflowed = (one == other) & (negative != one)
-    w.set_lanes(ins.operands[1], negative ^ overflowed)
+        write16(w, ins, result_bits(w, ins, num.fma16(a, b, c), kind))
 
 
 def _div_scale(w: Waves, ins: Instruction) -> None:
@@ -353,15 +345,12 @@ def _div_fmas(w: Waves, ins: Instruction) -> None:
 
 
 TABLE: dict[str, Callable[[Waves, Instruction], None]] = {
-    **dict.fromkeys(OPS, _plain),
+    **{name: plain(*meaning) for name, meaning in OPS.items()},
     **dict.fromkeys(COMPARISONS, _compare),
     "v_cmp_class_f32": _class,
     "v_cndmask_b32": _cndmask,
     "v_fmac_f32": _fmac,
     "v_fmac_f16": _fmac,
-    **dict.fromkeys([f"v_{o}_co_u32" for o in ("add", "sub", "subrev", "addc", "subb", "subbrev")], _carry),
-    "v_mad_u64_u32": _mad64,
-    "v_mad_i64_i32": _mad64,
     "v_div_scale_f32": _div_scale,
     "v_div_fmas_f32": _div_fmas,
 }

@@ -24,8 +24,8 @@ from .aot import compiled_for
 from .support import promised
 from .trial import Row, _poisoned
 
-ARCHS = ("gfx942", "gfx950", "gfx90a")
-"""Architectures whose machine code is executed."""
+ARCHS = ("gfx942", "gfx950", "gfx90a", "gfx1100", "gfx1201")
+"""Architectures whose machine code is executed. gfx1200 is gfx1201."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,13 @@ def kernel_for(job: Job, target: Platform) -> Kernel:
     types = list(compiled.src.signature.values())[: len(job.tensors) + len(job.numbers)]
     places = tuple(i for i, kind in enumerate(types) if kind != "constexpr")
     text = compiled.asm["amdgcn"]
-    return Kernel(parse(text), compiled.metadata.shared, places, text)
+    return Kernel(_parsed(text), compiled.metadata.shared, places, text)
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str) -> Program:
+    """Jobs that differ in numbers alone often have one assembly."""
+    return parse(text)
 
 
 def refusal(op: Op, sample: Sample, target: Platform) -> str | None:

@@ -195,7 +195,8 @@ def _executed(facts: KernelFacts, machine: Machine) -> None:
     facts.executed = done = facts.executed or Executed()
     counts: Counter[str] = Counter()
     for ins, n in zip(machine.program.code, machine.executed, strict=True):
-        counts[ins.text.split()[0]] += n
+        for one in ins.text.split("::"):
+            counts[one.split()[0]] += n
     for name, n in counts.items():
         if n:
             done.instructions[class_of(name)] = done.instructions.get(class_of(name), 0) + n

@@ -36,7 +36,7 @@ SizeName = Annotated[Size | None, typer.Option(help="Samples; default: small on 
 Emulate = Annotated[
     str,
     typer.Option(
-        help="Execute what Triton compiles for these architectures, by commas, as machine code on the CPU: gfx942, gfx950, gfx90a.",
+        help="Execute what Triton compiles for these architectures, by commas, as machine code on the CPU: gfx942, gfx950, gfx90a, gfx1100, gfx1201.",
         metavar="ARCHS",
     ),
 ]

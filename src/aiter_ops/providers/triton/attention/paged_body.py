@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from aiter_ops.providers.triton.common import encode, inverse_of
+from aiter_ops.providers.triton.gemm.body import of_tile
 
 from .softmax import LOG2_E, capped, inverse_total, joined, lse_of, stepped
 
@@ -90,6 +91,7 @@ def summed_values(
     CAPPED: tl.constexpr,
     ALIBI: tl.constexpr,
     SHUFFLED: tl.constexpr,
+    K_FIRST: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     N: tl.constexpr,
@@ -99,6 +101,7 @@ def summed_values(
     k_base, v_base: the caches at the tile's kv head. table: the sequence's blocks. at, low, high [M]: of each row its
     position, and the keys [low, high) it sees; low counts where LEFT, and is not above high.
     factor [M], cap: of the scores, in base 2. Where a block holds whole steps, a step reads one entry of the table.
+    K_FIRST: see `gemm.body.summed`.
     """
     M: tl.constexpr = q.shape[0]
     WIDTH: tl.constexpr = q.shape[1]
@@ -119,19 +122,19 @@ def summed_values(
             page = tl.load(table + held // BLOCK).to(tl.int64)
             place = held % BLOCK
         if SHUFFLED:
-            k_at = (page * k_block + place * X)[:, None] + (d // X * (BLOCK * X) + d % X)[None, :]
+            k_at = of_tile(page * k_block + place * X, d // X * (BLOCK * X) + d % X, K_FIRST)
             v_at = (page * v_block + place // X * (D * X) + place % X)[:, None] + (d * X)[None, :]
         elif BLOCK % N == 0:
-            k_at = page * k_block + ((place * k_position)[:, None] + d[None, :])
+            k_at = page * k_block + of_tile(place * k_position, d, K_FIRST)
             v_at = page * v_block + ((place * v_position)[:, None] + d[None, :])
         else:
-            k_at = (page * k_block + place * k_position)[:, None] + d[None, :]
+            k_at = of_tile(page * k_block + place * k_position, d, K_FIRST)
             v_at = (page * v_block + place * v_position)[:, None] + d[None, :]
         if D == WIDTH:
             k = tl.load(k_base + k_at).to(q.dtype)
         else:
-            k = tl.load(k_base + k_at, mask=(d < D)[None, :], other=0.0).to(q.dtype)
-        score = tl.dot(q, k.T, input_precision="ieee") * factor[:, None]
+            k = tl.load(k_base + k_at, mask=(d < D)[:, None] if K_FIRST else (d < D)[None, :], other=0.0).to(q.dtype)
+        score = tl.dot(q, k if K_FIRST else k.T, input_precision="ieee") * factor[:, None]
         if CAPPED:
             score = capped(score, cap)
         if ALIBI:

@@ -13,7 +13,7 @@ from aiter_ops.core.provider import Predicate
 from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.launch import Launcher, batch_invariant, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.attention import SIZES, attention_tile, halves, together
-from aiter_ops.providers.triton.tiles.gemm import WIDEST
+from aiter_ops.providers.triton.tiles.gemm import WIDEST, k_first
 from aiter_ops.providers.triton.tiles.norm import next_power_of_two
 
 from .varlen_kernel import varlen_kernel
@@ -90,7 +90,7 @@ def start(
         (sequences + fill) * heads * blocks,
         (q, k, v, q_ends, k_ends, *terms, *(coded or (q, q, q)), out, out if lse is None else lse),
         (*numbers, *strides),
-        (*padded, tile.rows, tile.keys, *features, tile.bf16, lse is not None),
+        (*padded, tile.rows, tile.keys, *features, tile.bf16, lse is not None, k_first(target, k.element_size())),
         tile.num_warps,
         tile.num_stages,
         tile.options,

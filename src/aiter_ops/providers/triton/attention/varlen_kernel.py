@@ -22,9 +22,22 @@ def tile_mask(row, rows, column, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, EDG
 
 
 @triton.jit
-def load_tile(at, row, rows, column, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, EDGE: tl.constexpr):
-    """A tile, with zeros where `tile_mask` says that nothing is; without a mask where it says so nowhere."""
-    if EDGE or BLOCK != COLUMNS:
+def load_tile(
+    at,
+    row,
+    rows,
+    column,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EDGE: tl.constexpr,
+    K_FIRST: tl.constexpr = False,
+):
+    """A tile, with zeros where `tile_mask` says that nothing is; without a mask where it says so nowhere. K_FIRST: `at` and
+    the tile have the columns first.
+    """
+    if (EDGE or BLOCK != COLUMNS) and K_FIRST:
+        return tl.load(at, mask=tile_mask(row, rows, column, COLUMNS, BLOCK, EDGE).T, other=0.0)
+    elif EDGE or BLOCK != COLUMNS:
         return tl.load(at, mask=tile_mask(row, rows, column, COLUMNS, BLOCK, EDGE), other=0.0)
     else:
         return tl.load(at)
@@ -70,6 +83,7 @@ def over_keys(
     CAP: tl.constexpr,
     ALIBI: tl.constexpr,
     BF16: tl.constexpr,
+    K_FIRST: tl.constexpr,
     EDGE: tl.constexpr,
 ):
     """The state (values, peak, total) after the keys `first` to `last`, a multiple of KEYS apart but for the end.
@@ -81,11 +95,11 @@ def over_keys(
     for start in range(first, last, KEYS):
         key = start + step
         beyond = tl.zeros([], tl.int64) + start
-        k = load_tile(k_at + beyond * k_row, key, keys, main, D, D_MAIN, EDGE)
-        score = tl.dot(q, k.T, input_precision="ieee")
+        k = load_tile(k_at + beyond * k_row, key, keys, main, D, D_MAIN, EDGE, K_FIRST)
+        score = tl.dot(q, k if K_FIRST else k.T, input_precision="ieee")
         if D_REST:
-            k_rest = load_tile(k_rest_at + beyond * k_row, key, keys, rest, D, D_MAIN + D_REST, EDGE)
-            score = tl.dot(q_rest, k_rest.T, score, input_precision="ieee")
+            k_rest = load_tile(k_rest_at + beyond * k_row, key, keys, rest, D, D_MAIN + D_REST, EDGE, K_FIRST)
+            score = tl.dot(q_rest, k_rest if K_FIRST else k_rest.T, score, input_precision="ieee")
         if CAP:
             score = capped(score * scale, cap)
         elif ALIBI:
@@ -156,6 +170,7 @@ def varlen_kernel(
     CODED: tl.constexpr,
     BF16: tl.constexpr,
     LSE: tl.constexpr,
+    K_FIRST: tl.constexpr,
 ):
     """ROWS queries of one head: q [tokens, heads, D], k [Tk, Hk, D], v [Tk, Hk, DV] and out [tokens, heads, DV] with
     the strides given and unit stride in a head; lse [heads, tokens], contiguous.
@@ -164,7 +179,7 @@ def varlen_kernel(
     divisor of `heads`) at a time. One more sequence than `sequences`, where it is started: the rows of none, set to
     zero. left, right: ends of the window, at most 2^30 away. D_MAIN + D_REST columns hold D, DV_BLOCK hold DV.
     scale, cap: with the factor log2(e). CODED: scales [sequences, Hk] of q, k and v with the strides scale_row and
-    scale_head; v's codes meet weights in fp16, or bf16 where BF16.
+    scale_head; v's codes meet weights in fp16, or bf16 where BF16. K_FIRST: see `gemm.body.summed`.
     """
     tile = tl.program_id(0)
     some = tile // (blocks * together)
@@ -211,10 +226,16 @@ def varlen_kernel(
     if D_REST:
         q_rest = load_tile(q_at + rest[None, :], row + i, queries, rest, D, D_MAIN + D_REST, True)
     step = tl.arange(0, KEYS)[:, None]
-    k_at = k_ptr + k_begin.to(tl.int64) * k_row + k_head_at * k_head + step * k_row
+    k_at = k_ptr + k_begin.to(tl.int64) * k_row + k_head_at * k_head
     v_at = v_ptr + k_begin.to(tl.int64) * v_row + k_head_at * v_head + step * v_row + wide[None, :]
-    k_rest_at = k_at + rest[None, :]
-    k_at += main[None, :]
+    if K_FIRST:
+        k_at += tl.arange(0, KEYS)[None, :] * k_row
+        k_rest_at = k_at + rest[:, None]
+        k_at += main[:, None]
+    else:
+        k_at += step * k_row
+        k_rest_at = k_at + rest[None, :]
+        k_at += main[None, :]
     slope = 0.0
     if ALIBI:
         slope = tl.load(alibi_ptr + sequence * alibi_row + head) * LOG2_E
@@ -233,15 +254,18 @@ def varlen_kernel(
     # the window's beginning, what every row sees, and the end of the window or of the sequence
     values, peak, total = over_keys(
         *(values, peak, total, q, q_rest, at, low, count, k_at, k_rest_at, v_at, first, tl.minimum(whole_from, last)),
-        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, CAP, ALIBI, BF16, True),
+        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS),
+        *(CAP, ALIBI, BF16, K_FIRST, True),
     )
     values, peak, total = over_keys(
         *(values, peak, total, q, q_rest, at, low, count, k_at, k_rest_at, v_at, whole_from, whole),
-        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, CAP, ALIBI, BF16, False),
+        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS),
+        *(CAP, ALIBI, BF16, K_FIRST, False),
     )
     values, peak, total = over_keys(
         *(values, peak, total, q, q_rest, at, low, count, k_at, k_rest_at, v_at, whole, last),
-        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS, CAP, ALIBI, BF16, True),
+        *(keys, k_row, v_row, scale, cap, slope, D, D_MAIN, D_REST, DV, DV_BLOCK, KEYS),
+        *(CAP, ALIBI, BF16, K_FIRST, True),
     )
     values = values * (inverse_total(total) * out_scale)[:, None]
     there = tile_mask(row + i, queries, wide, DV, DV_BLOCK, True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.launch import Launcher, batch_invariant, machine
+from aiter_ops.providers.triton.tiles.gemm import k_first
 from aiter_ops.providers.triton.tiles.gemm_mx import plain_batch_tile
 
 from .batched import result
@@ -38,11 +39,13 @@ def plain_kernel(
     WHOLE: tl.constexpr,
     TURNED: tl.constexpr,
     BIAS: tl.constexpr,
+    K_FIRST: tl.constexpr,
 ):
     """y[b] = x[b] · w[b]ᵀ + bias[b] for ROWS rows and COLUMNS columns of one b, k in steps of DEPTH.
 
     x [B, m, k], w [B, n, k], y [B, m, n] with the strides given and unit stride in a row; bias [B, n] contiguous.
     EVEN: DEPTH divides k. WHOLE: COLUMNS divides n. TURNED: w is the left factor of the matrix instructions.
+    K_FIRST: see `summed`.
     """
     row_tiles = tl.cdiv(m, ROWS)
     column_tiles = tl.cdiv(n, COLUMNS)
@@ -51,13 +54,14 @@ def plain_kernel(
     column = (tile % column_tiles) * COLUMNS
     b = (tile // column_tiles).to(tl.int64)
 
-    step = tl.arange(0, DEPTH)[None, :]
+    step = tl.arange(0, DEPTH)
     i = tl.arange(0, ROWS)[:, None]
-    j = tl.arange(0, COLUMNS)[:, None]
+    j = tl.arange(0, COLUMNS)
     in_x = row + i < m
-    in_w = column + j < n
-    x_at = x_ptr + b * x_batch + row.to(tl.int64) * x_row + i * x_row + step
-    w_at = w_ptr + b * w_batch + column.to(tl.int64) * w_row + j * w_row + step
+    in_w = (column + j < n)[None, :] if K_FIRST else (column + j < n)[:, None]
+    x_at = x_ptr + b * x_batch + row.to(tl.int64) * x_row + i * x_row + step[None, :]
+    w_at = w_ptr + b * w_batch + column.to(tl.int64) * w_row
+    w_at = w_at + j[None, :] * w_row + step[:, None] if K_FIRST else w_at + j[:, None] * w_row + step[None, :]
     total = tl.zeros([COLUMNS, ROWS] if TURNED else [ROWS, COLUMNS], tl.float32)
     for first in range(0, k, DEPTH):
         if EVEN:
@@ -65,9 +69,10 @@ def plain_kernel(
             w = tl.load(w_at + first) if WHOLE else tl.load(w_at + first, mask=in_w, other=0.0)
         else:
             inside = step < k - first
-            x = tl.load(x_at + first, mask=in_x & inside, other=0.0)
-            w = tl.load(w_at + first, mask=in_w & inside, other=0.0)
-        total = summed(total, x, w, TURNED, False)
+            x = tl.load(x_at + first, mask=in_x & inside[None, :], other=0.0)
+            in_step = inside[:, None] if K_FIRST else inside[None, :]
+            w = tl.load(w_at + first, mask=in_w & in_step, other=0.0)
+        total = summed(total, x, w, TURNED, False, K_FIRST)
     y = total.T if TURNED else total
     j = tl.arange(0, COLUMNS)[None, :]
     if BIAS:
@@ -97,7 +102,8 @@ def bmm_a16w16(
     y, y_batch, y_row = result(x, n, transpose_bm, out_dtype)
     tile, depth = plain_batch_tile(machine(), batch, m, n, k, x.element_size(), batch_invariant())
     numbers = (m, n, k, x.stride(0), x.stride(1), w.stride(0), w.stride(1), y_batch, y_row)
-    constants = (tile.rows, tile.columns, depth, k % depth == 0, n % tile.columns == 0, tile.turned, bias is not None)
+    constants = (tile.rows, tile.columns, depth, k % depth == 0, n % tile.columns == 0, tile.turned)
+    constants = (*constants, bias is not None, k_first(machine(), w.element_size()) and not tile.turned)
     grid = batch * -(-m // tile.rows) * -(-n // tile.columns)
     _plain(
         grid, (x, w, y if bias is None else bias.contiguous(), y), numbers, constants, tile.num_warps, tile.num_stages

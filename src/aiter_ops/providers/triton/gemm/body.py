@@ -42,14 +42,27 @@ def wait_for_last():
 
 
 @triton.jit
-def summed(acc, a, b, SWAP: tl.constexpr, APART: tl.constexpr):
+def of_tile(rows, columns, K_FIRST: tl.constexpr):
+    """Offsets [BN, BK] of those of rows and columns; K_FIRST: [BK, BN], see `summed`."""
+    if K_FIRST:
+        return rows[None, :] + columns[:, None]
+    else:
+        return rows[:, None] + columns[None, :]
+
+
+@triton.jit
+def summed(acc, a, b, SWAP: tl.constexpr, APART: tl.constexpr, K_FIRST: tl.constexpr = False):
     """acc + a · bᵀ for a [BM, BK] and b [BN, BK]; fp32 of floats (never TF32), int32 of int8.
 
     SWAP: acc is [BN, BM], which lets a matrix unit with tall tiles take a few rows of a. APART: the step's product is
-    made by itself and added in fp32, for matrix units that add FP8 products with fewer bits.
+    made by itself and added in fp32, for matrix units that add FP8 products with fewer bits. K_FIRST: b was read as
+    [BK, BN] and is not turned here, and there is no SWAP: of a factor that is turned after it was read, AMD's back end takes
+    the wrong axis for the one that is summed over, and lays it in LDS such that all lanes ask one bank.
     """
     if SWAP:
         left, right = b, a.T
+    elif K_FIRST:
+        left, right = a, b
     else:
         left, right = a, b.T
     if APART:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aiter_ops.core.platforms import Platform
 from aiter_ops.providers.triton.launch import Launcher, as_rows, batch_invariant, machine
-from aiter_ops.providers.triton.tiles.gemm import DIES, WIDEST, ProductTile, family, product_tile
+from aiter_ops.providers.triton.tiles.gemm import DIES, WIDEST, ProductTile, family, k_first, product_tile
 
 from .described import described_kernel
 from .parts import Scale, add_parts
@@ -96,7 +96,7 @@ def multiply(
         _described(grid, (*scales_and_bias, into), (*numbers, *strides), constants, *how, described=factors)
     else:
         of_tile = (shape.rows, shape.columns, shape.depth, shape.group, DIES.get(family(target), 1), shape.swap, apart)
-        constants = (*of_tile, *split, k % shape.depth == 0, shuffled, *tail)
+        constants = (*of_tile, *split, k % shape.depth == 0, shuffled, *tail, k_first(target, b.element_size()))
         rows = (flat.stride(0), b.stride(0))
         _product(grid, (flat, b, *scales_and_bias, into), (*numbers, *rows, *strides), constants, *how)
     if parts > 1:

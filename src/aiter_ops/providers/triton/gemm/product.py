@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .body import across, finished, let_next_start, summed, tile_of
+from .body import across, finished, let_next_start, of_tile, summed, tile_of
 
 
 @triton.jit(do_not_specialize=["M", "a_scale_block", "chunk"])
@@ -41,6 +41,7 @@ def product_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_STEPS: tl.constexpr,
     BIAS: tl.constexpr,
+    K_FIRST: tl.constexpr,
 ):
     """y = a · bᵀ of a [M, K] and b [N, K], a tile of BM × BN a program, K in steps of BK.
 
@@ -48,7 +49,7 @@ def product_kernel(
     that adds them is started while this one runs.
     SCALES: ``none``; ``row``: a scale for every row of a and of b; ``block``: one for BLOCK_STEPS steps of a row of a
     and of BLOCK_ROWS rows of b, which multiply the step's sum.
-    EVEN: BK divides K. SHUFFLED: b lies in tiles of 16 rows and pieces of 16 bytes (`shuffle_weight`).
+    EVEN: BK divides K. SHUFFLED: b lies in tiles of 16 rows and pieces of 16 bytes (`shuffle_weight`). K_FIRST: see `summed`.
     """
     INT: tl.constexpr = a_ptr.dtype.element_ty == tl.int8
     SUM: tl.constexpr = tl.int32 if INT else tl.float32
@@ -74,11 +75,11 @@ def product_kernel(
     rn = col - n0
     if SHUFFLED:
         PIECE: tl.constexpr = 128 // b_ptr.dtype.element_ty.primitive_bitwidth
-        b_at = (rn // 16 * (16 * K) + rn % 16 * PIECE)[:, None] + (rk // PIECE * (16 * PIECE) + rk % PIECE)[None, :]
+        b_at = of_tile(rn // 16 * (16 * K) + rn % 16 * PIECE, rk // PIECE * (16 * PIECE) + rk % PIECE, K_FIRST)
         b_base = b_ptr + n0.to(tl.int64) * K + first * (BK * 16)
         b_step = BK * 16
     else:
-        b_at = rn[:, None] * b_row + rk[None, :]
+        b_at = of_tile(rn * b_row, rk, K_FIRST)
         b_base = b_ptr + n0.to(tl.int64) * b_row + first * BK
         b_step = BK
     ONE_BLOCK: tl.constexpr = BLOCK_ROWS % BN == 0
@@ -95,14 +96,14 @@ def product_kernel(
             a = tl.load(a_base + a_at, mask=there, other=0.0)
             b = tl.load(b_base + b_at)
         else:
-            inside = (rk < K - step * BK)[None, :]
-            a = tl.load(a_base + a_at, mask=there & inside, other=0.0)
-            b = tl.load(b_base + b_at, mask=inside, other=0.0)
+            inside = rk < K - step * BK
+            a = tl.load(a_base + a_at, mask=there & inside[None, :], other=0.0)
+            b = tl.load(b_base + b_at, mask=inside[:, None] if K_FIRST else inside[None, :], other=0.0)
         if SCALES == "block":
             ahead = tl.minimum(step + 1, last - 1) // BLOCK_STEPS
             next_a_scale = tl.load(a_scale_base + ahead.to(tl.int64) * a_scale_block + a_scale_at)
             next_b_scale = tl.load(b_scale_at + ahead.to(tl.int64) * b_scale_block)
-            part_sum = summed(tl.zeros([BN, BM] if SWAP else [BM, BN], SUM), a, b, SWAP, False)
+            part_sum = summed(tl.zeros([BN, BM] if SWAP else [BM, BN], SUM), a, b, SWAP, False, K_FIRST)
             if ONE_BLOCK:
                 acc += part_sum * across(a_scale * b_scale, rn, SWAP)[0]
             else:
@@ -110,7 +111,7 @@ def product_kernel(
                 acc += part_sum * of_rows * of_columns
             a_scale, b_scale = next_a_scale, next_b_scale
         else:
-            acc = summed(acc, a, b, SWAP, APART)
+            acc = summed(acc, a, b, SWAP, APART, K_FIRST)
         a_base += BK
         b_base += b_step
     rn = tl.arange(0, BN)

@@ -16,7 +16,7 @@ from aiter_ops.providers.triton.launch import Launcher
 from aiter_ops.providers.triton.quant.codes import divide
 from aiter_ops.providers.triton.tiles.moe import ExpertTile
 
-from .operands import Operand, apart
+from .operands import Operand, apart, k_first
 from .products import product, taken
 from .routes import Route
 
@@ -92,6 +92,7 @@ def layer_kernel(
     SWAP: tl.constexpr,
     APART: tl.constexpr,
     SHUFFLED: tl.constexpr,
+    K_FIRST: tl.constexpr,
     TURNS: tl.constexpr,
     MX: tl.constexpr,
     FAST: tl.constexpr,
@@ -153,6 +154,7 @@ def layer_kernel(
         SWAP,
         APART,
         SHUFFLED,
+        K_FIRST,
         MX,
         FAST,
         BM,
@@ -273,6 +275,7 @@ def layer(
         tile.swap,
         apart(a.values),
         w.shuffled,
+        k_first(w),
         w.turns,
         *w.unpacking(a.values),
         tile.group,

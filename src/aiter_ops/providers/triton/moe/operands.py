@@ -13,6 +13,7 @@ from aiter_ops.ops.moe.formats import UNCODED
 from aiter_ops.providers.triton.launch import machine
 from aiter_ops.providers.triton.quant.groups import quantise
 from aiter_ops.providers.triton.quant.tensors import quantise_with
+from aiter_ops.providers.triton.tiles.gemm import k_first as rows_as_columns
 from aiter_ops.providers.triton.tiles.gemm_mx import MATRIX_UNITS_WITH_SCALES
 
 from .peaks import Served, quantise_together
@@ -59,6 +60,11 @@ def unit_stride(t: Tensor) -> Tensor:
 def apart(t: Tensor) -> bool:
     """Whether each step of a product of `t` is summed in fp32 by itself, see `summed`."""
     return machine().vendor == "nvidia" and t.dtype in FP8
+
+
+def k_first(w: Operand) -> bool:
+    """Whether a product with these weights reads them as [K, N], see `summed`; packed ones are unpacked as [N, K]."""
+    return w.values.dtype != torch.uint8 and rows_as_columns(machine(), w.values.element_size())
 
 
 def weight(w: Tensor, scale: Tensor | None, quant: str, layout: str) -> Operand:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from aiter_ops.providers.triton.gemm.body import across, summed
+from aiter_ops.providers.triton.gemm.body import across, of_tile, summed
 from aiter_ops.providers.triton.gemm.mx_body import added
 
 SORTED = tl.constexpr(0)
@@ -66,6 +66,7 @@ def product(
     SWAP: tl.constexpr,
     APART: tl.constexpr,
     SHUFFLED: tl.constexpr,
+    K_FIRST: tl.constexpr,
     MX: tl.constexpr,
     FAST: tl.constexpr,
     BM: tl.constexpr,
@@ -80,7 +81,7 @@ def product(
     ones, and odd_scale_at of the odd), w_scale_step apart; ``a``: a_scale_at alone.
     MX ``none``; ``plain``, ``native`` (see `added`, and for FAST): W is packed MXFP4, w_scale_at [BN] points to the
     exponents of 32 columns, w_scale_step apart. SHUFFLED: W lies in tiles of 16 rows and pieces of 16 bytes
-    (`shuffle_weight`). WHOLE: BK divides K. SWAP, APART: see `summed`.
+    (`shuffle_weight`). K_FIRST: see `summed`, without MX. WHOLE: BK divides K. SWAP, APART: see `summed`.
     """
     CODES: tl.constexpr = a_at.dtype.element_ty.primitive_bitwidth == 8
     SUM: tl.constexpr = tl.int32 if a_at.dtype.element_ty == tl.int8 else tl.float32
@@ -92,10 +93,10 @@ def product(
     if SHUFFLED:
         PIECE: tl.constexpr = 128 // w_ptr.dtype.element_ty.primitive_bitwidth
         w_at = w_index // 16 * (16 * w_row) + w_index % 16 * PIECE
-        w_at = w_at[:, None] + (byte // PIECE * (16 * PIECE) + byte % PIECE)[None, :]
+        w_at = of_tile(w_at, byte // PIECE * (16 * PIECE) + byte % PIECE, K_FIRST)
         w_step = BK // PACKED * 16
     else:
-        w_at = (w_index * w_row)[:, None] + byte[None, :]
+        w_at = of_tile(w_index * w_row, byte, K_FIRST)
         w_step = BK // PACKED
     if MX != "none":
         group = tl.arange(0, BK // 32)
@@ -113,7 +114,8 @@ def product(
         else:
             inside = (column < K - step * BK)[None, :]
             a = tl.load(a_at, mask=a_there[:, None] & inside, other=0.0)
-            w = tl.load(w_ptr + w_at, mask=(byte * PACKED < K - step * BK)[None, :], other=0.0)
+            w_inside = byte * PACKED < K - step * BK
+            w = tl.load(w_ptr + w_at, mask=w_inside[:, None] if K_FIRST else w_inside[None, :], other=0.0)
         if MX != "none":
             if WHOLE:
                 exponents = tl.load(w_scale_at)
@@ -127,7 +129,7 @@ def product(
             ahead = tl.minimum(step + 1, steps - 1)
             next_a = tl.load(a_scale_at + ahead * a_scale_step)
             next_w = tl.load(w_scale_at + ahead * w_scale_step)
-            part = summed(tl.zeros([BN, BM] if SWAP else [BM, BN], SUM), a, w, SWAP, False)
+            part = summed(tl.zeros([BN, BM] if SWAP else [BM, BN], SUM), a, w, SWAP, False, K_FIRST)
             if PAIRS:
                 next_odd = tl.load(odd_scale_at + ahead * w_scale_step)
                 of_rows, of_columns = across(a_scale, tl.where(odd, odd_scale, w_scale), SWAP)
@@ -137,7 +139,7 @@ def product(
                 acc += part * across(a_scale * w_scale, column, SWAP)[0]
             a_scale, w_scale = next_a, next_w
         else:
-            acc = summed(acc, a, w, SWAP, APART)
+            acc = summed(acc, a, w, SWAP, APART, K_FIRST)
         a_at += BK
         w_ptr += w_step
     if FAST:

@@ -9,7 +9,7 @@ from torch import Tensor
 from aiter_ops.providers.triton.launch import Launcher
 from aiter_ops.providers.triton.tiles.moe import ExpertTile
 
-from .operands import Operand, apart
+from .operands import Operand, apart, k_first
 from .peaks import Served
 from .products import local_expert, product, valid_tokens
 
@@ -107,6 +107,7 @@ def token_kernel(
     SWAP: tl.constexpr,
     APART: tl.constexpr,
     SHUFFLED: tl.constexpr,
+    K_FIRST: tl.constexpr,
     MX: tl.constexpr,
     FAST: tl.constexpr,
     BM: tl.constexpr,
@@ -151,6 +152,7 @@ def token_kernel(
                 SWAP,
                 APART,
                 SHUFFLED,
+                K_FIRST,
                 MX,
                 FAST,
                 BM,
@@ -237,6 +239,6 @@ def second_layer_and_total(
         w.values.stride(1),
     )
     whole = h.values.shape[1] % tile.depth == 0
-    form = (tile.swap, apart(h.values), w.shuffled, *w.unpacking(h.values))
+    form = (tile.swap, apart(h.values), w.shuffled, k_first(w), *w.unpacking(h.values))
     constants = (scales, whole, *form, ROWS, tile.columns, tile.depth)
     _token(out.shape[0] * tiles, tensors, numbers, constants, tile.num_warps, tile.num_stages, tile.options)

@@ -131,6 +131,15 @@ BLOCKED = {
 DIES = {"gfx942": 8, "gfx950": 8}
 """Dies that consecutive programs go to in turn (AMD CDNA 3 white paper, "compute and memory partitioning": 8 XCDs)."""
 
+K_FIRST = {"gfx942": (1, 2, 4), "gfx90a": (1, 2, 4), "gfx950": (4,)}
+"""By architecture, the bytes of an element of factors [N, K] that kernels read as [K, N] (`gemm.body.summed`), since they lie
+better in LDS so; on gfx950 small tiles of others need no LDS the other way (docs/cli-inspect.md has the counts).
+"""
+
+
+def k_first(machine: Platform, element: int) -> bool:
+    return element in K_FIRST.get(machine.arch, ())
+
 
 def family(machine: Platform) -> str:
     """The row of `TILES` for a machine."""
