@@ -331,7 +331,7 @@ def main() -> None:
     model, case = build(given.model, device, given.layers, given.toy)
     found |= {"layers": model.config.num_hidden_layers, "layers_of": case.layers, "block_fp8": case.block_fp8}
     found["built_s"] = time.perf_counter() - started
-    batches = [int(b) for b in given.batches.split(",")]
+    batches = [int(b) for b in given.batches.split(",") if b]
     found["step_bytes"] = {str(b): step_bytes(model, b, given.context, case.block_fp8) for b in batches}
     run = Run(model, device, given.context, given.prompt, given.steps, given.rounds, found)
 
