@@ -43,8 +43,7 @@ def compiling(backend: str, arch: str | int, wave_size: int) -> Iterator[None]:
 
     before, collects = driver._active, gc.isenabled()
     driver.set_active(CompileOnly())
-    # the compiler makes so many objects that the collector would go through all of torch's again and again: an eighth of
-    # the time
+    # the compiler makes so many objects that the collector would go through all of torch's again and again
     gc.disable()
     try:
         yield

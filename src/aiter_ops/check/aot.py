@@ -223,8 +223,8 @@ def compile_job(job: Job, target: Platform) -> Report:
 def compiled_for(job: Job, target: Platform, lean: bool = True) -> Any:
     """What Triton made of one job for `target`. Raises what the compiler raises.
 
-    lean: on AMD without what does not change the program and takes a fifth of the time: lines of the source, and sums that
-    only an assertion, which is off, would look at.
+    lean: on AMD without what does not change the program and takes time: lines of the source, and sums that only an
+    assertion, which is off, would look at.
     """
     described = ()
     if job.described:

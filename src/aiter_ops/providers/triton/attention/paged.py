@@ -21,9 +21,15 @@ from aiter_ops.ops.attention.paged_plan import MOST_ROWS, unit_keys
 from aiter_ops.ops.formulas import FP8, code_max
 from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.launch import Launcher, batch_invariant, fp8_predicate, machine
-from aiter_ops.providers.triton.tiles.gemm import k_first
 from aiter_ops.providers.triton.tiles.norm import next_power_of_two
-from aiter_ops.providers.triton.tiles.paged import FIXED_SPLITS, WIDEST, PagedTile, paged_tile, splits_of
+from aiter_ops.providers.triton.tiles.paged import (
+    FIXED_SPLITS,
+    WIDEST,
+    PagedTile,
+    keys_k_first,
+    paged_tile,
+    splits_of,
+)
 
 from .padding import unseen
 from .paged_kernels import FREE, OPEN, paged_kernel
@@ -133,7 +139,7 @@ class _Launches:
         ]
         self.top = 0 if out_scale is None else int(code_max(out.dtype))
         self.shape = size, self.width
-        across = k_first(machine(), k_cache.element_size())
+        across = keys_k_first(machine(), k_cache.element_size(), self.width)
         self.form = block, layout == "shuffled", across, window[0] >= 0, softcap > 0, alibi is not None
         self.ends = sinks is not None, any(t is not None for t in scales), self.top, lse is not None
         self.factor = FACTORS[factor]

@@ -225,17 +225,12 @@ def varlen_kernel(
     q_rest = q
     if D_REST:
         q_rest = load_tile(q_at + rest[None, :], row + i, queries, rest, D, D_MAIN + D_REST, True)
+    step = tl.arange(0, KEYS)[None, :] if K_FIRST else tl.arange(0, KEYS)[:, None]
+    k_at = k_ptr + k_begin.to(tl.int64) * k_row + k_head_at * k_head + step * k_row
     step = tl.arange(0, KEYS)[:, None]
-    k_at = k_ptr + k_begin.to(tl.int64) * k_row + k_head_at * k_head
     v_at = v_ptr + k_begin.to(tl.int64) * v_row + k_head_at * v_head + step * v_row + wide[None, :]
-    if K_FIRST:
-        k_at += tl.arange(0, KEYS)[None, :] * k_row
-        k_rest_at = k_at + rest[:, None]
-        k_at += main[:, None]
-    else:
-        k_at += step * k_row
-        k_rest_at = k_at + rest[None, :]
-        k_at += main[None, :]
+    k_rest_at = k_at + (rest[:, None] if K_FIRST else rest[None, :])
+    k_at += main[:, None] if K_FIRST else main[None, :]
     slope = 0.0
     if ALIBI:
         slope = tl.load(alibi_ptr + sequence * alibi_row + head) * LOG2_E

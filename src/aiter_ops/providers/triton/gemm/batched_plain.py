@@ -54,14 +54,14 @@ def plain_kernel(
     column = (tile % column_tiles) * COLUMNS
     b = (tile // column_tiles).to(tl.int64)
 
-    step = tl.arange(0, DEPTH)
+    step = tl.arange(0, DEPTH)[None, :]
     i = tl.arange(0, ROWS)[:, None]
-    j = tl.arange(0, COLUMNS)
+    j = tl.arange(0, COLUMNS)[None, :] if K_FIRST else tl.arange(0, COLUMNS)[:, None]
+    w_step = tl.arange(0, DEPTH)[:, None] if K_FIRST else step
     in_x = row + i < m
-    in_w = (column + j < n)[None, :] if K_FIRST else (column + j < n)[:, None]
-    x_at = x_ptr + b * x_batch + row.to(tl.int64) * x_row + i * x_row + step[None, :]
-    w_at = w_ptr + b * w_batch + column.to(tl.int64) * w_row
-    w_at = w_at + j[None, :] * w_row + step[:, None] if K_FIRST else w_at + j[:, None] * w_row + step[None, :]
+    in_w = column + j < n
+    x_at = x_ptr + b * x_batch + row.to(tl.int64) * x_row + i * x_row + step
+    w_at = w_ptr + b * w_batch + column.to(tl.int64) * w_row + j * w_row + w_step
     total = tl.zeros([COLUMNS, ROWS] if TURNED else [ROWS, COLUMNS], tl.float32)
     for first in range(0, k, DEPTH):
         if EVEN:
@@ -69,9 +69,9 @@ def plain_kernel(
             w = tl.load(w_at + first) if WHOLE else tl.load(w_at + first, mask=in_w, other=0.0)
         else:
             inside = step < k - first
-            x = tl.load(x_at + first, mask=in_x & inside[None, :], other=0.0)
-            in_step = inside[:, None] if K_FIRST else inside[None, :]
-            w = tl.load(w_at + first, mask=in_w & in_step, other=0.0)
+            x = tl.load(x_at + first, mask=in_x & inside, other=0.0)
+            w_inside = w_step < k - first if K_FIRST else inside
+            w = tl.load(w_at + first, mask=in_w & w_inside, other=0.0)
         total = summed(total, x, w, TURNED, False, K_FIRST)
     y = total.T if TURNED else total
     j = tl.arange(0, COLUMNS)[None, :]

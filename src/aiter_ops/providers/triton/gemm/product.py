@@ -79,7 +79,7 @@ def product_kernel(
         b_base = b_ptr + n0.to(tl.int64) * K + first * (BK * 16)
         b_step = BK * 16
     else:
-        b_at = of_tile(rn * b_row, rk, K_FIRST)
+        b_at = rn[None, :] * b_row + rk[:, None] if K_FIRST else rn[:, None] * b_row + rk[None, :]
         b_base = b_ptr + n0.to(tl.int64) * b_row + first * BK
         b_step = BK
     ONE_BLOCK: tl.constexpr = BLOCK_ROWS % BN == 0
@@ -96,9 +96,9 @@ def product_kernel(
             a = tl.load(a_base + a_at, mask=there, other=0.0)
             b = tl.load(b_base + b_at)
         else:
-            inside = rk < K - step * BK
-            a = tl.load(a_base + a_at, mask=there & inside[None, :], other=0.0)
-            b = tl.load(b_base + b_at, mask=inside[:, None] if K_FIRST else inside[None, :], other=0.0)
+            inside = (rk < K - step * BK)[None, :]
+            a = tl.load(a_base + a_at, mask=there & inside, other=0.0)
+            b = tl.load(b_base + b_at, mask=(rk < K - step * BK)[:, None] if K_FIRST else inside, other=0.0)
         if SCALES == "block":
             ahead = tl.minimum(step + 1, last - 1) // BLOCK_STEPS
             next_a_scale = tl.load(a_scale_base + ahead.to(tl.int64) * a_scale_block + a_scale_at)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from aiter_ops.core.platforms import Platform
 from aiter_ops.ops.attention.paged_plan import MOST_ROWS
 
-from .gemm import Options, family
+from .gemm import Options, family, k_first
 
 WIDEST = 256
 """Largest head size."""
@@ -105,6 +105,11 @@ ROUNDS, LONG = 4, 64
 
 
 @lru_cache(4096)
+def keys_k_first(machine: Platform, cached: int, width: int) -> bool:
+    """Whether keys are read as [size, keys], see `gemm.body.summed`. On gfx90a heads of 256 have no registers for it."""
+    return k_first(machine, cached) and not (machine.arch == "gfx90a" and width == 256)
+
+
 def splits_of(machine: Platform, tiles: int, steps: int) -> int:
     """Over how many programs each of `tiles` contexts of up to `steps` steps is split: the fewest that keep the
     machine nearly as busy as it gets. Long contexts may differ much: their programs come in `ROUNDS` rounds, so that the
