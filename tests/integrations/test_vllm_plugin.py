@@ -84,7 +84,7 @@ def fake_vllm(environment: pytest.MonkeyPatch) -> Any:
     envs.VLLM_CONFIGURE_LOGGING, envs.VLLM_LOGGING_LEVEL = True, "INFO"  # type: ignore[attr-defined]
     for module in (package, platforms, envs):
         environment.setitem(sys.modules, module.__name__, module)
-    environment.setattr(plugin, "_registered", None)
+    environment.setattr(plugin, "_registered", False)
     environment.setattr(table, "selected", lambda mode, platform: ())
     return package
 

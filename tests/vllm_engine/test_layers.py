@@ -21,12 +21,12 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
-    """All that AITER_OPS_VLLM=all puts into this process, with vLLM's classes on."""
+    """All that AITER_OPS_VLLM=all puts into this process, with vLLM's classes on, and its plain forms not compiled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AITER_OPS_VLLM", "all")
         plugin.register()
     config = VllmConfig(compilation_config=CompilationConfig(mode=CompilationMode.NONE, custom_ops=["all"]))
-    with set_current_vllm_config(config), torch.inference_mode():
+    with set_current_vllm_config(config), torch.inference_mode(), torch.compiler.set_stance("force_eager"):
         yield
 
 
