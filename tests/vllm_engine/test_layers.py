@@ -59,6 +59,26 @@ def test_registering_again_changes_nothing() -> None:
     assert op_registry_oot == before
 
 
+def test_compiled_graphs_are_kept_under_what_was_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a graph of one policy would be taken from vLLM's disk cache under another."""
+    from aiter_ops.core import runtime
+
+    def key(mode: CompilationMode) -> tuple[Any, str]:
+        config = VllmConfig(compilation_config=CompilationConfig(mode=mode))
+        return config.additional_config.get("aiter_ops"), config.compute_hash()
+
+    (found, one), (_, again) = key(CompilationMode.VLLM_COMPILE), key(CompilationMode.VLLM_COMPILE)
+    assert one == again
+    assert found["mode"] == "all"
+    assert {"silu_and_mul", "rms_norm"} <= set(found["inlined"])
+    assert "rotary_embedding" not in found["inlined"], "it writes in place"
+    assert key(CompilationMode.NONE)[0] is None
+    monkeypatch.setattr(runtime, "inlines", lambda name, token, device: name == "rms_norm")
+    changed, other = key(CompilationMode.VLLM_COMPILE)
+    assert changed["inlined"] == ["rms_norm"]
+    assert other != one
+
+
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
 @pytest.mark.parametrize("rows", [0, 1, 7])
 @pytest.mark.parametrize("weight_dtype", [None, "same", FP32])

@@ -89,7 +89,8 @@ IR = (
         *("IR order", "Platform.get_default_ir_op_priority", ()),
         where="vllm.platforms:current_platform.get_default_ir_op_priority",
         takes=("vllm_config",),
-        note="puts the layer first for both norms; --ir-op-priority still comes before it",
+        note="puts the layer first for both norms; --ir-op-priority still comes before it. Also adds the layer to the key "
+        "of vLLM's compiled graphs",
     ),
 )
 
