@@ -23,8 +23,10 @@ run: $(VENV)/run
 test: $(VENV)/test lint
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
 
+# by file, and in this order: servers beside the engines that start from one process with vLLM imported
 test-vllm: $(VENV_VLLM)/ready
-	@OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -q -n 2 --dist load tests/vllm_engine \
+	@OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+		tests/vllm_engine/test_server.py tests/vllm_engine/test_engine.py tests/vllm_engine \
 		tests/integrations/test_rocm_conformance.py $(ARGS)
 
 aot: $(VENV)/test

@@ -6,15 +6,17 @@
 set -eu
 venv=$1
 log=$venv/setup.log
-pip() {
-    "$venv/bin/python" -m pip --disable-pip-version-check -q install --no-compile "$@" >>"$log" 2>&1 || {
+python=$venv/bin/python
+loudly() {
+    "$@" >>"$log" 2>&1 || {
         tail -n 20 "$log" >&2
-        echo "$venv could not be set up: pip install $*" >&2
+        echo "$venv could not be set up: $*" >&2
         exit 1
     }
 }
+install() { loudly "$python" -m pip --disable-pip-version-check -q install --no-compile "$@"; }
 needs() { # what the named distributions need, without what is left out
-    "$venv/bin/python" - "$@" <<'PY'
+    "$python" - "$@" <<'PY'
 import sys
 from importlib.metadata import requires
 
@@ -29,15 +31,15 @@ for text in {text for name in sys.argv[1:] for text in requires(name) or ()}:
 PY
 }
 
-[ -x "$venv/bin/python" ] || "$PYTHON" -m venv "$venv"
+[ -x "$python" ] || "$PYTHON" -m venv "$venv"
 : >"$log"
 echo "setting up $venv: $TORCH, $VLLM" >&2
-pip "$TORCH"
-pip --no-deps "$VLLM" xgrammar -c constraints-vllm.txt
+install "$TORCH"
+install --no-deps "$VLLM" xgrammar -c constraints-vllm.txt
 needs "${VLLM%%=*}" xgrammar >"$venv/requirements.txt"
-pip -c constraints-vllm.txt -r "$venv/requirements.txt" pytest pytest-xdist "typer>=0.15" "rich>=13"
-pip --no-deps -e .
-env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" - >>"$log" 2>&1 <<'PY'
+install -c constraints-vllm.txt -r "$venv/requirements.txt" pytest pytest-xdist "typer>=0.15" "rich>=13"
+install --no-deps -e .
+loudly env -u PYTHONDONTWRITEBYTECODE "$python" -c "
 import aiter_ops
 import vllm.entrypoints.openai.api_server
 import vllm.model_executor.models.deepseek_v2
@@ -46,4 +48,4 @@ import vllm.v1.engine.core
 import vllm.v1.worker.cpu_worker
 from transformers.models.deepseek_v3 import modeling_deepseek_v3
 from vllm import LLM
-PY
+"

@@ -144,7 +144,6 @@ print("fine")
 """
 
 
-@pytest.mark.xdist_group("forked")
 @pytest.mark.parametrize("body", [CLASS, FUSION], ids=["class and ops", "fusion patterns"])
 def test_in_place_of_vllms_own(body: str, forked: Runner, tmp_path: Path) -> None:
     (tmp_path / "child.py").write_text(PRELUDE + body)

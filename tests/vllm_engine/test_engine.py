@@ -8,8 +8,6 @@ import pytest
 
 from .conftest import BLOCKS, DENSE, LATENT, LINE, PROMPTS, Run, Runner, by_transformers, environment, generate
 
-pytestmark = pytest.mark.xdist_group("forked")
-
 
 def test_zero_replaces_nothing_and_says_so(stock: Run) -> None:
     assert stock.calls == {}
@@ -70,7 +68,7 @@ def test_bad_settings_stop_the_engine(
     assert message in done.stderr.splitlines()[-1] + done.stderr.splitlines()[-2]
 
 
-OUTSIDE = """
+REGISTERED = """
 import vllm
 vllm.__version__ = "{version}"
 from vllm.plugins import load_general_plugins
@@ -83,15 +81,23 @@ print(sorted(op_registry_oot), "aiter_ops" in IrOp.registry["rms_norm"].impls, A
 """
 
 
-@pytest.mark.parametrize(("version", "inside"), [("0.33.0", False), ("0.32.1+cpu", True)])
-def test_the_window(version: str, inside: bool, forked: Runner, tmp_path: Path) -> None:
-    (tmp_path / "outside.py").write_text(OUTSIDE.format(version=version))
-    done = forked([str(tmp_path / "outside.py")], environment(tmp_path))
+@pytest.mark.parametrize(
+    ("version", "settings", "told"),
+    [
+        ("0.32.1+cpu", {}, LINE),
+        ("0.33.0", {}, "registers nothing: vLLM 0.33.0 is outside of the tested window"),
+        ("0.32.0", {"AITER_OPS": "off"}, "registers nothing: AITER_OPS=off"),
+        ("0.32.0", {"VLLM_PLUGINS": "other"}, ""),
+    ],
+)
+def test_what_is_registered(version: str, settings: dict[str, str], told: str, forked: Runner, tmp_path: Path) -> None:
+    (tmp_path / "start.py").write_text(REGISTERED.format(version=version))
+    done = forked([str(tmp_path / "start.py")], environment(tmp_path, **settings))
     assert done.returncode == 0, done.stderr
-    told = f"registers nothing: vLLM {version} is outside of the tested window"
-    if inside:
+    if told == LINE:
         assert "True True" in done.stdout
-        assert LINE in done.stderr
     else:
         assert done.stdout.splitlines()[-1] == "[] False False"
-        assert told in done.stderr + done.stdout
+    log = done.stderr + done.stdout
+    assert told in log
+    assert bool(told) == ("aiter-ops " in log), log

@@ -21,8 +21,6 @@ import pytest
 
 from .conftest import DENSE, LATENT, LINE, PROMPTS, by_transformers, environment, generate, run_python, traces
 
-pytestmark = pytest.mark.xdist_group("servers")
-
 
 class Server(NamedTuple):
     port: int
