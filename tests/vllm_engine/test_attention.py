@@ -121,7 +121,8 @@ def test_latents_in_pages(queries: int, lse: bool) -> None:
     cache, q = normal(10, size, rank + rope), normal(3 * queries, HEADS, rank + rope, seed=1)
     impl: Any = SimpleNamespace(kv_lora_rank=rank, codes=Codes("auto"), scale=0.2, need_to_return_lse_for_decode=lse)
     meta = SimpleNamespace(decode=pages, causal=True)
-    out, sums = AiterOpsMLAImpl.forward_mqa(impl, q, cache, meta, None)
+    layer = SimpleNamespace(_k_scale=torch.tensor(0.05))  # of no account without codes
+    out, sums = AiterOpsMLAImpl.forward_mqa(impl, q, cache, meta, layer)
     assert (sums is not None) == lse
     for b, n in enumerate(lengths.tolist()):
         keys = cache[table[b]].flatten(0, 1)[:n, None]
