@@ -54,8 +54,8 @@ def test_every_row_of_a_kind_has_its_replacement() -> None:
 @pytest.mark.parametrize(
     ("version", "inside"),
     [
-        *(("0.32.0", True), ("0.32.4", True), ("0.32.0+cpu", True), ("0.31.9", False), ("0.33.0", False)),
-        *(("0.32.0rc1", False), ("0.33.0.dev12+gabc", False), ("dev", False)),
+        *(("0.32.0", True), ("0.32.4", True), ("0.32.0+cpu", True), ("0.31.0", True), ("0.33.0", False)),
+        *(("0.30.9", False), ("0.31.0rc1", False), ("0.33.0.dev12+gabc", False), ("dev", False)),
     ],
 )
 def test_the_window(version: str, inside: bool) -> None:
@@ -84,7 +84,7 @@ def fake_vllm(environment: pytest.MonkeyPatch) -> Any:
     envs.VLLM_CONFIGURE_LOGGING, envs.VLLM_LOGGING_LEVEL = True, "INFO"  # type: ignore[attr-defined]
     for module in (package, platforms, envs):
         environment.setitem(sys.modules, module.__name__, module)
-    environment.setattr(plugin, "_registered", None)
+    environment.setattr(plugin, "_registered", False)
     environment.setattr(table, "selected", lambda mode, platform: ())
     return package
 

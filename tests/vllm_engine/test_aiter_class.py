@@ -6,7 +6,6 @@ plugin there.
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from aiter_ops.integrations.rocm_aiter_ops import rocm_aiter_ops
 from aiter_ops.integrations.vllm import table
 
-from .conftest import environment, run_python
+from .conftest import Runner, environment
 
 PRELUDE = """
 import importlib, re, warnings
@@ -146,9 +145,9 @@ print("fine")
 
 
 @pytest.mark.parametrize("body", [CLASS, FUSION], ids=["class and ops", "fusion patterns"])
-def test_in_place_of_vllms_own(body: str, tmp_path: Path) -> None:
+def test_in_place_of_vllms_own(body: str, forked: Runner, tmp_path: Path) -> None:
     (tmp_path / "child.py").write_text(PRELUDE + body)
-    done: subprocess.CompletedProcess[str] = run_python([str(tmp_path / "child.py")], environment(tmp_path))
+    done = forked([str(tmp_path / "child.py")], environment(tmp_path))
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.splitlines()[-1] == "fine"
 

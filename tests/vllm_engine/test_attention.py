@@ -106,6 +106,7 @@ def test_the_custom_backend_follows_the_model(config: VllmConfig, monkeypatch: p
 @pytest.mark.parametrize("queries", [1, 2])
 @pytest.mark.parametrize("lse", [False, True])
 def test_latents_in_pages(queries: int, lse: bool) -> None:
+    from aiter_ops.integrations.vllm.attention import Codes
     from aiter_ops.integrations.vllm.mla import AiterOpsMLAImpl, Builder
 
     rank, rope, size = 24, 8, 4
@@ -118,9 +119,10 @@ def test_latents_in_pages(queries: int, lse: bool) -> None:
     assert pages.kv_indices[:5].tolist() == [7, 2, 5, 1, 3]
     assert pages.last.tolist() == [1, 4, 2]
     cache, q = normal(10, size, rank + rope), normal(3 * queries, HEADS, rank + rope, seed=1)
-    impl: Any = SimpleNamespace(kv_lora_rank=rank, coded=False, scale=0.2, need_to_return_lse_for_decode=lse)
+    impl: Any = SimpleNamespace(kv_lora_rank=rank, codes=Codes("auto"), scale=0.2, need_to_return_lse_for_decode=lse)
     meta = SimpleNamespace(decode=pages, causal=True)
-    out, sums = AiterOpsMLAImpl.forward_mqa(impl, q, cache, meta, None)
+    layer = SimpleNamespace(_k_scale=torch.tensor(0.05))  # of no account without codes
+    out, sums = AiterOpsMLAImpl.forward_mqa(impl, q, cache, meta, layer)
     assert (sums is not None) == lse
     for b, n in enumerate(lengths.tolist()):
         keys = cache[table[b]].flatten(0, 1)[:n, None]

@@ -21,12 +21,12 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
-    """All that AITER_OPS_VLLM=all puts into this process, with vLLM's classes on."""
+    """All that AITER_OPS_VLLM=all puts into this process, with vLLM's classes on, and its plain forms not compiled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AITER_OPS_VLLM", "all")
         plugin.register()
     config = VllmConfig(compilation_config=CompilationConfig(mode=CompilationMode.NONE, custom_ops=["all"]))
-    with set_current_vllm_config(config), torch.inference_mode():
+    with set_current_vllm_config(config), torch.inference_mode(), torch.compiler.set_stance("force_eager"):
         yield
 
 
@@ -57,6 +57,26 @@ def test_registering_again_changes_nothing() -> None:
     before = dict(op_registry_oot)
     plugin.register()
     assert op_registry_oot == before
+
+
+def test_compiled_graphs_are_kept_under_what_was_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a graph of one policy would be taken from vLLM's disk cache under another."""
+    from aiter_ops.core import runtime
+
+    def key(mode: CompilationMode) -> tuple[Any, str]:
+        config = VllmConfig(compilation_config=CompilationConfig(mode=mode))
+        return config.additional_config.get("aiter_ops"), config.compute_hash()
+
+    (found, one), (_, again) = key(CompilationMode.VLLM_COMPILE), key(CompilationMode.VLLM_COMPILE)
+    assert one == again
+    assert found["mode"] == "all"
+    assert {"silu_and_mul", "rms_norm"} <= set(found["inlined"])
+    assert "rotary_embedding" not in found["inlined"], "it writes in place"
+    assert key(CompilationMode.NONE)[0] is None
+    monkeypatch.setattr(runtime, "inlines", lambda name, token, device: name == "rms_norm")
+    changed, other = key(CompilationMode.VLLM_COMPILE)
+    assert changed["inlined"] == ["rms_norm"]
+    assert other != one
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import codegen, provider, tracing
 from .decide import VARIES, Candidate, Decision, Refused, candidates, decide
 from .platforms import Platform, platform
-from .policy import ENVIRONMENT, Policy, parse_rules
+from .policy import ENVIRONMENT, Policy, SettingsError, parse_rules
 from .settings import Settings, read_settings
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class _State:
         self.settings: Settings | None = None
         self.policy = Policy()
         self.used: list[tuple[int, str]] = []
-        self.trace: tracing.Recorder | None = None
+        self.trace: tracing.Trace | None = None
 
 
 state = _State()
@@ -54,10 +54,13 @@ def policy() -> Policy:
             rules, off = parse_rules(
                 settings.rules, "AITER_OPS", ENVIRONMENT, targets(), provider.provider_names(), platform()
             )
+            if settings.trace and state.trace is None:
+                try:
+                    state.trace = tracing.start_trace(settings.trace)
+                except OSError as error:
+                    raise SettingsError(f"AITER_OPS_TRACE={settings.trace!r} cannot be written: {error}") from None
             state.policy = Policy(rules, settings.strict, off, settings.flags_off, settings.batch_invariant)
             state.settings = settings
-            if settings.trace and state.trace is None:
-                state.trace = tracing.start_trace(settings.trace)
         return state.policy
 
 

@@ -32,7 +32,9 @@ SETTINGS = (
         "0",
         "a row's or token's result must not depend on the rest of the batch; implementations that do not state so are passed over",
     ),
-    Setting("AITER_OPS_TRACE", "0, 1 or a path", "0", "1: summary at exit; a path: JSON lines, .<pid> added"),
+    Setting(
+        "AITER_OPS_TRACE", "0, 1 or a path", "0", "1: summary at exit; a path: JSON lines in PATH.<pid>, kept current"
+    ),
     Setting("AITER_OPS_VLLM", "0, 1 or all", "1", "what the vLLM plugin replaces"),
     Setting("AITER_OPS_PLUGINS", "comma list", "", "third-party providers to load; unset: all installed; empty: none"),
 )

@@ -6,9 +6,12 @@ import atexit
 import contextlib
 import json
 import logging
+import multiprocessing.util
 import os
 import sys
+import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -35,6 +38,7 @@ class Recorder(list[Call]):
         super().__init__()
         self._counts: Counter[tuple[Any, ...]] = Counter()
         self._lock = threading.Lock()
+        self._new = False
 
     def add(self, op: str, provider: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
@@ -42,10 +46,16 @@ class Recorder(list[Call]):
         dtypes = tuple(str(t.dtype).removeprefix("torch.") for t in tensors)
         with self._lock:
             self._counts[op, provider, shapes, dtypes] += 1
+            self._new = True
 
     def calls(self) -> list[Call]:
         with self._lock:
-            return [Call(key[0], key[1], key[2], key[3], count) for key, count in self._counts.items()]
+            counts = self._counts.copy()
+        return [Call(key[0], key[1], key[2], key[3], count) for key, count in counts.items()]
+
+    def start_over(self) -> None:
+        """In a process just forked."""
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         self[:] = self.calls()
@@ -113,26 +123,118 @@ def recording(rebuild: Callable[[], None]) -> Iterator[Recorder]:
         rebuild()
 
 
-def start_trace(target: str) -> Recorder:
-    """The trace of AITER_OPS_TRACE: a summary at exit, or JSON lines in ``<target>.<pid>`` (shapes, never values)."""
-    recorder = Recorder()
-    recorders.append(recorder)
-    owner = os.getpid()
+INTERVAL = 1.0
+"""Seconds between two writes of the trace file, while ops are called."""
 
-    def finish() -> None:
-        if os.getpid() != owner:
-            return
-        rows = sorted(recorder.calls(), key=lambda c: (-c.count, c.op, c.provider))
-        if target == "1":
-            print(summary(rows), file=sys.stderr)
-            return
-        handle = os.open(f"{target}.{owner}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row._asdict()) + "\n")
+SHARE = 0.02
+"""Of the time at most goes into writing: a file that has grown large is written less often."""
 
-    atexit.register(finish)
-    return recorder
+_writing = threading.RLock()
+"""Held while a file is written, and by a fork: no process starts with half of one in its buffers."""
+
+
+class Trace(Recorder):
+    """What AITER_OPS_TRACE asks for: a summary at the end of the process, or a file that is kept current.
+
+    target: ``1`` for the summary on stderr, else a path: this process's file is ``<target>.<pid>``, JSON lines of
+    shapes and never values. A thread replaces it as a whole, so it is there after the process was killed, and never
+    half written. A forked process starts from nothing, with a file of its own once it calls an op.
+    Raises OSError where the file cannot be written.
+    """
+
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        self.path = "" if target == "1" else os.path.abspath(target)
+        self._forked, self._end = False, threading.Event()
+        self._thread: threading.Thread | None = None
+        if self.path:
+            self._write()
+        atexit.register(self.finish)
+        # a process of multiprocessing ends without atexit's functions
+        multiprocessing.util.register_after_fork(self, Trace._at_end)
+
+    def _at_end(self) -> None:
+        multiprocessing.util.Finalize(None, self.finish, exitpriority=0)
+
+    def start_over(self) -> None:
+        """In a process just forked: the calls and the thread are the parent's."""
+        super().start_over()
+        self._counts.clear()
+        self._new, self._forked, self._thread, self._end = False, True, None, threading.Event()
+
+    def add(self, op: str, provider: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().add(op, provider, args, kwargs)
+        if self._thread is None and self.path:
+            self._start()
+
+    def _start(self) -> None:
+        with _lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._keep, name="aiter_ops trace", daemon=True)
+                with contextlib.suppress(RuntimeError):  # the interpreter is ending, and starts no thread any more
+                    self._thread.start()
+
+    def _keep(self) -> None:
+        pause = INTERVAL
+        while not self._end.wait(pause):
+            start = time.perf_counter()
+            self._write_what_is_new()
+            pause = max(INTERVAL, (time.perf_counter() - start) / SHARE)
+
+    def finish(self) -> None:
+        """The process ends: stop the thread, write what is new or print the summary."""
+        if self._end.is_set():
+            return
+        self._end.set()
+        if self.path:
+            self._write_what_is_new()
+        elif self._counts or not self._forked:
+            print(summary(self._rows()), file=sys.stderr)
+
+    def _rows(self) -> list[Call]:
+        return sorted(self.calls(), key=lambda c: (-c.count, c.op, c.provider))
+
+    def _write_what_is_new(self) -> None:
+        try:
+            with _writing:
+                if self._new:
+                    self._write()
+        except OSError as error:
+            self._new = True
+            warn_once(f"trace {self.path}", "AITER_OPS_TRACE=%s cannot be written: %s", self.path, error)
+
+    def _write(self) -> None:
+        self._new = False  # before the calls are read: one that comes in between is written again
+        text = "".join(json.dumps(row._asdict()) + "\n" for row in self._rows())
+        folder, name = os.path.split(f"{self.path}.{os.getpid()}")
+        handle, part = tempfile.mkstemp(prefix=f".{name}.", dir=folder)  # readable by its owner alone
+        try:
+            with open(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(part, os.path.join(folder, name))
+        except OSError:
+            os.unlink(part)
+            raise
+
+
+def start_trace(target: str) -> Trace:
+    """Count every call from now on for the trace of AITER_OPS_TRACE. OSError where its file cannot be written."""
+    trace = Trace(target)
+    recorders.append(trace)
+    return trace
+
+
+def _after_fork() -> None:
+    """Locks may have been held by threads that a new process does not have."""
+    global _lock, _writing
+    _lock, _writing = threading.Lock(), threading.RLock()
+    for recorder in recorders:
+        recorder.start_over()
+
+
+os.register_at_fork(
+    before=lambda: _writing.acquire(), after_in_parent=lambda: _writing.release(), after_in_child=_after_fork
+)
 
 
 def summary(rows: list[Call]) -> str:

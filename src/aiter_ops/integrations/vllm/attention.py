@@ -26,7 +26,6 @@ from aiter_ops.core import runtime
 NAME = "CUSTOM"
 """A backend's name is looked up among vLLM's, so it is that of the place where it is registered."""
 
-
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
 
@@ -47,6 +46,21 @@ class OnTheLayer:
     @classmethod
     def supports_batch_invariance(cls) -> bool:
         return runtime.policy().batch_invariant
+
+
+class Codes:
+    """Whether a cache holds FP8, for vLLM's names of cache types, and what follows for the ops."""
+
+    def __init__(self, kv_cache_dtype: str) -> None:
+        self.coded = is_quantized_kv_cache(kv_cache_dtype)
+
+    def view(self, cache: Tensor) -> Tensor:
+        """vLLM allocates FP8 caches as bytes."""
+        return cache.view(current_platform.fp8_dtype()) if self.coded and cache.dtype == torch.uint8 else cache
+
+    def scale(self, scale: Tensor) -> Tensor | None:
+        """[1], where there are codes to multiply by it."""
+        return scale.reshape(1) if self.coded else None
 
 
 class AiterOpsBackend(OnTheLayer, AttentionBackend):
@@ -139,24 +153,20 @@ class AiterOpsImpl(AttentionImpl[Metadata]):
         self.window = [-1, -1] if sliding_window is None else [sliding_window - 1, 0]
         self.softcap = logits_soft_cap or 0.0
         self.kv_cache_dtype, self.kv_sharing_target_layer_name = kv_cache_dtype, kv_sharing_target_layer_name
-        self.coded = is_quantized_kv_cache(kv_cache_dtype)
+        self.codes = Codes(kv_cache_dtype)
         self.sinks = sinks
 
     def _caches(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [blocks, block size, heads, width] of vLLM's [blocks, heads, block size, 2·width]."""
-        if self.coded and kv_cache.dtype == torch.uint8:
-            kv_cache = kv_cache.view(current_platform.fp8_dtype())
-        k, v = kv_cache.transpose(1, 2).chunk(2, -1)
+        k, v = self.codes.view(kv_cache).transpose(1, 2).chunk(2, -1)
         return k, v
-
-    def _scale(self, scale: Tensor) -> Tensor | None:
-        return scale.reshape(1) if self.coded else None
 
     def do_kv_cache_update(
         self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
     ) -> None:
         k, v = self._caches(kv_cache)
-        ops.reshape_and_cache(key, value, k, v, slot_mapping, self._scale(layer._k_scale), self._scale(layer._v_scale))
+        scales = (self.codes.scale(layer._k_scale), self.codes.scale(layer._v_scale))
+        ops.reshape_and_cache(key, value, k, v, slot_mapping, *scales)
 
     def forward(
         self,
@@ -182,6 +192,13 @@ class AiterOpsImpl(AttentionImpl[Metadata]):
         ops.paged_attention(
             *(query[rows], k, v, output[rows], m.query_start_loc, m.seq_lens, m.block_table),
             *(m.max_query_len, m.max_seq_len, self.scale, m.causal, self.window if m.causal else [-1, -1]),
-            *(self.softcap, self.alibi, self.sinks, None, self._scale(layer._k_scale), self._scale(layer._v_scale)),
+            *(
+                self.softcap,
+                self.alibi,
+                self.sinks,
+                None,
+                self.codes.scale(layer._k_scale),
+                self.codes.scale(layer._v_scale),
+            ),
         )
         return output

@@ -9,6 +9,7 @@ from torch import Tensor
 import aiter_ops as ops
 from aiter_ops.core import platforms, runtime
 
+from . import table
 from .table import CPU, Override
 
 PROVIDER = "aiter_ops"
@@ -92,15 +93,27 @@ def only_torch() -> bool:
     )
 
 
+def what_is_traced(platform: str) -> dict[str, Any]:
+    """What decides which code of the layer torch.compile sees, beyond its sources: vLLM keeps compiled graphs on disk
+    under a key of its own configuration, which knows neither the plugin nor AITER_OPS.
+    """
+    device = "cpu" if platform == CPU else "cuda"
+    names = sorted({name for row in table.IR + table.CUSTOM_OPS for name in row.of})
+    inlined = [name for name in names if runtime.inlines(name, runtime.state.token, device)]
+    return {"version": ops.__version__, "mode": runtime.settings().vllm, "inlined": inlined}
+
+
 def _go_first(platform_class: Any, platform: str) -> None:
     """Wrap the platform's default order. Where vLLM compiles and only references could serve, the order stays: the
-    compiler fuses vLLM's own.
+    compiler fuses vLLM's own. `what_is_traced` goes into the part of the configuration that vLLM leaves to others.
     """
     stock = platform_class.get_default_ir_op_priority
 
     def get_default_ir_op_priority(cls: Any, vllm_config: Any) -> Any:
         order = stock(vllm_config)
         compiles = vllm_config.compilation_config.mode not in (None, 0)
+        if compiles and isinstance(vllm_config.additional_config, dict):
+            vllm_config.additional_config[PROVIDER] = what_is_traced(platform)
         if not (compiles and (platform == CPU or only_torch())):
             for name in FIRST:
                 setattr(order, name, [PROVIDER, *getattr(order, name)])

@@ -21,12 +21,16 @@ PLATFORMS = {ROCM: PlatformEnum.ROCM, CUDA: PlatformEnum.CUDA, CPU: PlatformEnum
 Answer = tuple[bool, "str | None"]
 
 
-class AiterOpsFP8ScaledMMLinearKernel(FP8ScaledMMLinearKernel):
-    """FP8 activations by row or tensor, FP8 weights by channel or tensor."""
+class Everywhere:
+    """There is an implementation for any machine; which one, the layer decides."""
 
     @classmethod
     def is_supported(cls, compute_capability: int | None = None) -> Answer:
         return True, None
+
+
+class AiterOpsFP8ScaledMMLinearKernel(Everywhere, FP8ScaledMMLinearKernel):
+    """FP8 activations by row or tensor, FP8 weights by channel or tensor."""
 
     @classmethod
     def can_implement(cls, c: Any) -> Answer:
@@ -52,12 +56,8 @@ class AiterOpsFP8ScaledMMLinearKernel(FP8ScaledMMLinearKernel):
         return ops.gemm_a8w8(A, B.t(), As, Bs, bias, out_dtype).view(*output_shape)
 
 
-class AiterOpsInt8ScaledMMLinearKernel(CutlassInt8ScaledMMLinearKernel):
+class AiterOpsInt8ScaledMMLinearKernel(Everywhere, CutlassInt8ScaledMMLinearKernel):
     """int8 activations by row, or by a given scale, int8 weights by channel or tensor; symmetric."""
-
-    @classmethod
-    def is_supported(cls, compute_capability: int | None = None) -> Answer:
-        return True, None
 
     @classmethod
     def can_implement(cls, c: Any) -> Answer:
@@ -72,12 +72,8 @@ class AiterOpsInt8ScaledMMLinearKernel(CutlassInt8ScaledMMLinearKernel):
         return ops.gemm_a8w8(q, w.t(), x_scale, w_scale, bias, x.dtype)
 
 
-class AiterOpsFp8BlockScaledMMKernel(Fp8BlockScaledMMLinearKernel):
+class AiterOpsFp8BlockScaledMMKernel(Everywhere, Fp8BlockScaledMMLinearKernel):
     """FP8 weights with a scale for a block, activations with one for as many columns of a row."""
-
-    @classmethod
-    def is_supported(cls, compute_capability: int | None = None) -> Answer:
-        return True, None
 
     @classmethod
     def can_implement(cls, config: Any) -> Answer:

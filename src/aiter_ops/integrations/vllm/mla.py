@@ -15,14 +15,12 @@ from vllm.model_executor.layers.attention.mla_attention import (
     MLACommonMetadataBuilder,
     QueryLenSupport,
 )
-from vllm.platforms import current_platform
-from vllm.utils.torch_utils import is_quantized_kv_cache
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionType, MultipleOf
 from vllm.v1.attention.backends.mla.prefill.base import MLAPrefillBackend
 
 import aiter_ops as ops
 
-from .attention import DTYPES, NAME, OnTheLayer
+from .attention import DTYPES, NAME, Codes, OnTheLayer
 
 
 class AiterOpsMLAPrefillBackend(MLAPrefillBackend):
@@ -171,7 +169,7 @@ class AiterOpsMLAImpl(MLACommonImpl[Metadata]):
             **mla_args,
         )
         self.supports_quant_query_input = False  # queries stay 16-bit over an FP8 cache
-        self.coded = is_quantized_kv_cache(kv_cache_dtype)
+        self.codes = Codes(kv_cache_dtype)
 
     def do_kv_cache_update(
         self,
@@ -184,10 +182,8 @@ class AiterOpsMLAImpl(MLACommonImpl[Metadata]):
     ) -> None:
         if kv_cache.numel() == 0:
             return
-        if self.coded and kv_cache.dtype == torch.uint8:
-            kv_cache = kv_cache.view(current_platform.fp8_dtype())
-        scale = k_scale.reshape(1) if self.coded else None
-        ops.concat_and_cache_mla(kv_c_normed, k_pe, kv_cache, slot_mapping.flatten(), scale)
+        cache, scale = self.codes.view(kv_cache), self.codes.scale(k_scale)
+        ops.concat_and_cache_mla(kv_c_normed, k_pe, cache, slot_mapping.flatten(), scale)
 
     def forward_mqa(
         self, q: Tensor | tuple[Tensor, Tensor], kv_c_and_k_pe_cache: Tensor, attn_metadata: Metadata, layer: Any
@@ -197,7 +193,7 @@ class AiterOpsMLAImpl(MLACommonImpl[Metadata]):
         pages, cache = attn_metadata.decode, kv_c_and_k_pe_cache
         assert pages is not None
         out = q.new_empty(*q.shape[:2], self.kv_lora_rank)
-        scale = layer._k_scale.reshape(1) if self.coded else None
+        scale = self.codes.scale(layer._k_scale)
         where = (pages.qo_indptr, pages.kv_indptr, pages.kv_indices, pages.last, pages.max_query_len)
         how = (self.scale, cache.shape[1], 0.0, None, scale, attn_metadata.causal)
         if not self.need_to_return_lse_for_decode:

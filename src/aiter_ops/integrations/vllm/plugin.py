@@ -21,7 +21,7 @@ log = logging.getLogger("vllm.aiter_ops")
 """Below vLLM's own logger, so that its handlers, levels and process names apply."""
 
 _lock = threading.Lock()
-_registered: str | None = None
+_registered = False
 
 
 class PluginError(RuntimeError):
@@ -37,26 +37,29 @@ def register() -> None:
     """
     global _registered
     with _lock:
-        if _registered is None:
-            _registered = _register()
+        if not _registered:
+            _register()
+            _registered = True
 
 
-def _register() -> str:
+def _register() -> None:
     if runtime.state.settings is not None:
         runtime.reload_settings()  # it may have been read before vLLM was imported, which changes what unset flags mean
     mode, off = runtime.settings().vllm, runtime.policy().off
     if mode == "0" or off:
-        return _say("registers nothing: %s", "AITER_OPS=off" if off else "AITER_OPS_VLLM=0")
+        _say("registers nothing: %s", "AITER_OPS=off" if off else "AITER_OPS_VLLM=0")
+        return
     import vllm
     from vllm.platforms import current_platform
 
     if not table.in_window(vllm.__version__):
-        text = f"aiter-ops registers nothing: vLLM {vllm.__version__} is outside of the tested window {WINDOW}"
-        log.warning("%s", text)
-        return text
+        text = "aiter-ops registers nothing: vLLM %s is outside of the tested window %s"
+        log.warning(text, vllm.__version__, WINDOW)
+        return
     platform = platform_name(current_platform)
     if platform is None:
-        return _say("registers nothing: vLLM's platform %s is none of rocm, cuda, cpu", current_platform.device_name)
+        _say("registers nothing: vLLM's platform %s is none of rocm, cuda, cpu", current_platform.device_name)
+        return
     rows = [row for row in table.selected(mode, platform) if present(row)]
     problems = [f"{row.kind} {row.name}: {problem}" for row in rows if (problem := mismatch(row))]
     if problems:
@@ -68,13 +71,13 @@ def _register() -> str:
         importlib.import_module(f"{__package__}.{module}").install(list(group), platform)
     counts = Counter(row.kind for row in rows)
     what = ", ".join(f"{kind}: {count}" for kind, count in counts.items())
-    return _say(
+    _say(
         "(AITER_OPS_VLLM=%s) registered in vLLM %s on %s: %s; `aiter-ops doctor` lists them",
         *(mode, vllm.__version__, platform, what),
     )
 
 
-def _say(text: str, *args: object) -> str:
+def _say(text: str, *args: object) -> None:
     """The line for the log. In a front end vLLM sets up its logging after its plugins: there the line goes to stderr,
     where vLLM would log at all.
     """
@@ -85,7 +88,6 @@ def _say(text: str, *args: object) -> str:
         log.info("%s", line)
     elif logging.getLevelName(envs.VLLM_LOGGING_LEVEL) <= logging.INFO:
         print(f"INFO {line}", file=sys.stderr)
-    return line
 
 
 def _module(row: Override) -> str:

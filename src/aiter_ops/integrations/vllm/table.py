@@ -16,7 +16,7 @@ from aiter_ops.integrations.rocm_aiter_ops.predicates import PREDICATES
 from aiter_ops.integrations.rocm_aiter_ops.schemas import GETTERS, ROWS
 from aiter_ops.integrations.rocm_aiter_ops.table import FACES
 
-WINDOW = SpecifierSet(">=0.32.0,<0.33")
+WINDOW = SpecifierSet(">=0.31.0,<0.33")
 """The releases of vLLM that the engine tests run with; in any other the plugin registers nothing."""
 
 ROCM, CUDA, CPU = "rocm", "cuda", "cpu"
@@ -89,7 +89,8 @@ IR = (
         *("IR order", "Platform.get_default_ir_op_priority", ()),
         where="vllm.platforms:current_platform.get_default_ir_op_priority",
         takes=("vllm_config",),
-        note="puts the layer first for both norms; --ir-op-priority still comes before it",
+        note="puts the layer first for both norms; --ir-op-priority still comes before it. Also adds the layer to the key "
+        "of vLLM's compiled graphs",
     ),
 )
 
