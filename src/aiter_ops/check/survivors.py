@@ -1,12 +1,16 @@
-"""Why a mutant survives: arguments that it keeps the program's meaning, each looked for by running it.
+"""Why a mutant survives: arguments that it keeps the program's meaning, each looked for by running it. Every argument is asked
+over inputs of other values and, where the same program serves them, of other sizes.
 
-- ``same result``: on registers of random bits the changed instruction writes what the old one does, but for the sign of a
-  zero and the payload of a NaN.
+- ``waits``: it weakens a wait, and on every path through the changed program, whatever its branches decide, no register is
+  named that an outstanding load will write and no barrier reached with accesses to LDS outstanding: another wait covers it.
+- ``same result``: on registers of random bits, of equal numbers and of the instruction's constants the changed instruction
+  writes what the old one does, but for the sign of a zero and the payload of a NaN.
+- ``same values``: with all inputs the changed instruction writes what the old one does, and what the two read is the same with
+  all of them: it depends on neither values nor sizes, but on the wave and lane alone.
+- ``sizes``: it writes the same with all inputs, what it reads does not depend on the tensors' values, and it writes the same
+  for any other sizes and indices that are not negative and up to eight times as large as those seen, each drawn by itself.
 - ``thrown away``: wherever the changed instruction writes something else, anything may stand: undefined values put there
   reach no store, address, EXEC or branch, with all inputs.
-- ``same values``: with all inputs the changed instruction writes what the old one does, and in the lanes where it could
-  write something else (on random bits it does) what it reads does not depend on the tensors' values, but on sizes, lanes and
-  workgroups alone.
 - ``bound``: it changes the number of records of a buffer descriptor, which bounds nothing here but the offset 0x80000000 of
   masked lanes: any number from a tensor's size to 0x80000000 means the same.
 - ``quotient``: it is a step of a division that a later step corrects (of the compiler's, from v_div_scale to v_div_fixup, or
@@ -29,7 +33,7 @@ import torch
 
 from aiter_ops.amdgcn import EmulationError, Machine, Program, instruction
 from aiter_ops.amdgcn.launch import TABLE
-from aiter_ops.amdgcn.parse import EXEC, Instruction
+from aiter_ops.amdgcn.parse import Instruction
 from aiter_ops.amdgcn.state import Waves
 from aiter_ops.amdgcn.undefined import filling
 from aiter_ops.core.op import Op
@@ -38,12 +42,14 @@ from aiter_ops.core.samples import Sample
 
 from .emulate import emulate, rescaled, special
 from .mutate import Mutant
+from .waits import waits_enough
+from .watch import MOST_ROWS, Rows, Seen, apart, may_differ, random_waves, watch
 
-ARGUMENTS = ("same result", "thrown away", "same values", "bound", "quotient", "same bits")
+ARGUMENTS = ("waits", "same result", "same values", "sizes", "thrown away", "bound", "quotient", "same bits")
 _OUTWARD = ("_store_", "ds_write", "ds_add", "_atomic_", "_lds_")
 
 
-def more_inputs(op: Op, sample: Sample, seeds: Sequence[int] = (1, 2, 3, 4)) -> Iterator[Sample]:
+def more_inputs(op: Op, sample: Sample, seeds: Sequence[int] = (1, 2)) -> Iterator[Sample]:
     """The same arguments with other values: drawn anew, and with rows of other sizes."""
     for seed in seeds:
         for again in op.samples(size="small", seed=seed):
@@ -56,24 +62,38 @@ def more_inputs(op: Op, sample: Sample, seeds: Sequence[int] = (1, 2, 3, 4)) -> 
                         yield other
 
 
+def arguments(
+    op: Op, inputs: Sequence[Sample], target: Platform, mutants: Sequence[Mutant], others: Sequence[Sample] = ()
+) -> dict[Mutant, str | None]:
+    """One of ARGUMENTS why each mutant that no input caught keeps the meaning, or None. inputs: of one size; others: of other
+    sizes.
+    """
+    every = [*inputs, *others]
+    known = [m for m in mutants if instruction(m.before).name in TABLE and instruction(m.after).name in TABLE]
+    inward = [m for m in known if not any(word in m.before for word in _OUTWARD)]
+    seen = watch(op, every, target, [m for m in inward if apart(m)])
+    found: dict[Mutant, str | None] = {}
+    for m in mutants:
+        if m in seen and (why := _same(seen[m], len(inputs))):
+            found[m] = why
+        elif m.kind == "wait" and (program := _program(op, inputs[0], target, m)) and waits_enough(m.change(program)):
+            found[m] = "waits"
+        elif m in inward and _Harm(m).none(op, every, target):
+            found[m] = "thrown away"
+        elif m in known and _bounds_records(op, inputs[0], target, m):
+            found[m] = "bound"
+        elif m in known and _in_quotient(op, inputs[0], target, m):
+            found[m] = "quotient"
+        elif re.match(_EXACT, m.before) and all(_same_bits(op, s, target, m) for s in every):
+            found[m] = "same bits"
+        else:
+            found[m] = None
+    return found
+
+
 def argument(op: Op, inputs: Sequence[Sample], target: Platform, mutant: Mutant) -> str | None:
-    """One of ARGUMENTS why a mutant that no input caught keeps the meaning, or None."""
-    old, new = instruction(mutant.before), instruction(mutant.after)
-    if old.name not in TABLE or new.name not in TABLE:
-        return None
-    if not any(word in old.name for word in _OUTWARD):
-        watch = _Watch(mutant, old, new)
-        for poison in (False, True):
-            watch.poison = poison
-            if found := watch.holds(op, inputs, target):
-                return found
-    if _bounds_records(op, inputs[0], target, mutant):
-        return "bound"
-    if _in_quotient(op, inputs[0], target, mutant):
-        return "quotient"
-    if re.match(_EXACT, mutant.before) and all(_same_bits(op, s, target, mutant) for s in inputs):
-        return "same bits"
-    return None
+    """`arguments` of one mutant."""
+    return arguments(op, inputs, target, [mutant])[mutant]
 
 
 _EXACT = r"v_(mov|cmp|cndmask|max|min|readlane|permlane|swap)|\w+_dpp |ds_(swizzle|bpermute|permute)"
@@ -96,123 +116,86 @@ def _same_bits(op: Op, sample: Sample, target: Platform, mutant: Mutant) -> bool
     return stored(None) == stored(mutant.change)
 
 
-def _may_differ(old: Instruction, new: Instruction, full: bool) -> Any:
-    """[64]: the lanes in which the two write something else on random registers; all, where scalars differ. full: every lane
-    is on. Accesses to memory may differ everywhere.
-    """
-    random = np.random.default_rng(0)
-    n = 256
+class _Harm:
+    """Puts undefined values wherever a changed instruction writes something else than the old one."""
 
-    def bits(*shape: int) -> Any:
-        return random.integers(0, 1 << 32, shape, dtype=np.uint32)
+    def __init__(self, mutant: Mutant) -> None:
+        self.seen = Seen(mutant, instruction(mutant.before), instruction(mutant.after))
 
-    groups = np.zeros(n, np.int64)
-    first = Waves(None, bits(128, n, 64), bits(64, n, 64), bits(128, n), groups, groups)
-    # small numbers and ordinary floats too
-    first.v[:, :64] &= 0xFF
-    first.v[:, 64:128] = first.v[:, 64:128] & 0x81FFFFFF | 0x3E000000
-    first.mode, first.scc = 0x3F0, bits(n) % 2 == 1
-    if full:
-        first.set_s64(EXEC, np.full(n, 0xFFFFFFFFFFFFFFFF, np.uint64))
-    second = first.part(np.ones(n, np.bool_))
-    try:
-        with np.errstate(all="ignore"):
-            TABLE[old.name](first, old)
-            TABLE[new.name](second, new)
-    except (EmulationError, AttributeError, IndexError):
-        return np.ones(64, np.bool_)
-    v, a, s, scc = _differences(first, second)
-    if "_f32" in old.name:
-        x, y = first.v.view(np.float32), second.v.view(np.float32)
-        v &= ~((x == y) | (np.isnan(x) & np.isnan(y)))
-    if s.any() or scc.any():
-        return np.ones(64, np.bool_)
-    return v.any(axis=(0, 1)) | a.any(axis=(0, 1))
-
-
-def _differences(a: Waves, b: Waves) -> tuple[Any, ...]:
-    """Where v, a, s and scc differ."""
-    return a.v != b.v, a.a != b.a, a.s != b.s, a.scc != b.scc
-
-
-class _Watch:
-    """Runs the old program, and beside it the changed instruction on a copy of the registers wherever it is executed."""
-
-    def __init__(self, mutant: Mutant, old: Instruction, new: Instruction) -> None:
-        self.mutant, self.old, self.new = mutant, old, new
-        self.poison = False
-        self.runs = 0
-        self.sources: list[Any] = []
-        self.differs, self.full = False, True
-
-    def holds(self, op: Op, inputs: Sequence[Sample], target: Platform) -> str | None:
-        """poison: undefined values instead of what differs do no harm. Else: nothing differs where it could, and there the
-        sources are those of the first input.
-        """
-        seen = []
-        self.runs, self.differs, self.full = 0, False, True
+    def none(self, op: Op, inputs: Sequence[Sample], target: Platform) -> bool:
+        """Whether they do no harm with any of the inputs, and were put somewhere."""
         for sample in inputs:
-            self.sources = []
+            self.seen.read.append([set() for _ in self.seen.sources])
             try:
                 emulate(op, sample, target, prepare=self._prepare)
             except EmulationError:
-                return None
-            seen.append(self.sources)
-        if not self.runs:
-            return None
-        if self.poison:
-            return "thrown away" if self.differs else None
-        lanes = _may_differ(self.old, self.new, self.full)
-        if not lanes.any():
-            return "same result"
-        if self.differs:
-            return None
-
-        def alike(one: Any, other: Any) -> bool:
-            return one.shape == other.shape and np.array_equal(one[..., lanes], other[..., lanes])
-
-        same = all(len(s) == len(seen[0]) and all(map(alike, s, seen[0])) for s in seen)
-        return "same values" if len(inputs) > 1 and same else None
+                return False
+        return self.seen.differs
 
     def _prepare(self, machine: Machine) -> None:
-        if self.mutant.is_in(machine.program):
-            machine.run_by[self.mutant.place] = self._run
+        if self.seen.mutant.is_in(machine.program):
+            machine.run_by[self.seen.mutant.place] = self._run
 
     def _run(self, w: Waves, ins: Instruction) -> None:
-        beside = w.part(np.ones(len(w), np.bool_))
-        self.sources.append(self._read(w))
-        self.full = self.full and w.full
-        TABLE[ins.name](w, ins)
-        try:
-            TABLE[self.new.name](beside, self.new)
-        except EmulationError:
-            self.differs = True
-            if self.poison:
-                raise
+        if (found := self.seen.run(w, ins)) is None:
             return
-        self.runs += 1
-        v, a, s, scc = _differences(w, beside)
-        if not (v.any() or a.any() or s.any() or scc.any()):
-            return
-        self.differs = True
-        if self.poison:
-            np.copyto(w.v, filling(w.v.shape, 1), where=v)
-            np.copyto(w.a, filling(w.a.shape, 1), where=a)
-            np.copyto(w.s, filling(w.s.shape, 1), where=s)
-            w.scc = np.where(scc, np.arange(len(w)) % 2 == 0, w.scc)
-            w._exec = None
+        v, a, s, scc = found
+        np.copyto(w.v, filling(w.v.shape, 1), where=v)
+        np.copyto(w.a, filling(w.a.shape, 1), where=a)
+        np.copyto(w.s, filling(w.s.shape, 1), where=s)
+        w.scc = np.where(scc, np.arange(len(w)) % 2 == 0, w.scc)
+        w._exec = None
 
-    def _read(self, w: Waves) -> Any:
-        """[k, n, 64]: what both instructions read, of the first of the twins; of DPP also what a lane reads of others."""
-        shape = len(w) // 2, 64
-        parts = [np.broadcast_to(w.scc[::2, None], shape)]
-        first = self.old.operands[0]
-        for kind, number in sorted(self.old.registers | self.new.registers):
-            held = {"v": w.v, "a": w.a, "s": w.s}[kind][number]
-            times = sum(o.kind == kind and o.index <= number < o.index + o.count for o in self.old.operands)
-            if times > 1 or not (first.kind == kind and first.index <= number < first.index + first.count):
-                parts.append(np.broadcast_to(held[::2] if kind != "s" else held[::2, None], shape))
-        return np.stack([np.array(p, np.uint32) for p in parts])
+
+def _same(seen: Seen, alike: int) -> str | None:
+    """``same result``, ``same values`` or ``sizes`` of what a watch saw over `alike` inputs of one size and others, or None."""
+    if not seen.runs:
+        return None
+    if not may_differ(seen.old, seen.new, seen.full).any():
+        return "same result"
+    if seen.differs or len(seen.read) < 2 or any(len(rows) >= MOST_ROWS for one in seen.read for rows in one):
+        return None
+    ran = [one for one in seen.read if one[0]]
+    fixed = [all(one[at] == ran[0][at] for one in ran) for at in range(len(seen.sources))]
+    if len(ran) > 1 and all(fixed):
+        return "same values"
+    values_alone = [one for one in seen.read[:alike] if one[0]]
+    if len(ran) == len(values_alone) or any(one != values_alone[0] for one in values_alone):
+        return None
+    if re.search(r"_(b?f16|f32|f64|fp8|bf8)", seen.old.name) or seen.old.name.startswith(("ds_", "v_mfma", "v_perm")):
+        return None
+    waves = random_waves(seen.old, seen.new)
+    return None if waves is None or _differ_for_sizes(seen, ran, fixed, waves) else "sizes"
+
+
+def _differ_for_sizes(seen: Seen, ran: list[list[Rows]], fixed: list[bool], waves: Waves) -> bool:
+    """Whether the two write different things for sizes and indices up to eight times as large as those seen, each by itself;
+    sources that are the same with all sizes hold what they held, of one wave together.
+    """
+    random, n = np.random.default_rng(1), len(waves)
+    numbers = sorted({wave for wave, _ in ran[0][0]})
+    chosen = random.choice(numbers, n)
+    for at, (kind, number) in enumerate(seen.sources):
+        rows = [(wave, np.frombuffer(row, np.uint32)) for one in ran for wave, row in one[at]]
+        if fixed[at]:
+            of_wave: dict[int, list[Any]] = {}
+            for wave, row in rows:
+                of_wave.setdefault(wave, []).append(row)
+            drawn = np.stack([of_wave[w][random.integers(len(of_wave[w]))] for w in chosen.tolist()])
+        else:
+            most = max(int(row.max()) for _, row in rows)
+            if most >= 0x80000000:
+                return True
+            width = 64 if kind in "va" else 1
+            drawn = random.integers(0, 2 ** np.minimum(random.integers(0, most.bit_length() + 4, (n, 1)), 31), (n, width))
+        if kind == "scc":
+            waves.scc = drawn[:, 0].astype(np.bool_)
+        elif kind == "s":
+            waves.s[number] = drawn[:, 0]
+            waves._exec = None
+        else:
+            (waves.v if kind == "v" else waves.a)[number] = drawn
+    return bool(may_differ(seen.old, seen.new, seen.full, waves).any())
 
 
 def _program(op: Op, sample: Sample, target: Platform, mutant: Mutant) -> Program | None:
