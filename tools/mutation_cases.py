@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from aiter_ops.core.op import Op
-from aiter_ops.core.samples import Sample
+from aiter_ops.core.samples import Make, Sample
+from aiter_ops.ops.attention.paged_samples import batch
+from aiter_ops.ops.attention.samples import packed
 
 Sizes = dict[int, int]
 
 
 @dataclass(frozen=True)
 class Case:
-    """sample: the beginning of its name. sizes: by size of a dimension the size it gets in all tensors that have it."""
+    """sample: the beginning of its name. sizes: by size of a dimension the size it gets in all tensors that have it. others:
+    further arguments of other sizes, where lengths and indices have to fit them.
+    """
 
     op: str
     sample: str
     sizes: tuple[Sizes, ...] = ()
-    most: int | None = 200
+    others: Callable[[Make], Iterator[tuple[Any, ...]]] | None = None
+
+
+def _prefills(make: Make) -> Iterator[tuple[Any, ...]]:
+    """Lengths of one tile and of several, as many heads and others, and scores far apart."""
+    fp32 = torch.float32
+    yield packed(make, (70, 1, 0, 131), (70, 40, 9, 131), (4, 2), (32, 32), fp32)
+    yield packed(make, (1, 1), (300, 5), (6, 3), (32, 32), fp32)
+    yield (*packed(make, (90,), (90,), (8, 1), (32, 32), fp32)[:-1], 9.0)
+
+
+def _pages(make: Make) -> Iterator[tuple[Any, ...]]:
+    yield batch(make, (40, 1, 2), (300, 1, 40), (4, 2))
+    yield batch(make, (70, 9, 1, 1, 33), (70, 90, 33, 200, 33), (4, 2))
+    yield (*batch(make, (1, 50), (45, 60), (4, 2))[:-1], 9.0)
+
+
+def _slots(make: Make) -> Iterator[tuple[Any, ...]]:
+    """Tokens in slots of caches of other sizes, some of them in none."""
+    for tokens, heads, blocks in ((90, 5, 31), (1, 2, 3), (33, 40, 9)):
+        k, v = make.normal(tokens, heads, 64, dtype=torch.float32), make.normal(tokens, heads, 64, dtype=torch.float32)
+        caches = [make.normal(blocks, 4, heads, 64, dtype=torch.float32) for _ in range(2)]
+        slots = make.permutation(4 * blocks, torch.int64).repeat(2)[:tokens]
+        slots[4 * blocks :] = -1
+        slots[2::5] = -1
+        yield k, v, *caches, slots, None, None, "nhd"
 
 
 CASES = (
@@ -30,13 +58,13 @@ CASES = (
     Case("group_quant", "ragged", ({7: 40}, {7: 1})),
     Case("per_token_quant", "ragged", ({7: 40}, {7: 1})),
     Case("layer_norm", "ragged 7x384", ({7: 40}, {7: 1})),
-    Case("gemm_a16w16", "ragged 7x256", ({128: 700, 7: 13}, {128: 1030, 256: 512}, {7: 1, 128: 64}, {256: 320})),
-    Case("gemm_a8w8_blockscale", "fnuz 5x256", ({64: 700}, {5: 1, 64: 130})),
-    Case("flash_attn_varlen", "fp32 ragged"),
-    Case("paged_attention", "mixed"),
-    Case("rotary_embedding", "GPT-J", ({5: 70}, {256: 512}, {5: 1, 128: 320})),
+    Case("gemm_a16w16", "ragged 7x256", ({128: 720, 7: 13}, {128: 1040, 256: 512}, {7: 1, 128: 64})),
+    Case("gemm_a8w8_blockscale", "fnuz 5x256", ({720: 1040, 6: 9, 5: 13}, {5: 1, 720: 144, 6: 2}, {256: 640, 2: 5})),
+    Case("flash_attn_varlen", "fp32 ragged", others=_prefills),
+    Case("paged_attention", "mixed", others=_pages),
+    Case("rotary_embedding", "GPT-J", ({37: 70}, {37: 9, 2560: 4480}, {37: 1, 2112: 4096})),
     Case("topk_softmax", "7x64 fp32", ({7: 70}, {7: 1})),
-    Case("reshape_and_cache", "7x2x64 fp32"),
+    Case("reshape_and_cache", "45x5x64 fp32", others=_slots),
     Case("moe_align", "7x2 of 8", ({7: 33}, {7: 1})),
     Case("fused_moe", "7 tokens fp16", ({7: 3},)),
     Case("greedy", "5x1008 fp32", ({5: 40}, {5: 1, 1008: 2000}, {1008: 528})),
@@ -55,12 +83,14 @@ def sample_of(case: Case, samples: list[Sample]) -> Sample:
     return next(named, None) or next(rows)
 
 
-def resized(op: Op, case: Case, sample: Sample) -> Iterator[Sample]:
-    """The sample in the case's other sizes, of elements drawn from those it has."""
+def resized(case: Case, sample: Sample) -> Iterator[Sample]:
+    """The sample in the case's other sizes, of elements drawn from those it has, and the case's own ones."""
     for sizes in case.sizes:
         args = tuple(_resized(a, sizes) for a in sample.args)
         kwargs = {name: _resized(a, sizes) for name, a in sample.kwargs.items()}
         yield replace(sample, name=f"{sample.name} with {sizes}", args=args, kwargs=kwargs)
+    for number, args in enumerate(case.others(Make(seed=1)) if case.others else ()):
+        yield Sample(f"others, {number}", args)
 
 
 def _resized(value: Any, sizes: Sizes) -> Any:

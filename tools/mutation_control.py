@@ -44,7 +44,7 @@ def control(case: Case, arch: str, most: int | None) -> dict[str, Any]:
     hows = {m: caught(op, [*first, *alike], target, m) for m in found}
     left = [m for m, how in hows.items() if how is None]
     values = [s for s in more_inputs(op, sample) if _right(op, s, target)]
-    sizes = [s for s in resized(op, case, sample) if _right(op, s, target) and _reaches(op, s, target, found)]
+    sizes = [s for s in resized(case, sample) if _right(op, s, target) and _reaches(op, s, target, found)]
     rows: dict[Mutant, str] = {}
     for m in left:
         for what, some in (("sizes", sizes), ("values", values)):

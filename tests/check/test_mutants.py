@@ -12,9 +12,12 @@ from aiter_ops.core.platforms import platform_for
 
 pytest.importorskip("triton")
 
+from aiter_ops.amdgcn import instruction, parse
 from aiter_ops.check.emulate import emulate, variants
-from aiter_ops.check.mutate import Mutant, caught, mutants, mutants_of
-from aiter_ops.check.survivors import ARGUMENTS, argument
+from aiter_ops.check.mutate import MEANS, Mutant, caught, means, mutants, mutants_of
+from aiter_ops.check.survivors import ARGUMENTS, arguments
+from aiter_ops.check.waits import waits_enough
+from aiter_ops.check.watch import may_differ
 
 TARGET = platform_for("gfx942")
 
@@ -44,12 +47,29 @@ def of(name: str):
         ),
         ("s_waitcnt vmcnt(1)", {"s_nop 0", "s_waitcnt vmcnt(2)"}),
         ("s_barrier", {"s_nop 0"}),
-        ("s_or_b64 exec, exec, s[2:3]", {"s_nop 0"}),
+        ("s_or_b64 exec, exec, s[2:3]", {"s_nop 0", "s_or_b64 exec, exec, s[0:1]"}),
         ("v_cmp_lt_i32_e32 vcc, v1, v0", {"v_cmp_le_i32_e32 vcc, v1, v0", "v_cmp_lt_i32_e32 vcc, v0, v0"}),
         ("v_mul_f32_e32 v2, 0x3f000000, v0", {"v_add_f32_e32 v2, 0x3f000000, v0", "v_mul_f32_e32 v2, 1065353216, v0"}),
         ("v_mov_b32_dpp v2, v2 row_shr:8 row_mask:0xf bank_mask:0xc", None),
         ("ds_read_b64 v[2:3], v1 offset:8", {"ds_read_b64 v[2:3], v0 offset:8", "ds_read_b64 v[2:3], v1 offset:12"}),
         ("s_endpgm", set()),
+        # ranges of registers: the range before; what is written stays
+        (
+            "v_mfma_f32_16x16x16_f16 v[8:11], v[4:5], v[0:1], v[8:11]",
+            {
+                "v_mfma_f32_16x16x16_bf16 v[8:11], v[4:5], v[0:1], v[8:11]",
+                "v_mfma_f32_16x16x16_f16 v[8:11], v[2:3], v[0:1], v[8:11]",
+                "v_mfma_f32_16x16x16_f16 v[8:11], v[4:5], v[0:1], v[6:9]",
+            },
+        ),
+        (
+            "buffer_load_dwordx4 v[4:7], v1, s[8:11], 0 offen",
+            {
+                "buffer_load_dwordx4 v[4:7], v0, s[8:11], 0 offen",
+                "buffer_load_dwordx4 v[4:7], v1, s[4:7], 0 offen",
+            },
+        ),
+        ("v_cmp_lt_i32_e64 s[2:3], v1, v0", {"v_cmp_le_i32_e64 s[2:3], v1, v0", "v_cmp_lt_i32_e64 s[2:3], v0, v0"}),
     ],
 )
 def test_what_is_changed(line, made):
@@ -68,7 +88,7 @@ def test_mutants_are_caught_or_keep_the_meaning(name, step):
     chosen = found[::step]
     assert len(chosen) > 30
     left = [m for m in chosen if caught(op, inputs, TARGET, m) is None]
-    unexplained = [m for m in left if argument(op, inputs, TARGET, m) not in ARGUMENTS]
+    unexplained = [m for m, why in arguments(op, inputs, TARGET, left).items() if why not in ARGUMENTS]
     meaningful = len(chosen) - len(left) + len(unexplained)
     assert len(unexplained) <= 0.05 * meaningful, list(map(str, unexplained))
 
@@ -76,9 +96,76 @@ def test_mutants_are_caught_or_keep_the_meaning(name, step):
 def test_no_argument_holds_for_what_changes_a_result():
     """`bound` and `quotient` are asked only of what no input catches; the others must see by themselves."""
     op, inputs, found = of("rms_norm")
-    for m in found[::9]:
-        if caught(op, inputs, TARGET, m) is not None:
-            assert argument(op, inputs, TARGET, m) in (None, "bound", "quotient"), str(m)
+    meaningful = [m for m in found[::9] if caught(op, inputs, TARGET, m) is not None]
+    assert len(meaningful) > 20
+    for m, why in arguments(op, inputs, TARGET, meaningful).items():
+        assert why in (None, "bound", "quotient"), str(m)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "differ"),
+    [
+        ("s_cmp_ge_u32 s2, s7", "s_cmp_gt_u32 s2, s7", True),  # in equal numbers alone
+        ("s_cmp_gt_i32 s2, 63", "s_cmp_gt_i32 s2, 64", True),  # in 64 alone
+        ("v_cmp_lt_i32_e32 vcc, v1, v2", "v_cmp_le_i32_e32 vcc, v1, v2", True),
+        ("v_max_i32_e32 v1, v2, v3", "v_max_i32_e32 v1, v3, v2", False),
+        ("v_add_f32_e32 v1, 0, v2", "v_sub_f32_e32 v1, v2, 0", False),  # but for the sign of a zero
+        ("v_mul_f32_e32 v1, v2, v3", "v_mul_f32_e32 v1, v3, v2", False),
+    ],
+)
+def test_random_registers_tell_instructions_apart(old, new, differ):
+    assert may_differ(instruction(old), instruction(new), True).any() == differ
+
+
+def test_waits_are_judged_on_every_path():
+    """The loads of a compiled kernel, with each of its waits left out: what is caught by running is no argument."""
+    op, inputs, found = of("rms_norm")
+    waits = [m for m in found if m.before.startswith("s_waitcnt")]
+    assert len(waits) > 4
+    programs: list = []
+    emulate(op, inputs[0], TARGET, prepare=lambda machine: programs.append(machine.program))
+    assert waits_enough(programs[0])
+    for m in waits:
+        enough = waits_enough(m.change(programs[0]))
+        assert not (enough and caught(op, inputs, TARGET, m)), str(m)
+    assert sum(not waits_enough(m.change(programs[0])) for m in waits) > 2
+
+
+BRANCHED = """
+.amdgcn_target "amdgcn-amd-amdhsa--gfx942"
+k:
+    s_load_dword s4, s[0:1], 0x0
+    s_cbranch_scc1 .LBB0_2
+    s_waitcnt lgkmcnt(0)
+.LBB0_2:
+    s_add_i32 s5, s4, 1
+    s_endpgm
+.amdhsa_kernel k
+.end_amdhsa_kernel
+.amdgpu_metadata
+    .max_flat_workgroup_size: 64
+    .wavefront_size: 64
+.end_amdgpu_metadata
+"""
+
+
+def test_a_wait_on_one_of_two_paths_is_not_enough():
+    assert not waits_enough(parse(BRANCHED))
+    assert waits_enough(parse(BRANCHED.replace("s_cbranch_scc1 .LBB0_2", "s_nop 0")))
+
+
+def test_how_a_mutant_is_caught_has_a_name():
+    said = {
+        "result: y[0]: got 1, want 2": "numbers",
+        "16 bytes at 0x10 are outside every tensor that was passed (workgroup 0, wave 1, lane 2)": "memory",
+        "byte 0 of data that is stored is undefined (workgroup 0, wave 0, lane 0)": "undefined",
+        "a barrier while an LDS read is outstanding": "wait",
+        "v4 is used while a load to it is outstanding": "wait",
+        "an LDS byte is read that another wave wrote since the last barrier": "LDS race",
+        "waves wait at a barrier that others never reach": "control",
+    }
+    assert {how: means(how) for how in said} == said
+    assert set(said.values()) == set(MEANS)
 
 
 def test_a_mutant_changes_the_program_that_it_was_made_of_alone():

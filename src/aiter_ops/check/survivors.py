@@ -49,7 +49,7 @@ ARGUMENTS = ("waits", "same result", "same values", "sizes", "thrown away", "bou
 _OUTWARD = ("_store_", "ds_write", "ds_add", "_atomic_", "_lds_")
 
 
-def more_inputs(op: Op, sample: Sample, seeds: Sequence[int] = (1, 2)) -> Iterator[Sample]:
+def more_inputs(op: Op, sample: Sample, seeds: Sequence[int] = (1,)) -> Iterator[Sample]:
     """The same arguments with other values: drawn anew, and with rows of other sizes."""
     for seed in seeds:
         for again in op.samples(size="small", seed=seed):
@@ -57,7 +57,7 @@ def more_inputs(op: Op, sample: Sample, seeds: Sequence[int] = (1, 2)) -> Iterat
                 yield again
                 if (odd := special(again)) is not None:
                     yield odd
-                for low, high in ((-12, 12), (-3, 3), (-seed, 2)):
+                for low, high in ((-12, 12), (-3, 3)):
                     if (other := rescaled(again, low, high)) is not None:
                         yield other
 
@@ -91,11 +91,6 @@ def arguments(
     return found
 
 
-def argument(op: Op, inputs: Sequence[Sample], target: Platform, mutant: Mutant) -> str | None:
-    """`arguments` of one mutant."""
-    return arguments(op, inputs, target, [mutant])[mutant]
-
-
 _EXACT = r"v_(mov|cmp|cndmask|max|min|readlane|permlane|swap)|\w+_dpp |ds_(swizzle|bpermute|permute)"
 
 
@@ -110,7 +105,10 @@ def _same_bits(op: Op, sample: Sample, target: Platform, mutant: Mutant) -> bool
             left = machine.profile.left_out if machine.profile else set()
             held.append(sorted(r.tobytes() for i, r in enumerate(machine.memory.regions) if i not in left))
 
-        emulate(op, sample, target, change, seen=note)
+        try:
+            emulate(op, sample, target, change, seen=note)
+        except EmulationError:
+            return []
         return held
 
     return stored(None) == stored(mutant.change)

@@ -34,7 +34,7 @@ def samples(make: Make) -> Iterator[Sample]:
     yield Sample("decode 1x384, N 256, to fp16", call(1, 256, 384), {"out_dtype": FP16})
     yield Sample("column-major scales 33x256, N 96", call(33, 96, 256, layout="col"), {"out_dtype": FP32})
     yield Sample("column-major padded scales 5x512, N 200", call(5, 200, 512, layout="col_tma4"))
-    yield Sample("fnuz 5x256, N 64", call(5, 64, 256, FNUZ))
+    yield Sample("fnuz 5x256, N 720", call(5, 720, 256, FNUZ))
     odd = call(67, 45, 256)
     yield Sample("odd 67x256, N 45, bias, to fp32", (*odd, make.normal(45, dtype=FP32)), {"out_dtype": FP32})
     small = call(6, 100, 192, block=(64, 32))

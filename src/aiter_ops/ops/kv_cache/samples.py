@@ -55,7 +55,7 @@ def cache_samples(make: Make) -> Iterator[Sample]:
 
     one, two = scale_of(make, 0.37), scale_of(make, 0.05)
     each = scale_of(make, 0.37, 0.5), scale_of(make, 0.02, 1.5)
-    yield sample("7x2x64 fp32", 7, 2, 64, 5, 4, FP32)
+    yield sample("45x5x64 fp32", 45, 5, 64, 17, 4, FP32)
     yield sample("decode 1x2x64, block of 1", 1, 2, 64, 9, 1)
     yield sample("fp16, int32 slots", 9, 3, 40, 3, 16, FP16, slots=slots_of(make, 9, 3, 16, INT32))
     yield sample("fewer slots than tokens", 9, 2, 64, 4, 4, FP16, slots=slots_of(make, 5, 4, 4))
