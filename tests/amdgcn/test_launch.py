@@ -111,8 +111,10 @@ def test_what_is_not_known_is_an_error():
         Machine(parse(text("v_frobnicate_b32 v0, v0")), Memory(), 0)
     with pytest.raises(Unsupported, match="MODE"):
         execute("s_setreg_imm32_b32 hwreg(HW_REG_MODE, 4, 2), 0")
+    machine = Machine(parse(text(".LBB0_1:\ns_branch .LBB0_1")), Memory(), 0)
+    machine.most = 1000
     with pytest.raises(EmulationError, match="no end"):
-        Machine(parse(text(".LBB0_1:\ns_branch .LBB0_1")), Memory(), 0).run(1, [], most=1000)
+        machine.run(1, [])
     assert "v_fma_f32" in coverage()
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from aiter_ops.amdgcn import EmulationError, Program, Unsupported, instruction
+from aiter_ops.amdgcn import EmulationError, Machine, Program, Unsupported, instruction
 from aiter_ops.core.op import Op
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.samples import Sample
@@ -208,11 +208,19 @@ def means(how: str) -> str:
     return next((mean for mean, some in words if any(word in how for word in some)), "control")
 
 
+MOST_BLOCKS = 30_000
+"""Basic blocks that a mutant may run; kernels of small samples run hundreds."""
+
+
 def caught(op: Op, samples: Iterable[Sample], target: Platform, mutant: Mutant) -> str | None:
     """How a mutant is caught by the first of the samples that does; None: it survives them all."""
+
+    def hurry(machine: Machine) -> None:
+        machine.most = MOST_BLOCKS
+
     for sample in samples:
         try:
-            result = emulate(op, sample, target, mutant.change)
+            result = emulate(op, sample, target, mutant.change, prepare=hurry)
         except Unsupported as error:
             return f"not executable: {error.args[0]}"
         except EmulationError as error:
