@@ -63,7 +63,7 @@ CASES = (
     Case("flash_attn_varlen", "fp32 ragged", others=_prefills),
     Case("paged_attention", "mixed", others=_pages),
     Case("rotary_embedding", "GPT-J", ({37: 70}, {37: 9, 2560: 4480}, {37: 1, 2112: 4096})),
-    Case("topk_softmax", "7x64 fp32", ({7: 70}, {7: 1})),
+    Case("topk_softmax", "37x64 fp32", ({37: 70}, {37: 1})),
     Case("reshape_and_cache", "45x5x64 fp32", others=_slots),
     Case("moe_align", "7x2 of 8", ({7: 33}, {7: 1})),
     Case("fused_moe", "7 tokens fp16", ({7: 3},)),

@@ -120,7 +120,9 @@ def main() -> None:
         made.append(row)
         counts = {n: ", ".join(f"{k} {w}" for w, k in row[n].items()) or "none" for n in ("caught", "kept")}
         least = "" if row["least"] is None else f" (at least {100 * row['least']:.1f} % with 95 % confidence)"
-        print(f"{name}, {given.arch} ({row['sample']}): {row['mutants']} of {row['of']} mutants; caught: {counts['caught']};")
+        print(
+            f"{name}, {given.arch} ({row['sample']}): {row['mutants']} of {row['of']} mutants; caught: {counts['caught']};"
+        )
         print(f"  kept the meaning: {counts['kept']}; missed {row['missed']}; caught of the meaningful:", end=" ")
         print(f"{100 * row['rate']:.1f} %{least}  [{time.process_time() - before:.0f} s]", flush=True)
         if given.list:

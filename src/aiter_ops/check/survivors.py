@@ -7,8 +7,10 @@ over inputs of other values and, where the same program serves them, of other si
   writes what the old one does, but for the sign of a zero and the payload of a NaN.
 - ``same values``: with all inputs the changed instruction writes what the old one does, and what the two read is the same with
   all of them: it depends on neither values nor sizes, but on the wave and lane alone.
-- ``sizes``: it writes the same with all inputs, what it reads does not depend on the tensors' values, and it writes the same
-  for any other sizes and indices that are not negative and up to eight times as large as those seen, each drawn by itself.
+- ``sizes``: the straight run of instructions around it (up to 48 before and 64 after, without a branch) makes the same
+  accesses and leaves the same in every register that is read later, on registers of random bits, but for those that hold
+  sizes or indices, which are not negative and up to eight times as large as any seen, and for those that depend on wave and
+  lane alone. So of the steps of an integer division: a better estimate is not needed where corrections follow.
 - ``thrown away``: wherever the changed instruction writes something else, anything may stand: undefined values put there
   reach no store, address, EXEC or branch, with all inputs.
 - ``bound``: it changes the number of records of a buffer descriptor, which bounds nothing here but the offset 0x80000000 of
@@ -25,7 +27,7 @@ What has none of these is an unexplained survivor.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +45,8 @@ from aiter_ops.core.samples import Sample
 from .emulate import emulate, rescaled, special
 from .mutate import Mutant
 from .waits import waits_enough
-from .watch import MOST_ROWS, Rows, Seen, apart, may_differ, random_waves, watch
+from .watch import MOST_ROWS, Rows, Seen, apart, fill, may_differ, note, random_waves, watch
+from .window import Window
 
 ARGUMENTS = ("waits", "same result", "same values", "sizes", "thrown away", "bound", "quotient", "same bits")
 _OUTWARD = ("_store_", "ds_write", "ds_add", "_atomic_", "_lds_")
@@ -72,11 +75,13 @@ def arguments(
     known = [m for m in mutants if instruction(m.before).name in TABLE and instruction(m.after).name in TABLE]
     inward = [m for m in known if not any(word in m.before for word in _OUTWARD)]
     seen = watch(op, every, target, [m for m in inward if apart(m)])
-    found: dict[Mutant, str | None] = {}
+    found: dict[Mutant, str | None] = {m: why for m in seen if (why := _same(seen[m]))}
+    open_ = [m for m in seen if m not in found]
+    found |= dict.fromkeys(_same_for_sizes(op, inputs, others, target, open_), "sizes")
     for m in mutants:
-        if m in seen and (why := _same(seen[m], len(inputs))):
-            found[m] = why
-        elif m.kind == "wait" and (program := _program(op, inputs[0], target, m)) and waits_enough(m.change(program)):
+        if m in found:
+            continue
+        if m.kind == "wait" and (program := _program(op, inputs[0], target, m)) and waits_enough(m.change(program)):
             found[m] = "waits"
         elif m in inward and _Harm(m).none(op, every, target):
             found[m] = "thrown away"
@@ -145,55 +150,55 @@ class _Harm:
         w._exec = None
 
 
-def _same(seen: Seen, alike: int) -> str | None:
-    """``same result``, ``same values`` or ``sizes`` of what a watch saw over `alike` inputs of one size and others, or None."""
+def _same(seen: Seen) -> str | None:
+    """``same result`` or ``same values`` of what a watch saw, or None."""
     if not seen.runs:
         return None
     if not may_differ(seen.old, seen.new, seen.full).any():
         return "same result"
-    if seen.differs or len(seen.read) < 2 or any(len(rows) >= MOST_ROWS for one in seen.read for rows in one):
+    if seen.differs or any(len(rows) >= MOST_ROWS for one in seen.read for rows in one):
         return None
     ran = [one for one in seen.read if one[0]]
-    fixed = [all(one[at] == ran[0][at] for one in ran) for at in range(len(seen.sources))]
-    if len(ran) > 1 and all(fixed):
-        return "same values"
-    values_alone = [one for one in seen.read[:alike] if one[0]]
-    if len(ran) == len(values_alone) or any(one != values_alone[0] for one in values_alone):
-        return None
-    if re.search(r"_(b?f16|f32|f64|fp8|bf8)", seen.old.name) or seen.old.name.startswith(("ds_", "v_mfma", "v_perm")):
-        return None
-    waves = random_waves(seen.old, seen.new)
-    return None if waves is None or _differ_for_sizes(seen, ran, fixed, waves) else "sizes"
+    return "same values" if len(ran) > 1 and all(one == ran[0] for one in ran) else None
 
 
-def _differ_for_sizes(seen: Seen, ran: list[list[Rows]], fixed: list[bool], waves: Waves) -> bool:
-    """Whether the two write different things for sizes and indices up to eight times as large as those seen, each by itself;
-    sources that are the same with all sizes hold what they held, of one wave together.
-    """
-    random, n = np.random.default_rng(1), len(waves)
-    numbers = sorted({wave for wave, _ in ran[0][0]})
-    chosen = random.choice(numbers, n)
-    for at, (kind, number) in enumerate(seen.sources):
-        rows = [(wave, np.frombuffer(row, np.uint32)) for one in ran for wave, row in one[at]]
-        if fixed[at]:
-            of_wave: dict[int, list[Any]] = {}
-            for wave, row in rows:
-                of_wave.setdefault(wave, []).append(row)
-            drawn = np.stack([of_wave[w][random.integers(len(of_wave[w]))] for w in chosen.tolist()])
-        else:
-            most = max(int(row.max()) for _, row in rows)
-            if most >= 0x80000000:
-                return True
-            width = 64 if kind in "va" else 1
-            drawn = random.integers(0, 2 ** np.minimum(random.integers(0, most.bit_length() + 4, (n, 1)), 31), (n, width))
-        if kind == "scc":
-            waves.scc = drawn[:, 0].astype(np.bool_)
-        elif kind == "s":
-            waves.s[number] = drawn[:, 0]
-            waves._exec = None
-        else:
-            (waves.v if kind == "v" else waves.a)[number] = drawn
-    return bool(may_differ(seen.old, seen.new, seen.full, waves).any())
+def _same_for_sizes(
+    op: Op, inputs: Sequence[Sample], others: Sequence[Sample], target: Platform, mutants: Sequence[Mutant]
+) -> list[Mutant]:
+    """The mutants whose windows leave the same in every register that is read later, whatever the sizes and values are."""
+    windows: dict[Mutant, Window] = {}
+    for m in mutants:
+        if program := _program(op, inputs[0], target, m):
+            windows[m] = Window.around(program, m.place)
+    read: dict[Window, list[list[Rows]]] = {w: [] for w in windows.values()}
+    for sample in (*inputs, *others):
+        for window, found in read.items():
+            found.append([set() for _ in window.inputs])
+
+        def prepare(machine: Machine) -> None:
+            by_start: dict[int, list[Window]] = {}
+            for mutant, window in windows.items():
+                if mutant.is_in(machine.program):
+                    by_start.setdefault(window.start, []).append(window)
+            for start, some in by_start.items():
+                machine.run_by[start] = _noting([(window, read[window][-1]) for window in some])
+
+        emulate(op, sample, target, prepare=prepare)
+    kept = []
+    for mutant, window in windows.items():
+        waves = random_waves(*window.program.code[window.start : window.end], instruction(mutant.after))
+        if fill(waves, window.inputs, read[window], len(inputs)) and window.same(mutant, waves):
+            kept.append(mutant)
+    return kept
+
+
+def _noting(some: list[tuple[Window, list[Rows]]]) -> Callable[[Waves, Instruction], None]:
+    def run(w: Waves, ins: Instruction) -> None:
+        for window, into in some:
+            note(w, window.inputs, into, True)
+        TABLE[ins.name](w, ins)
+
+    return run
 
 
 def _program(op: Op, sample: Sample, target: Platform, mutant: Mutant) -> Program | None:

@@ -53,16 +53,8 @@ class Seen:
         return (("scc", 0), *(n for n in times if keeps or n not in writes_only))
 
     def note(self, w: Waves) -> None:
-        """What the waves are about to read, of the first of twins."""
-        for at, (kind, number) in enumerate(self.sources):
-            held = w.scc[::2, None] if kind == "scc" else {"v": w.v, "a": w.a, "s": w.s}[kind][number][::2]
-            rows: Any = np.ascontiguousarray(held.reshape(len(w) // 2, -1).astype(np.uint32))
-            if kind in "va" and not w.full:
-                rows = np.where(w.exec[::2], rows, 0) if not _crosses(self.old) else rows
-            into = self.read[-1][at]
-            for wave, row in zip(w.wave[::2].tolist(), rows, strict=True):
-                if len(into) < MOST_ROWS:
-                    into.add((wave, row.tobytes()))
+        """What the waves are about to read."""
+        note(w, self.sources, self.read[-1], _crosses(self.old))
 
     def run(self, w: Waves, ins: Instruction, apply: bool = True) -> tuple[Any, ...] | None:
         """Run both on equal registers, the old one on those of `w` (apply: False: on a copy); where they differ, or None."""
@@ -82,6 +74,20 @@ class Seen:
             return None
         self.differs = True
         return found
+
+
+def note(w: Waves, sources: Sequence[tuple[str, int]], into: list[Rows], off: bool) -> None:
+    """Add what the first of twins hold in `sources`. off: also lanes that are off."""
+    for (kind, number), found in zip(sources, into, strict=True):
+        if len(found) >= MOST_ROWS:
+            continue
+        held = w.scc[::2, None] if kind == "scc" else {"v": w.v, "a": w.a, "s": w.s}[kind][number][::2]
+        rows: Any = np.ascontiguousarray(held.reshape(len(w) // 2, -1).astype(np.uint32))
+        if kind in "va" and not off and not w.full:
+            rows = np.where(w.exec[::2], rows, 0)
+        for wave, row in zip(w.wave[::2].tolist(), rows, strict=True):
+            if len(found) < MOST_ROWS:
+                found.add((wave, row.tobytes()))
 
 
 def _names(operand: Any, register: tuple[str, int]) -> bool:
@@ -157,9 +163,9 @@ def may_differ(old: Instruction, new: Instruction, full: bool, first: Waves | No
     return v.any(axis=(0, 1)) | a.any(axis=(0, 1))
 
 
-def random_waves(old: Instruction, new: Instruction) -> Waves:
+def random_waves(*instructions: Instruction) -> Waves:
     """Waves whose registers hold random bits, small numbers, ordinary floats, numbers equal in all sources, and the constants
-    of the two instructions and their neighbours.
+    of the instructions and their neighbours.
     """
     random = np.random.default_rng(0)
     n = 384
@@ -172,7 +178,8 @@ def random_waves(old: Instruction, new: Instruction) -> Waves:
     w.v[:, :64] &= 0xFF
     w.v[:, 64:128] = w.v[:, 64:128] & 0x81FFFFFF | 0x3E000000
     w.s[:106, :64] &= 0xFF
-    near = [o.constant(32) + d for ins in (old, new) for o in ins.operands if o.kind in ("int", "float") for d in (-1, 0, 1)]
+    constants = {o.constant(32) for ins in instructions for o in ins.operands if o.kind in ("int", "float")}
+    near = [c + d for c in sorted(constants) for d in (-1, 0, 1)]
     values = np.array([*(x & 0xFFFFFFFF for x in near), 0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF], np.uint32)
     w.v[:, 128:192] = random.choice(values, (256, 64, 64))
     w.s[:106, 128:192] = random.choice(values, (106, 64))
@@ -181,3 +188,37 @@ def random_waves(old: Instruction, new: Instruction) -> Waves:
     w.s[:106, 192:256] = w.s[0, 192:256] + random.integers(0, 2, (106, 64), dtype=np.uint32)
     w.mode, w.scc = 0x3F0, bits(n) % 2 == 1
     return w
+
+
+def fill(waves: Waves, sources: Sequence[tuple[str, int]], read: Sequence[Sequence[Rows]], alike: int) -> bool:
+    """Put into random waves what could stand in `sources`, by what was read there with `alike` inputs of one size and with
+    others: where it was the same with all of them what was read, of one wave together; where it was the same with the alike
+    ones a size or index, any that is not negative and up to eight times as large; else any bits. False: too much was read.
+    """
+    random, n = np.random.default_rng(1), len(waves)
+    ran = [one for one in read if one and one[0]]
+    same_size = [one for one in read[:alike] if one and one[0]]
+    if len(ran) < 2 or any(len(rows) >= MOST_ROWS for one in ran for rows in one):
+        return False
+    chosen = random.choice(sorted({wave for wave, _ in ran[0][0]}), n).tolist()
+    for at, (kind, number) in enumerate(sources):
+        rows = [(wave, np.frombuffer(row, np.uint32)) for one in ran for wave, row in one[at]]
+        most = max(int(row.max()) for _, row in rows)
+        if all(one[at] == ran[0][at] for one in ran):
+            of_wave: dict[int, list[Any]] = {}
+            for wave, row in rows:
+                of_wave.setdefault(wave, []).append(row)
+            drawn = np.stack([of_wave[w][random.integers(len(of_wave[w]))] for w in chosen])
+        elif len(ran) > len(same_size) > 0 and most < 0x80000000 and all(o[at] == same_size[0][at] for o in same_size):
+            bits = np.minimum(random.integers(0, most.bit_length() + 4, (n, 1)), 31)
+            drawn = random.integers(0, 2**bits, (n, 64 if kind in "va" else 1))
+        else:
+            continue
+        if kind == "scc":
+            waves.scc = drawn[:, 0].astype(np.bool_)
+        elif kind == "s":
+            waves.s[number] = drawn[:, 0]
+            waves._exec = None
+        else:
+            (waves.v if kind == "v" else waves.a)[number] = drawn
+    return True
