@@ -30,6 +30,9 @@ from aiter_ops.core.op import Op, get_op
 from aiter_ops.core.platforms import Platform, platform_for
 from aiter_ops.core.samples import Sample
 
+MOST_ALIKE = 3
+"""Further inputs of verification that arguments are asked over, beside those of other values and sizes."""
+
 
 def control(case: Case, arch: str, most: int | None) -> dict[str, Any]:
     """Counts of one op's mutants: caught by verification and how, kept the meaning and why, missed and why."""
@@ -50,7 +53,8 @@ def control(case: Case, arch: str, most: int | None) -> dict[str, Any]:
         for what, some in (("sizes", sizes), ("values", values)):
             if how := caught(op, some, target, m):
                 rows.setdefault(m, f"other {what}: {how}")
-    kept = arguments(op, [*first, *values], target, [m for m in left if m not in rows], [*alike, *sizes])
+    others = [*sizes, *alike[:MOST_ALIKE]]
+    kept = arguments(op, [*first, *values], target, [m for m in left if m not in rows], others)
     rows |= {m: why or "nothing explains it" for m, why in kept.items()}
     argued = collections.Counter(why for why in kept.values() if why)
     missed, meaningful = len(left) - sum(argued.values()), len(found) - sum(argued.values())
