@@ -166,26 +166,28 @@ def _same_for_sizes(
     op: Op, inputs: Sequence[Sample], others: Sequence[Sample], target: Platform, mutants: Sequence[Mutant]
 ) -> list[Mutant]:
     """The mutants whose windows leave the same in every register that is read later, whatever the sizes and values are."""
-    windows: dict[Mutant, Window] = {}
+    windows: list[tuple[Mutant, Window]] = []
     for m in mutants:
         if program := _program(op, inputs[0], target, m):
-            windows[m] = Window.around(program, m.place)
-    read: dict[Window, list[list[Rows]]] = {w: [] for w in windows.values()}
+            windows += [(m, Window.around(program, m.place, loads)) for loads in (True, False)]
+    read: dict[Window, list[list[Rows]]] = {w: [] for _, w in windows}
     for sample in (*inputs, *others):
         for window, found in read.items():
             found.append([set() for _ in window.inputs])
 
         def prepare(machine: Machine) -> None:
             by_start: dict[int, list[Window]] = {}
-            for mutant, window in windows.items():
+            for mutant, window in windows:
                 if mutant.is_in(machine.program):
                     by_start.setdefault(window.start, []).append(window)
             for start, some in by_start.items():
                 machine.run_by[start] = _noting([(window, read[window][-1]) for window in some])
 
         emulate(op, sample, target, prepare=prepare)
-    kept = []
-    for mutant, window in windows.items():
+    kept: list[Mutant] = []
+    for mutant, window in windows:
+        if mutant in kept:
+            continue
         waves = random_waves(*window.program.code[window.start : window.end], instruction(mutant.after))
         if fill(waves, window.inputs, read[window], len(inputs)) and window.same(mutant, waves):
             kept.append(mutant)

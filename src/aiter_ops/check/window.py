@@ -73,7 +73,8 @@ class Window:
     end: int
 
     @staticmethod
-    def around(program: Program, place: int) -> Window:
+    def around(program: Program, place: int, loads: bool = True) -> Window:
+        """Of the instruction at `place`; not `loads`: from the last access to memory before it on."""
         marks, code = {*program.labels.values()}, program.code
 
         def stops(at: int) -> bool:
@@ -85,6 +86,8 @@ class Window:
 
         start = place
         while start > max(0, place - BEFORE) and start not in marks and not stops(start - 1):
+            if not loads and code[start - 1].name.startswith(_MEMORY):
+                break
             start -= 1
         while code[start].name not in TABLE:
             start += 1
