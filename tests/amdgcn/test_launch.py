@@ -53,7 +53,7 @@ def test_lanes_part_by_exec():
 
 
 def test_an_access_outside_names_wave_lane_and_address():
-    with pytest.raises(EmulationError, match=r"line \d+, 'global_store_dword.*0x700000000040 .*wave 0, lane 16"):
+    with pytest.raises(EmulationError, match=r"line \d+, 'global_store_dword.*0x200000040 .*wave 0, lane 16"):
         launch("v_mov_b32_e32 v2, 0\n" + STORE, size=64)
 
 

@@ -75,19 +75,20 @@ def arguments(
     known = [m for m in mutants if instruction(m.before).name in TABLE and instruction(m.after).name in TABLE]
     inward = [m for m in known if not any(word in m.before for word in _OUTWARD)]
     seen = watch(op, every, target, [m for m in inward if apart(m)])
+    programs = _programs(op, inputs[0], target, mutants)
     found: dict[Mutant, str | None] = {m: why for m in seen if (why := _same(seen[m]))}
     open_ = [m for m in seen if m not in found]
     found |= dict.fromkeys(_same_for_sizes(op, inputs, others, target, open_), "sizes")
     for m in mutants:
         if m in found:
             continue
-        if m.kind == "wait" and (program := _program(op, inputs[0], target, m)) and waits_enough(m.change(program)):
+        if m.kind == "wait" and waits_enough(m.change(programs[m])):
             found[m] = "waits"
         elif m in inward and _Harm(m).none(op, every, target):
             found[m] = "thrown away"
-        elif m in known and _bounds_records(op, inputs[0], target, m):
+        elif m in known and _bounds_records(op, inputs[0], target, m, programs[m]):
             found[m] = "bound"
-        elif m in known and _in_quotient(op, inputs[0], target, m):
+        elif m in known and _in_quotient(m, programs[m]):
             found[m] = "quotient"
         elif re.match(_EXACT, m.before) and all(_same_bits(op, s, target, m) for s in every):
             found[m] = "same bits"
@@ -166,10 +167,8 @@ def _same_for_sizes(
     op: Op, inputs: Sequence[Sample], others: Sequence[Sample], target: Platform, mutants: Sequence[Mutant]
 ) -> list[Mutant]:
     """The mutants whose windows leave the same in every register that is read later, whatever the sizes and values are."""
-    windows: list[tuple[Mutant, Window]] = []
-    for m in mutants:
-        if program := _program(op, inputs[0], target, m):
-            windows += [(m, Window.around(program, m.place, loads)) for loads in (True, False)]
+    programs = _programs(op, inputs[0], target, mutants)
+    windows = [(m, Window.around(p, m.place, loads)) for m, p in programs.items() for loads in (True, False)]
     read: dict[Window, list[list[Rows]]] = {w: [] for _, w in windows}
     for sample in (*inputs, *others):
         for window, found in read.items():
@@ -203,17 +202,17 @@ def _noting(some: list[tuple[Window, list[Rows]]]) -> Callable[[Waves, Instructi
     return run
 
 
-def _program(op: Op, sample: Sample, target: Platform, mutant: Mutant) -> Program | None:
+def _programs(op: Op, sample: Sample, target: Platform, mutants: Sequence[Mutant]) -> dict[Mutant, Program]:
+    """The programs of the mutants, which the sample starts."""
     found: list[Program] = []
-    emulate(op, sample, target, prepare=lambda m: found.append(m.program) if mutant.is_in(m.program) else None)
-    return found[0] if found else None
+    emulate(op, sample, target, prepare=lambda machine: found.append(machine.program))
+    return {m: next(p for p in found if m.is_in(p)) for m in mutants}
 
 
-def _bounds_records(op: Op, sample: Sample, target: Platform, mutant: Mutant) -> bool:
+def _bounds_records(op: Op, sample: Sample, target: Platform, mutant: Mutant, program: Program) -> bool:
     """Whether the instruction writes word 2 of a descriptor, and still bounds it from the tensors' sizes to 0x80000000."""
-    program = _program(op, sample, target, mutant)
     dst = instruction(mutant.before).operands[0]
-    if program is None or dst.kind != "s" or not mutant.before.startswith("s_mov_b32"):
+    if dst.kind != "s" or not mutant.before.startswith("s_mov_b32"):
         return False
     words = {o.index + 2 for i in program.code if i.name.startswith("buffer_") for o in i.operands if o.count == 4}
     copied = {
@@ -241,12 +240,11 @@ def _bounds_records(op: Op, sample: Sample, target: Platform, mutant: Mutant) ->
     return bool(seen) and largest <= min(seen) and max(seen) <= 0x80000000
 
 
-def _in_quotient(op: Op, sample: Sample, target: Platform, mutant: Mutant) -> bool:
+def _in_quotient(mutant: Mutant, program: Program) -> bool:
     """Whether the instruction takes part in a division: an estimate or a correction whose result flows, through multiply-adds,
     into the last step: v_div_fixup, or q + r · (1 / d) with r = x - q · d of that q.
     """
-    program = _program(op, sample, target, mutant)
-    if program is None or not re.match(r"v_(div_|rcp_f32|fma|mul_f32|pk_fma|pk_mul)", mutant.before):
+    if not re.match(r"v_(div_|rcp_f32|fma|mul_f32|pk_fma|pk_mul)", mutant.before):
         return False
     code = program.code
     ends = [i for i in range(mutant.place, len(code)) if code[i].name == "v_div_fixup_f32" or _corrects(code, i)]
