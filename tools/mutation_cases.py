@@ -43,11 +43,11 @@ def _pages(make: Make) -> Iterator[tuple[Any, ...]]:
 
 def _slots(make: Make) -> Iterator[tuple[Any, ...]]:
     """Tokens in slots of caches of other sizes, some of them in none."""
-    for tokens, heads, blocks in ((90, 5, 31), (1, 2, 3), (33, 40, 9)):
+    for tokens, heads, blocks, size in ((90, 5, 31, 3), (33, 7, 9, 12), (20, 6, 40, 7)):
         k, v = make.normal(tokens, heads, 64, dtype=torch.float32), make.normal(tokens, heads, 64, dtype=torch.float32)
-        caches = [make.normal(blocks, 4, heads, 64, dtype=torch.float32) for _ in range(2)]
-        slots = make.permutation(4 * blocks, torch.int64).repeat(2)[:tokens]
-        slots[4 * blocks :] = -1
+        caches = [make.normal(blocks, size, heads, 64, dtype=torch.float32) for _ in range(2)]
+        slots = make.permutation(size * blocks, torch.int64).repeat(2)[:tokens]
+        slots[size * blocks :] = -1
         slots[2::5] = -1
         yield k, v, *caches, slots, None, None, "nhd"
 

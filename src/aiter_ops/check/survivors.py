@@ -97,7 +97,10 @@ def arguments(
     return found
 
 
-_EXACT = r"v_(mov|cmp|cndmask|max|min|readlane|permlane|swap)|\w+_dpp |ds_(swizzle|bpermute|permute)"
+_EXACT = (
+    r"v_(mov|cmp|cndmask|max|min|readlane|permlane|swap)|\w+_dpp |ds_(swizzle|bpermute|permute)"
+    r"|s_cselect_b32 .*0x80000000"  # the offset of what is masked
+)
 
 
 def _same_bits(op: Op, sample: Sample, target: Platform, mutant: Mutant) -> bool:
