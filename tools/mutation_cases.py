@@ -17,12 +17,12 @@ Sizes = dict[int, int]
 
 @dataclass(frozen=True)
 class Case:
-    """sample: the beginning of its name. sizes: by size of a dimension the size it gets in all tensors that have it. others:
+    """sample: beginnings of its name, the first that is served counts. sizes: by size of a dimension the size it gets in all tensors that have it. others:
     further arguments of other sizes, where lengths and indices have to fit them.
     """
 
     op: str
-    sample: str
+    sample: str | tuple[str, ...]
     sizes: tuple[Sizes, ...] = ()
     others: Callable[[Make], Iterator[tuple[Any, ...]]] | None = None
 
@@ -58,8 +58,13 @@ CASES = (
     Case("group_quant", "ragged", ({7: 40}, {7: 1})),
     Case("per_token_quant", "ragged", ({7: 40}, {7: 1})),
     Case("layer_norm", "ragged 7x384", ({7: 40}, {7: 1})),
+    Case("gemm_a16w16", "odd 600x40", ({600: 1100, 150: 330}, {600: 130, 40: 72}, {600: 65, 150: 9})),
     Case("gemm_a16w16", "ragged 7x256", ({128: 720, 7: 13}, {128: 1040, 256: 512}, {7: 1, 128: 64})),
-    Case("gemm_a8w8_blockscale", "fnuz 5x256", ({720: 1040, 6: 9, 5: 13}, {5: 1, 720: 144, 6: 2}, {256: 640, 2: 5})),
+    Case(
+        "gemm_a8w8_blockscale",
+        ("fnuz 5x256", "ragged 7x256"),
+        ({720: 1040, 6: 9, 5: 13, 7: 13}, {5: 1, 7: 1, 720: 144, 6: 2}, {256: 640, 2: 5}),
+    ),
     Case("flash_attn_varlen", "fp32 ragged", others=_prefills),
     Case("paged_attention", "mixed", others=_pages),
     Case("rotary_embedding", "GPT-J", ({37: 70}, {37: 9, 4480: 8192}, {37: 1, 2112: 4096})),
@@ -71,16 +76,20 @@ CASES = (
 )
 
 
-def case_of(op: str) -> Case:
-    """The case of an op; of one that has none, of its first sample with a matrix of more than two rows."""
-    return next((c for c in CASES if c.op == op), Case(op, ""))
+def cases_of(op: str) -> list[Case]:
+    """The cases of an op; of one that has none, of its first sample with a matrix of more than two rows."""
+    return [c for c in CASES if c.op == op] or [Case(op, ())]
 
 
 def sample_of(case: Case, samples: list[Sample]) -> Sample:
     """The sample whose programs are mutated, of those that are served."""
-    named = (s for s in samples if case.sample and s.name.startswith(case.sample))
+    named = (s for begins in _beginnings(case) for s in samples if s.name.startswith(begins))
     rows = (s for s in samples if min((a.shape[0] for a in s.args if getattr(a, "ndim", 0) > 1), default=0) > 2)
     return next(named, None) or next(rows)
+
+
+def _beginnings(case: Case) -> tuple[str, ...]:
+    return (case.sample,) if isinstance(case.sample, str) else case.sample
 
 
 def resized(case: Case, sample: Sample) -> Iterator[Sample]:

@@ -30,7 +30,7 @@ def samples(make: Make) -> Iterator[Sample]:
         a_scale = f.lay_out(c.drawn_scale(make, rows, k // block[1]), layout)
         return a, b, a_scale, c.drawn_scale(make, -(-n // block[0]), k // block[1])
 
-    yield Sample("ragged 7x256, N 128", call(7, 128, 256))
+    yield Sample("ragged 7x256, N 720", call(7, 720, 256))
     yield Sample("decode 1x384, N 256, to fp16", call(1, 256, 384), {"out_dtype": FP16})
     yield Sample("column-major scales 33x256, N 96", call(33, 96, 256, layout="col"), {"out_dtype": FP32})
     yield Sample("column-major padded scales 5x512, N 200", call(5, 200, 512, layout="col_tma4"))
