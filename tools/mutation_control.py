@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mutation_cases import CASES, Case, case_of, resized, sample_of
+from mutation_cases import CASES, Case, cases_of, resized, sample_of
 
 from aiter_ops.amdgcn import EmulationError
 from aiter_ops.check.emulate import emulate, inputs, refusal
@@ -111,21 +111,21 @@ def _reaches(op: Op, sample: Sample, target: Platform, mutants: list[Mutant]) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ops", nargs="*", default=[c.op for c in CASES], metavar="OP")
+    parser.add_argument("ops", nargs="*", default=list(dict.fromkeys(c.op for c in CASES)), metavar="OP")
     parser.add_argument("--as", dest="arch", default="gfx942")
     parser.add_argument("--most", type=int, default=200, help="mutants of an op; 0: all")
     parser.add_argument("--json", type=Path, help="write everything there")
     parser.add_argument("--list", action="store_true", help="print every survivor")
     given = parser.parse_args()
     made = []
-    for name in given.ops:
+    for case in (c for name in given.ops for c in cases_of(name)):
         before = time.process_time()
-        row = control(case_of(name), given.arch, given.most)
+        row = control(case, given.arch, given.most)
         made.append(row)
         counts = {n: ", ".join(f"{k} {w}" for w, k in row[n].items()) or "none" for n in ("caught", "kept")}
         least = "" if row["least"] is None else f" (at least {100 * row['least']:.1f} % with 95 % confidence)"
         print(
-            f"{name}, {given.arch} ({row['sample']}): {row['mutants']} of {row['of']} mutants; caught: {counts['caught']};"
+            f"{case.op}, {given.arch} ({row['sample']}): {row['mutants']} of {row['of']} mutants; caught: {counts['caught']};"
         )
         print(f"  kept the meaning: {counts['kept']}; missed {row['missed']}; caught of the meaningful:", end=" ")
         print(f"{100 * row['rate']:.1f} %{least}  [{time.process_time() - before:.0f} s]", flush=True)
