@@ -102,6 +102,11 @@ def test_lds_between_waves_needs_a_wait_and_a_barrier():
         launch(body.format(wait="s_waitcnt lgkmcnt(0)", barrier=""), 128)
     with pytest.raises(EmulationError, match="barrier while an LDS write"):
         launch(body.format(wait="", barrier="s_barrier"), 128)
+    # what a wave reads, others may overwrite after the barrier
+    early = "s_waitcnt lgkmcnt(0)\n    ds_read_b32 v4, v1\n    "
+    launch(body.format(wait=f"{early}s_waitcnt lgkmcnt(0)", barrier="s_barrier"), 128)
+    with pytest.raises(EmulationError, match="barrier while an LDS read"):
+        launch(body.format(wait=early, barrier="s_barrier"), 128)
     with pytest.raises(EmulationError, match="outside or misaligned"):
         launch("v_mov_b32_e32 v1, 0x400\nds_read_b32 v2, v1")
 
