@@ -11,6 +11,7 @@ import torch
 from aiter_ops.core.samples import Make, Sample
 from aiter_ops.ops.attention.paged_samples import batch
 from aiter_ops.ops.attention.samples import packed
+from aiter_ops.ops.rope.samples import part
 
 Sizes = dict[int, int]
 
@@ -44,12 +45,13 @@ def _pages(make: Make) -> Iterator[tuple[Any, ...]]:
 def _slots(make: Make) -> Iterator[tuple[Any, ...]]:
     """Tokens in slots of caches of other sizes, some of them in none."""
     for tokens, heads, blocks, size in ((90, 5, 31, 3), (33, 7, 9, 12), (20, 6, 40, 7)):
-        k, v = make.normal(tokens, heads, 64, dtype=torch.float32), make.normal(tokens, heads, 64, dtype=torch.float32)
-        caches = [make.normal(blocks, size, heads, 64, dtype=torch.float32) for _ in range(2)]
+        fp16 = torch.float16
+        k, v = (part(make, tokens, heads * 64, fp16, before).unflatten(-1, (heads, 64)) for before in (64, 8))
+        both = make.normal(blocks, 2, size, heads, 64, dtype=fp16)
         slots = make.permutation(size * blocks, torch.int64).repeat(2)[:tokens]
         slots[size * blocks :] = -1
         slots[2::5] = -1
-        yield k, v, *caches, slots, None, None, "nhd"
+        yield k, v, both[:, 0], both[:, 1], slots, None, None, "nhd"
 
 
 CASES = (
@@ -69,7 +71,7 @@ CASES = (
     Case("paged_attention", "mixed", others=_pages),
     Case("rotary_embedding", "GPT-J", ({37: 70}, {37: 9, 4480: 8192}, {37: 1, 2112: 4096})),
     Case("topk_softmax", "37x64 fp32", ({37: 70}, {37: 1})),
-    Case("reshape_and_cache", "45x5x64 fp32", others=_slots),
+    Case("reshape_and_cache", "sliced k and v, caches", others=_slots),
     Case("moe_align", "7x2 of 8", ({7: 33}, {7: 1})),
     Case("fused_moe", "7 tokens fp16", ({7: 3},)),
     Case("greedy", "5x1008 fp32", ({5: 40}, {5: 1, 1008: 2000}, {1008: 528})),

@@ -68,14 +68,14 @@ def cache_samples(make: Make) -> Iterator[Sample]:
         yield sample(f"FP8 {word} by head, shuffled", 9, 2, 64, 2, 16, FP32, flavour, "shuffled", scales=each)
         yield sample(f"FP8 {word} without scales", 9, 2, 64, 2, 16, FP16, flavour)
     yield sample("zero rows", 0, 2, 64, 3, 4)
-    qkv = part(make, 7, 2 * 64, FP16).unflatten(-1, (2, 64)), part(make, 7, 2 * 64, FP16, 8).unflatten(-1, (2, 64))
-    both = make.normal(5, 2, 4, 2, 64, dtype=FP16)
-    yield Sample("sliced k and v, caches in one tensor", (*qkv, both[:, 0], both[:, 1], slots_of(make, 7, 5, 4)))
+    qkv = part(make, 45, 5 * 64, FP16).unflatten(-1, (5, 64)), part(make, 45, 5 * 64, FP16, 8).unflatten(-1, (5, 64))
+    both = make.normal(17, 2, 5, 5, 64, dtype=FP16)
+    yield Sample("sliced k and v, caches in one tensor", (*qkv, both[:, 0], both[:, 1], slots_of(make, 45, 17, 5)))
     heads_first = (
-        make.normal(5, 2, 4, 64, dtype=FP32).transpose(1, 2),
-        make.normal(5, 2, 4, 64, dtype=FP32).transpose(1, 2),
+        make.normal(17, 5, 5, 64, dtype=FP32).transpose(1, 2),
+        make.normal(17, 5, 5, 64, dtype=FP32).transpose(1, 2),
     )
-    yield Sample("heads before places", (*(t.float() for t in qkv), *heads_first, slots_of(make, 7, 5, 4)))
+    yield Sample("heads before places", (*(t.float() for t in qkv), *heads_first, slots_of(make, 45, 17, 5)))
     for tokens, word in ((64, "decode 64"), (4096, "prefill 4096")):
         slots = slots_of(make, tokens, 512, 16, skip=0)
         yield sample(f"Llama-3-8B {word}", tokens, 8, 128, 512, 16, slots=slots, model=True)
