@@ -69,7 +69,7 @@ CASES = (
     ),
     Case("flash_attn_varlen", "fp32 ragged", others=_prefills),
     Case("paged_attention", "mixed", others=_pages),
-    Case("rotary_embedding", "GPT-J", ({37: 70}, {37: 9, 4480: 8192}, {37: 1, 2112: 4096})),
+    Case("rotary_embedding", "GPT-J", ({37: 70}, {37: 9, 4480: 8192}, {37: 1, 2240: 4096})),
     Case("topk_softmax", "37x64 fp32", ({37: 70}, {37: 1})),
     Case("reshape_and_cache", "sliced k and v, caches", others=_slots),
     Case("moe_align", "7x2 of 8", ({7: 33}, {7: 1})),

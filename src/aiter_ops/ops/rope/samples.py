@@ -41,7 +41,7 @@ def rotary_samples(make: Make) -> Iterator[Sample]:
 
     yield sample("NeoX 37x(4+2)x64 fp32", 37, 4, 2, 64, 64, True, FP32)
     yield sample("decode 1x(4+2)x64", 1, 4, 2, 64, 64, True, cache=BF16)
-    yield sample("GPT-J 37x(70+33)x64", 37, 70, 33, 64, 64, False, FP16)
+    yield sample("GPT-J 37x(70+35)x64", 37, 70, 35, 64, 64, False, FP16)
     yield sample("partial GPT-J 7x(3+1)x80", 7, 3, 1, 80, 32, False, FP32)
     yield sample("partial NeoX 6x(5+5)x96", 6, 5, 5, 96, 24, True, FP16, FP16)
     yield sample("nope first, NeoX 6x(4+2)x192", 6, 4, 2, 192, 64, True, FP32, nope_first=True)
