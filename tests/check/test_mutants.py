@@ -220,8 +220,12 @@ def test_a_window_tells_what_other_sizes_would_show(changed, same):
     waves = random_waves(*program.code)
     drawn = np.random.default_rng(0)
     waves.s[2], waves.s[3] = drawn.integers(0, 1 << 12, len(waves)), drawn.integers(1, 64, len(waves))
-    assert window.same(mutant, waves) == same
-    assert window.same(Mutant("k", 0, mutant.place, "operand", old.text, old.text), waves)
+
+    def load(w, place):
+        raise AssertionError(place)
+
+    assert window.same(mutant, waves, load) == same
+    assert window.same(Mutant("k", 0, mutant.place, "operand", old.text, old.text), waves, load)
 
 
 DIVISION = """

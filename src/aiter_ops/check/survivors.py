@@ -171,36 +171,65 @@ def _same_for_sizes(
 ) -> list[Mutant]:
     """The mutants whose windows leave the same in every register that is read later, whatever the sizes and values are."""
     programs = _programs(op, inputs[0], target, mutants)
-    windows = [(m, Window.around(p, m.place, loads)) for m, p in programs.items() for loads in (True, False)]
-    read: dict[Window, list[list[Rows]]] = {w: [] for _, w in windows}
+    windows = [_Observed(m, Window.around(p, m.place, loads)) for m, p in programs.items() for loads in (True, False)]
     for sample in (*inputs, *others):
-        for window, found in read.items():
-            found.append([set() for _ in window.inputs])
+        for one in windows:
+            one.start()
 
         def prepare(machine: Machine) -> None:
-            by_start: dict[int, list[Window]] = {}
-            for mutant, window in windows:
-                if mutant.is_in(machine.program):
-                    by_start.setdefault(window.start, []).append(window)
-            for start, some in by_start.items():
-                machine.run_by[start] = _noting([(window, read[window][-1]) for window in some])
+            by_place: dict[int, list[_Observed]] = {}
+            for one in windows:
+                if one.mutant.is_in(machine.program):
+                    for place in {one.window.start, *one.loaded}:
+                        by_place.setdefault(place, []).append(one)
+            for place, some in by_place.items():
+                machine.run_by[place] = _noting(place, some)
 
         emulate(op, sample, target, prepare=prepare)
     kept: list[Mutant] = []
-    for mutant, window in windows:
-        if mutant in kept:
-            continue
-        waves = random_waves(*window.program.code[window.start : window.end], instruction(mutant.after))
-        if fill(waves, window.inputs, read[window], len(inputs)) and window.same(mutant, waves):
-            kept.append(mutant)
+    for one in windows:
+        if one.mutant not in kept and one.same(len(inputs)):
+            kept.append(one.mutant)
     return kept
 
 
-def _noting(some: list[tuple[Window, list[Rows]]]) -> Callable[[Waves, Instruction], None]:
+class _Observed:
+    """A window, what was in its inputs, and what its loads brought, by input of the run."""
+
+    def __init__(self, mutant: Mutant, window: Window) -> None:
+        self.mutant, self.window = mutant, window
+        self.read: list[list[Rows]] = []
+        self.loaded: dict[int, list[list[Rows]]] = {place: [] for place in window.loads}
+
+    def start(self) -> None:
+        self.read.append([set() for _ in self.window.inputs])
+        for place, found in self.loaded.items():
+            found.append([set() for _ in self.window.loads[place]])
+
+    def same(self, alike: int) -> bool:
+        """Whether the window leaves the same, whatever sizes and values there are."""
+        window, loads = self.window, self.window.loads
+        waves = random_waves(*window.program.code[window.start : window.end], instruction(self.mutant.after))
+
+        def load(w: Waves, place: int) -> None:
+            fresh = random_waves() if place in loads else w
+            for kind, number in loads.get(place, ()):
+                {"v": w.v, "a": w.a, "s": w.s}[kind][number] = {"v": fresh.v, "a": fresh.a, "s": fresh.s}[kind][number]
+            if place in loads:
+                fill(w, loads[place], self.loaded[place], alike, seed=place)
+
+        return fill(waves, window.inputs, self.read, alike) and window.same(self.mutant, waves, load)
+
+
+def _noting(place: int, some: list[_Observed]) -> Callable[[Waves, Instruction], None]:
     def run(w: Waves, ins: Instruction) -> None:
-        for window, into in some:
-            note(w, window.inputs, into, True)
+        for one in some:
+            if place == one.window.start:
+                note(w, one.window.inputs, one.read[-1], True)
         TABLE[ins.name](w, ins)
+        for one in some:
+            if place in one.loaded:
+                note(w, one.window.loads[place], one.loaded[place][-1], True)
 
     return run
 

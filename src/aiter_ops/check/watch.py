@@ -190,12 +190,14 @@ def random_waves(*instructions: Instruction) -> Waves:
     return w
 
 
-def fill(waves: Waves, sources: Sequence[tuple[str, int]], read: Sequence[Sequence[Rows]], alike: int) -> bool:
+def fill(
+    waves: Waves, sources: Sequence[tuple[str, int]], read: Sequence[Sequence[Rows]], alike: int, seed: int = 1
+) -> bool:
     """Put into random waves what could stand in `sources`, by what was read there with `alike` inputs of one size and with
     others: where it was the same with all of them what was read, of one wave together; where it was the same with the alike
     ones a size or index, any that is not negative and up to eight times as large; else any bits. False: too much was read.
     """
-    random, n = np.random.default_rng(1), len(waves)
+    random, n = np.random.default_rng(seed), len(waves)
     ran = [one for one in read if one and one[0]]
     same_size = [one for one in read[:alike] if one and one[0]]
     if len(ran) < 2 or any(len(rows) >= MOST_ROWS for one in ran for rows in one):

@@ -86,7 +86,7 @@ class Window:
 
         start = place
         while start > max(0, place - BEFORE) and start not in marks and not stops(start - 1):
-            if not loads and code[start - 1].name.startswith(_MEMORY):
+            if not loads and _loads(code[start - 1]):
                 break
             start -= 1
         while code[start].name not in TABLE:
@@ -106,22 +106,32 @@ class Window:
             written |= writes(ins)
         return tuple(sorted(found, key=lambda r: (r != SCC, r)))
 
-    def same(self, mutant: Mutant, waves: Waves) -> bool:
+    @property
+    def loads(self) -> dict[int, tuple[Register, ...]]:
+        """By place: what accesses to memory in it load."""
+        code = self.program.code
+        found = {p: tuple(sorted(writes(code[p]) - {SCC})) for p in range(self.start, self.end) if _loads(code[p])}
+        return {place: registers for place, registers in found.items() if registers}
+
+    def same(self, mutant: Mutant, waves: Waves, load: Callable[[Waves, int], None]) -> bool:
         """Whether, from these registers on, the window with the changed instruction does the same accesses to memory and
-        LDS as the old one and leaves the same in all registers that are read later.
+        LDS as the old one and leaves the same in all registers that are read later. load: puts into waves what the load at
+        a place could bring.
         """
         old, new = waves, waves.part(np.ones(len(waves), np.bool_))
         new.mode = old.mode
         changed = instruction(mutant.after)
-        random = np.random.default_rng(3)
         try:
             with np.errstate(all="ignore"):
                 for place in range(self.start, self.end):
                     ins = self.program.code[place]
                     other = changed if place == mutant.place else ins
-                    if ins.name.startswith(_MEMORY):
-                        if other is not ins or not self._accesses_alike(ins, old, new, random):
+                    if _loads(ins):
+                        if other is not ins or not all(_equal(old, new, register) for register in reads(ins)):
                             return False
+                        load(old, place)
+                        for register in writes(ins) - {SCC}:
+                            _copy(old, new, register)
                     elif ins.name not in (*control.NOTHING, "s_waitcnt"):
                         _run(old, ins)
                         _run(new, other)
@@ -130,19 +140,14 @@ class Window:
         later = live(self.program)[self.end] if self.end < len(self.program.code) else frozenset[Register]()
         return all(_equal(old, new, register) for register in later)
 
-    def _accesses_alike(self, ins: Instruction, old: Waves, new: Waves, random: Any) -> bool:
-        """Whether an access has the same operands in both; what it loads is drawn, sizes and indices among it."""
-        if not all(_equal(old, new, register) for register in reads(ins)):
-            return False
-        for kind, number in writes(ins) - {SCC}:
-            most = 2 ** random.integers(0, 32, len(old))
-            if kind == "s":
-                old.s[number] = new.s[number] = random.integers(0, most, len(old))
-            else:
-                made = random.integers(0, most[:, None], (len(old), 64))
-                for w in (old, new):
-                    (w.v if kind == "v" else w.a)[number] = made
-        return True
+
+def _loads(ins: Instruction) -> bool:
+    return ins.name.startswith(_MEMORY)
+
+
+def _copy(a: Waves, b: Waves, register: Register) -> None:
+    kind, number = register
+    {"v": b.v, "a": b.a, "s": b.s}[kind][number] = {"v": a.v, "a": a.a, "s": a.s}[kind][number]
 
 
 def _run(w: Waves, ins: Instruction) -> None:
