@@ -212,11 +212,10 @@ class _Observed:
         waves = random_waves(*window.program.code[window.start : window.end], instruction(self.mutant.after))
 
         def load(w: Waves, place: int) -> None:
-            fresh = random_waves() if place in loads else w
-            for kind, number in loads.get(place, ()):
+            fresh = random_waves()
+            for kind, number in loads[place]:
                 {"v": w.v, "a": w.a, "s": w.s}[kind][number] = {"v": fresh.v, "a": fresh.a, "s": fresh.s}[kind][number]
-            if place in loads:
-                fill(w, loads[place], self.loaded[place], alike, seed=place)
+            fill(w, loads[place], self.loaded[place], alike, seed=place)
 
         return fill(waves, window.inputs, self.read, alike) and window.same(self.mutant, waves, load)
 

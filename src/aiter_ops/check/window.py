@@ -120,7 +120,7 @@ class Window:
         """
         old, new = waves, waves.part(np.ones(len(waves), np.bool_))
         new.mode = old.mode
-        changed = instruction(mutant.after)
+        changed, loads = instruction(mutant.after), self.loads
         try:
             with np.errstate(all="ignore"):
                 for place in range(self.start, self.end):
@@ -129,8 +129,9 @@ class Window:
                     if _loads(ins):
                         if other is not ins or not all(_equal(old, new, register) for register in reads(ins)):
                             return False
-                        load(old, place)
-                        for register in writes(ins) - {SCC}:
+                        if place in loads:
+                            load(old, place)
+                        for register in loads.get(place, ()):
                             _copy(old, new, register)
                     elif ins.name not in (*control.NOTHING, "s_waitcnt"):
                         _run(old, ins)
