@@ -18,6 +18,7 @@ from aiter_ops.core.samples import Sample
 
 from .emulate import emulate
 from .mutate import Mutant
+from .window import SCC, Register, reads
 
 MOST_ROWS = 512
 """Waves of which what they read is kept, of an input."""
@@ -42,15 +43,10 @@ class Seen:
     read: list[list[Rows]] = field(default_factory=list)
 
     @property
-    def sources(self) -> tuple[tuple[str, int], ...]:
-        """What either reads: registers; ``("scc", 0)`` first."""
-        first, times = self.old.operands[0], {}
-        for number in sorted(self.old.registers | self.new.registers):
-            times[number] = sum(_names(o, number) for ins in (self.old, self.new) for o in ins.operands)
-        writes_only = {n for n, t in times.items() if t <= 2 and _names(first, n) and _names(self.new.operands[0], n)}
-        # what an instruction adds to is read, and so is what stays where lanes are off or DPP bounds
-        keeps = self.old.encoding in ("dpp", "sdwa") or "fmac" in self.old.name or "_hi" in self.old.name
-        return (("scc", 0), *(n for n in times if keeps or n not in writes_only))
+    def sources(self) -> tuple[Register, ...]:
+        """What either reads, SCC first; EXEC where it is an operand."""
+        implied = {("s", EXEC), ("s", EXEC + 1)} - (self.old.registers | self.new.registers)
+        return (SCC, *sorted((reads(self.old) | reads(self.new)) - implied - {SCC}))
 
     def note(self, w: Waves) -> None:
         """What the waves are about to read."""
@@ -76,7 +72,7 @@ class Seen:
         return found
 
 
-def note(w: Waves, sources: Sequence[tuple[str, int]], into: list[Rows], off: bool) -> None:
+def note(w: Waves, sources: Sequence[Register], into: list[Rows], off: bool) -> None:
     """Add what the first of twins hold in `sources`. off: also lanes that are off."""
     for (kind, number), found in zip(sources, into, strict=True):
         if len(found) >= MOST_ROWS:
@@ -88,11 +84,6 @@ def note(w: Waves, sources: Sequence[tuple[str, int]], into: list[Rows], off: bo
         for wave, row in zip(w.wave[::2].tolist(), rows, strict=True):
             if len(found) < MOST_ROWS:
                 found.add((wave, row.tobytes()))
-
-
-def _names(operand: Any, register: tuple[str, int]) -> bool:
-    kind, number = register
-    return bool(operand.kind == kind and operand.index <= number < operand.index + operand.count)
 
 
 def _crosses(ins: Instruction) -> bool:
@@ -190,9 +181,7 @@ def random_waves(*instructions: Instruction) -> Waves:
     return w
 
 
-def fill(
-    waves: Waves, sources: Sequence[tuple[str, int]], read: Sequence[Sequence[Rows]], alike: int, seed: int = 1
-) -> bool:
+def fill(waves: Waves, sources: Sequence[Register], read: Sequence[Sequence[Rows]], alike: int, seed: int = 1) -> bool:
     """Put into random waves what could stand in `sources`, by what was read there with `alike` inputs of one size and with
     others: where it was the same with all of them what was read, of one wave together; where it was the same with the alike
     ones a size or index, any that is not negative and up to eight times as large; else any bits. False: too much was read.
