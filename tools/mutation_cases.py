@@ -64,8 +64,8 @@ CASES = (
     Case("gemm_a16w16", "ragged 7x256", ({128: 720, 7: 13}, {128: 1040, 256: 512}, {7: 1, 128: 64})),
     Case(
         "gemm_a8w8_blockscale",
-        ("fnuz 5x256", "ragged 7x256"),
-        ({720: 1040, 6: 9, 5: 13, 7: 13}, {5: 1, 7: 1, 720: 144, 6: 2}, {256: 640, 2: 5}),
+        ("fnuz 600x640", "odd 600x640"),
+        ({600: 1100, 150: 330, 2: 3}, {600: 65, 150: 9, 2: 1}, {600: 130, 640: 1024, 5: 8}),
     ),
     Case("flash_attn_varlen", "fp32 ragged", others=_prefills),
     Case("paged_attention", "mixed", others=_pages),
