@@ -87,7 +87,9 @@ def steps(make: Make) -> Sample:
     """
     q, *rest = packed(make, (5, 150), (33, 150), (4, 2), (32, 32), FP32, padding=3)
     size = torch.linspace(-5, 5, len(q), device=q.device).round().exp2()[torch.arange(len(q)) * 53 % len(q)]
-    return Sample("fp32 window of 70, padding, rows of all sizes", (q * size[:, None, None], *rest), {"window": [70, -1]})
+    return Sample(
+        "fp32 window of 70, padding, rows of all sizes", (q * size[:, None, None], *rest), {"window": [70, -1]}
+    )
 
 
 def varlen_samples(make: Make) -> Iterator[Sample]:

@@ -26,7 +26,8 @@ def samples(make: Make) -> Iterator[Sample]:
     yield Sample("ragged 7x256, N 128 fp32", padded)
     yield Sample("decode 1x256, N 96", (make.normal(1, 256), make.normal(96, 256)))
     yield Sample("odd 5x67, N 33 fp16", (make.normal(5, 67, dtype=FP16), make.normal(33, 67, dtype=FP16)))
-    yield Sample("odd 600x40, N 150 fp32", (make.normal(600, 40, dtype=FP32), make.normal(150, 40, dtype=FP32)))
+    padded = make.normal(600, 120, dtype=FP32)[:, :104], make.normal(150, 136, dtype=FP32)[:, :104]
+    yield Sample("odd 600x104, N 150 fp32", padded)
     lead = make.normal(2, 3, 128, dtype=FP32), make.normal(64, 128, dtype=FP32), make.normal(64, dtype=FP32)
     yield Sample("leading dimensions 2x3x128, bias", lead)
     yield Sample("one row without dimensions, bias", (make.normal(128), make.normal(64, 128), make.normal(64)))
