@@ -1,11 +1,11 @@
 """Mutates single instructions of the machine code of ops and counts what verification catches.
 
-    python tools/mutation_control.py [--as gfx942] [--json FILE] [--list] [OP ...]
+    python tools/mutation_control.py [--as gfx942] [--most 200] [--json FILE] [--list] [OP ...]
 
-Every mutant of the programs of one sample is run on that sample, as drawn, with rows rescaled, and with an infinity and a NaN, as `aiter-ops verify
---emulate` does; what survives is run on the other inputs that reach the same program, on values drawn anew and rescaled in
-three more ways, and then on arguments that it keeps the program's meaning (check/survivors.py). The same call gives the same
-table.
+Mutants of the programs of one sample, of large programs a sample of them drawn with a fixed seed, are run on every input of
+`aiter-ops verify --emulate` that reaches the same program. What survives is run on values drawn anew, on rows rescaled, and on
+other sizes (tools/mutation_cases.py): what they catch verification has missed. The rest is missed too, but for what keeps the
+program's meaning by an argument (check/survivors.py). The same call gives the same table.
 """
 
 from __future__ import annotations
@@ -13,51 +13,95 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import math
+import random
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from aiter_ops.check.emulate import emulate, inputs, refusal, variants
-from aiter_ops.check.mutate import Mutant, caught, mutants_of
-from aiter_ops.check.survivors import ARGUMENTS, argument, more_inputs
-from aiter_ops.core.op import get_op
-from aiter_ops.core.platforms import platform_for
+from mutation_cases import CASES, Case, cases_of, resized, sample_of
 
-OPS = ("silu_and_mul", "rms_norm", "layer_norm", "group_quant", "per_token_quant", "rotary_embedding", "topk_softmax")
+from aiter_ops.amdgcn import EmulationError
+from aiter_ops.check.emulate import emulate, inputs, refusal
+from aiter_ops.check.mutate import Mutant, caught, means, mutants_of
+from aiter_ops.check.survivors import arguments, more_inputs
+from aiter_ops.core.op import Op, get_op
+from aiter_ops.core.platforms import Platform, platform_for
+from aiter_ops.core.samples import Sample
+
+MOST_ALIKE = 3
+"""Further inputs of verification that arguments are asked over, beside those of other values and sizes."""
 
 
-def control(name: str, arch: str) -> dict[str, Any]:
-    """Counts of one op's mutants: caught by verification, caught by more inputs only, kept meaning by argument, unexplained."""
-    op, target = get_op(name), platform_for(arch)
+def control(case: Case, arch: str, most: int | None) -> dict[str, Any]:
+    """Counts of one op's mutants: caught by verification and how, kept the meaning and why, missed and why."""
+    op, target = get_op(case.op), platform_for(arch)
     every = [s for s in inputs(op, target) if not refusal(op, s, target)]
-    sample = next(s for s in every if min((a.shape[0] for a in s.args if getattr(a, "ndim", 0) > 1), default=0) > 2)
-    found = mutants_of(op, sample, target)
-    first = [sample, *(variants(sample) if op.inline else [])]
-    alike = [s for s in every if s.name not in {f.name for f in first} and _reaches(op, s, target, found)]
-    caught_by_verify = {m: how for m in found if (how := caught(op, [*first, *alike], target, m))}
-    more = [s for s in more_inputs(op, sample) if (verdict := emulate(op, s, target).verdict) and verdict.ok]
-    rows: list[tuple[Mutant, str]] = []
-    for m in (m for m in found if m not in caught_by_verify):
-        how = caught(op, more, target, m)
-        rows.append((m, f"more inputs: {how}" if how else argument(op, [*first, *more], target, m) or "unexplained"))
-    kept = collections.Counter(why for _, why in rows if why in ARGUMENTS)
-    missed = len(rows) - sum(kept.values())
-    meaningful = len(found) - sum(kept.values())
+    sample = sample_of(case, every)
+    whole = mutants_of(op, sample, target)
+    most = most or len(whole)
+    found = [whole[i] for i in sorted(random.Random(0).sample(range(len(whole)), min(most, len(whole))))]
+    first = [s for s in every if s.name.startswith(sample.name)]
+    alike = [s for s in every if s not in first and _reaches(op, s, target, found)]
+    hows = {m: caught(op, [*first, *alike], target, m) for m in found}
+    left = [m for m, how in hows.items() if how is None]
+    values = [s for s in more_inputs(op, sample) if _right(op, s, target)]
+    sizes = [s for s in resized(case, sample) if _right(op, s, target) and _reaches(op, s, target, found)]
+    rows: dict[Mutant, str] = {}
+    for m in left:
+        for what, some in (("sizes", sizes), ("values", values)):
+            if how := caught(op, some, target, m):
+                rows.setdefault(m, f"other {what}: {how}")
+    others = [*sizes, *alike[:MOST_ALIKE]]
+    kept = arguments(op, [*first, *values], target, [m for m in left if m not in rows], others)
+    rows |= {m: why or "nothing explains it" for m, why in kept.items()}
+    argued = collections.Counter(why for why in kept.values() if why)
+    missed, meaningful = len(left) - sum(argued.values()), len(found) - sum(argued.values())
+    caught_by = collections.Counter(means(how) for how in hows.values() if how)
     return {
-        "op": name,
+        "op": op.name,
+        "target": arch,
         "sample": sample.name,
+        "inputs": [s.name for s in (*first, *alike)],
+        "sizes": [s.name for s in sizes],
+        "of": len(whole),
         "mutants": len(found),
         "kinds": dict(collections.Counter(m.kind for m in found)),
-        "caught": len(caught_by_verify),
-        "kept": dict(kept),
+        "caught": dict(caught_by),
+        "kept": dict(argued),
         "missed": missed,
-        "rate": len(caught_by_verify) / meaningful if meaningful else 1.0,
-        "survivors": [{"mutant": str(m), "why": why} for m, why in rows],
+        "rate": (meaningful - missed) / meaningful if meaningful else 1.0,
+        "least": lower_bound(meaningful - missed, meaningful) if len(found) < len(whole) else None,
+        "survivors": [{"mutant": str(m), "why": why} for m, why in sorted(rows.items(), key=lambda r: r[0].place)],
     }
 
 
-def _reaches(op: Any, sample: Any, target: Any, mutants: list[Mutant]) -> bool:
+def lower_bound(hits: int, of: int, doubt: float = 0.05) -> float:
+    """Of a share seen as `hits` in a sample `of`: the least that is not ruled out with 1 - doubt confidence (Clopper and
+    Pearson, one-sided).
+    """
+    if not of or not hits:
+        return 0.0
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        p = (low + high) / 2
+        # how likely so many hits or more are
+        tail = sum(math.comb(of, k) * p**k * (1 - p) ** (of - k) for k in range(hits, of + 1))
+        low, high = (low, p) if tail > doubt else (p, high)
+    return low
+
+
+def _right(op: Op, sample: Sample, target: Platform) -> bool:
+    """Whether a sample is served and comes out right as it is."""
+    try:
+        result = emulate(op, sample, target)
+    except (EmulationError, ValueError, TypeError):
+        return False
+    return result.verdict is not None and result.verdict.ok
+
+
+def _reaches(op: Op, sample: Sample, target: Platform, mutants: list[Mutant]) -> bool:
     """Whether a sample runs one of the mutated programs."""
     wanted = {(m.kernel, m.program): m for m in mutants}.values()
     seen: list[bool] = []
@@ -67,36 +111,30 @@ def _reaches(op: Any, sample: Any, target: Any, mutants: list[Mutant]) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ops", nargs="*", default=OPS, metavar="OP")
+    parser.add_argument("ops", nargs="*", default=list(dict.fromkeys(c.op for c in CASES)), metavar="OP")
     parser.add_argument("--as", dest="arch", default="gfx942")
+    parser.add_argument("--most", type=int, default=200, help="mutants of an op; 0: all")
     parser.add_argument("--json", type=Path, help="write everything there")
     parser.add_argument("--list", action="store_true", help="print every survivor")
     given = parser.parse_args()
     made = []
-    for name in given.ops:
+    for case in (c for name in given.ops for c in cases_of(name)):
         before = time.process_time()
-        row = control(name, given.arch)
+        row = control(case, given.arch, given.most)
         made.append(row)
-        kept = ", ".join(f"{n} {why}" for why, n in row["kept"].items()) or "none"
-        took = time.process_time() - before
+        counts = {n: ", ".join(f"{k} {w}" for w, k in row[n].items()) or "none" for n in ("caught", "kept")}
+        least = "" if row["least"] is None else f" (at least {100 * row['least']:.1f} % with 95 % confidence)"
         print(
-            f"{name} ({row['sample']}): {row['mutants']} mutants, {row['caught']} caught, kept the meaning: {kept};",
-            end=" ",
+            f"{case.op}, {given.arch} ({row['sample']}): {row['mutants']} of {row['of']} mutants; caught: {counts['caught']};"
         )
-        print(
-            f"missed {row['missed']}; {100 * row['rate']:.1f} % of the meaningful ones caught  [{took:.0f} s]",
-            flush=True,
-        )
+        print(f"  kept the meaning: {counts['kept']}; missed {row['missed']}; caught of the meaningful:", end=" ")
+        print(f"{100 * row['rate']:.1f} %{least}  [{time.process_time() - before:.0f} s]", flush=True)
         if given.list:
             for s in row["survivors"]:
-                print(f"    {s['why']}: {s['mutant']}")
-    meaningful = sum(r["caught"] + r["missed"] for r in made)
-    total = sum(r["caught"] for r in made)
-    print(f"all: {sum(r['mutants'] for r in made)} mutants, {total} of {meaningful} meaningful ones caught", end="")
-    print(f": {100 * total / max(meaningful, 1):.1f} %")
-    if given.json:
-        given.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    sys.exit(0 if total >= 0.95 * meaningful else 1)
+                print(f"    {s['why']}: {s['mutant']}", flush=True)
+        if given.json:
+            given.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    sys.exit(0 if all(r["rate"] >= 0.95 for r in made) else 1)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def test_lanes_part_by_exec():
 
 
 def test_an_access_outside_names_wave_lane_and_address():
-    with pytest.raises(EmulationError, match=r"line \d+, 'global_store_dword.*0x700000000040 .*wave 0, lane 16"):
+    with pytest.raises(EmulationError, match=r"line \d+, 'global_store_dword.*0x200000040 .*wave 0, lane 16"):
         launch("v_mov_b32_e32 v2, 0\n" + STORE, size=64)
 
 
@@ -102,6 +102,11 @@ def test_lds_between_waves_needs_a_wait_and_a_barrier():
         launch(body.format(wait="s_waitcnt lgkmcnt(0)", barrier=""), 128)
     with pytest.raises(EmulationError, match="barrier while an LDS write"):
         launch(body.format(wait="", barrier="s_barrier"), 128)
+    # what a wave reads, others may overwrite after the barrier
+    early = "s_waitcnt lgkmcnt(0)\n    ds_read_b32 v4, v1\n    "
+    launch(body.format(wait=f"{early}s_waitcnt lgkmcnt(0)", barrier="s_barrier"), 128)
+    with pytest.raises(EmulationError, match="barrier while an LDS read"):
+        launch(body.format(wait=early, barrier="s_barrier"), 128)
     with pytest.raises(EmulationError, match="outside or misaligned"):
         launch("v_mov_b32_e32 v1, 0x400\nds_read_b32 v2, v1")
 
@@ -111,8 +116,10 @@ def test_what_is_not_known_is_an_error():
         Machine(parse(text("v_frobnicate_b32 v0, v0")), Memory(), 0)
     with pytest.raises(Unsupported, match="MODE"):
         execute("s_setreg_imm32_b32 hwreg(HW_REG_MODE, 4, 2), 0")
+    machine = Machine(parse(text(".LBB0_1:\ns_branch .LBB0_1")), Memory(), 0)
+    machine.most = 1000
     with pytest.raises(EmulationError, match="no end"):
-        Machine(parse(text(".LBB0_1:\ns_branch .LBB0_1")), Memory(), 0).run(1, [], most=1000)
+        machine.run(1, [])
     assert "v_fma_f32" in coverage()
 
 

@@ -123,8 +123,8 @@ def test_that_difference_would_be_noticed(install_aiter: Install) -> None:
 @pytest.mark.parametrize(
     ("op", "name", "rename"),
     [
-        ("rotary_embedding", "NeoX 5x(4+2)x64 fp32", {"rotate_style": "style"}),
-        ("reshape_and_cache", "7x2x64 fp32", {"kv_cache_dtype": "dtype"}),
+        ("rotary_embedding", "NeoX 37x(4+2)x64 fp32", {"rotate_style": "style"}),
+        ("reshape_and_cache", "45x5x64 fp32", {"kv_cache_dtype": "dtype"}),
         ("reshape_and_cache", "shuffled 9x2x64 fp16", {"asm_layout": "layout"}),
         ("concat_and_cache_mla", "decode 1x(512+64), block of 1", {"scale": "k_scale"}),
         ("rope_and_cache", "decode 1x(4+2)x64, block of 1", {"k_out": "key_out"}),
@@ -140,15 +140,15 @@ def test_a_renamed_parameter_is_noticed(op: str, name: str, rename: dict[str, st
 @pytest.mark.parametrize(
     ("op", "name", "entry", "dropped"),
     [
-        ("rotary_embedding", "NeoX 5x(4+2)x64 fp32", "rope_cached_thd_positions_2c_fwd_inplace", {"rotate_style": 1}),
-        ("rotary_embedding", "GPT-J 5x(4+2)x64", "rope_cached_thd_positions_2c_fwd_inplace", {"rotate_style": 0}),
+        ("rotary_embedding", "NeoX 37x(4+2)x64 fp32", "rope_cached_thd_positions_2c_fwd_inplace", {"rotate_style": 1}),
+        ("rotary_embedding", "GPT-J 37x(70+35)x64", "rope_cached_thd_positions_2c_fwd_inplace", {"rotate_style": 0}),
         (
             "rotary_embedding",
             "offsets",
             "rope_cached_thd_positions_offsets_2c_fwd_inplace",
             {"offsets": torch.zeros(5, dtype=torch.int64)},
         ),
-        ("reshape_and_cache", "7x2x64 fp32", "reshape_and_cache_flash", {"slot_mapping": torch.arange(7)}),
+        ("reshape_and_cache", "45x5x64 fp32", "reshape_and_cache_flash", {"slot_mapping": torch.arange(45)}),
         ("rope_and_cache", "decode 1x(4+2)x64, block of 1", "fused_qk_rope_reshape_and_cache", {"is_neox": False}),
         ("rope_and_cache", "decode 1x(4+2)x64, block of 1", "fused_qk_rope_reshape_and_cache", {"q_out": None}),
     ],

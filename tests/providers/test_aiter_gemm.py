@@ -154,7 +154,7 @@ def test_each_op_with_an_entry_has_an_adapter() -> None:
 @pytest.mark.parametrize(
     ("op", "name", "rename"),
     [
-        ("gemm_a8w8", "ragged 7x256, N 128", {"splitK": "split_k"}),
+        ("gemm_a8w8", "ragged 7x640, N 720", {"splitK": "split_k"}),
         ("gemm_a16w16", "fp16 to bf16, bf16 bias", {"bias": "b"}),
         ("gemm_a16wfp4", "quantised 5x512", {"atomic_add": "atomic"}),
         ("gemm_a4w4", "shuffled 3x512", {"bpreshuffle": "shuffled"}),

@@ -50,7 +50,8 @@ def issued(ins: Instruction, target: Target = CDNA) -> Outstanding | None:
         return entry(kind, kind, kind == "load")
     if name.startswith("ds_"):
         write = name.startswith(("ds_write", "ds_add"))
-        return entry("lds", "lds write" if write else "lds", not write)
+        kind = "lds write" if write else "lds" if name.startswith("ds_read") else "lanes"
+        return entry("lds", kind, not write)
     return None
 
 
@@ -142,16 +143,19 @@ def require_settled(w: Waves, named: frozenset[tuple[str, int]], entry: Outstand
     kind, so it may write to a register that an earlier one will write.
     """
     for e in w.pending:
-        again = entry.registers if entry and entry[:2] == e[:2] and e.kind != "scalar" else frozenset()
+        in_order = entry is not None and entry.counter == e.counter and "scalar" not in (entry.kind, e.kind)
+        again = entry.registers if entry and in_order else frozenset()
         if common := e.registers & (named - again):
             kind, number = min(common)
             raise EmulationError(f"{kind}{number} is used while a load to it is outstanding")
 
 
 def require_written(w: Waves) -> None:
-    """Before a barrier: LDS writes must have been waited for."""
-    if any(e.kind == "lds write" for e in w.pending):
-        raise EmulationError("a barrier while an LDS write is outstanding")
+    """Before a barrier: LDS writes must have been waited for, and reads, which what follows it may overtake."""
+    for e in w.pending:
+        if e.kind in ("lds write", "lds"):
+            kind = "write" if e.kind == "lds write" else "read"
+            raise EmulationError(f"a barrier while an LDS {kind} is outstanding")
 
 
 CONDITIONS: dict[str, Callable[[Waves], np.ndarray]] = {

@@ -60,7 +60,8 @@ class Machine:
 
     twins: run every wave twice, with opposite bits in registers and LDS at first, and look for what depends on them
     (undefined.py); else they hold ones. profile: what counts the accesses to memory and LDS. By instruction of the program:
-    executed: how many waves executed it; run_by: what runs it, which controls may change.
+    executed: how many waves executed it; run_by: what runs it, which controls may change. most: basic blocks run before that
+    is taken for an endless loop.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Machine:
         self.lds_bytes = (lds_bytes + program.directives.get("group_segment_fixed_size", 0) + 3) & ~3
         self.fnuz = target.fnuz
         self.executed = [0] * len(program.code)
+        self.most = 2_000_000
         self.run_by = [self.table.get(i.name) for i in program.code]
         self._waves, self._first, self.grid = 0, 0, (1, 1, 1)
         self.lds: Lds
@@ -187,10 +189,8 @@ class Machine:
 
     # --- running ------------------------------------------------------------------------------------------------
 
-    def run(self, grid: Grid, values: Sequence[Any], most: int = 2_000_000) -> Counts:
-        """Start the workgroups of `grid` and run them to their ends; `most`: steps before that is taken for an endless
-        loop.
-        """
+    def run(self, grid: Grid, values: Sequence[Any]) -> Counts:
+        """Start the workgroups of `grid` and run them to their ends."""
         x, y, z = (*(grid if isinstance(grid, tuple) else (grid,)), 1, 1)[:3]
         self.grid = x, y, z
         data = self.arguments(values)
@@ -211,10 +211,10 @@ class Machine:
                 self.scratch = self._filled((count, per, lanes, words), 0)
                 self._alive = np.full(count, per)
                 self._waves += len(groups) * per
-                self._run_all(self._entry(groups, kernarg, data), most)
+                self._run_all(self._entry(groups, kernarg, data))
         return self.counts
 
-    def _run_all(self, start: Waves, most: int) -> None:
+    def _run_all(self, start: Waves) -> None:
         ready, waiting, steps = [start], list[Waves](), 0
         while ready or waiting:
             if not ready:
@@ -225,7 +225,7 @@ class Machine:
             ready = [w for w in ready if w.key != first.key]
             w = Waves.joined(same)
             steps += 1
-            if steps > most:
+            if steps > self.most:
                 raise EmulationError("no end in sight")
             ready += self._block(w, waiting)
             ready += self._released(waiting)

@@ -21,7 +21,8 @@ from .parse import M0, Instruction, Operand
 from .state import U64, Waves
 from .undefined import require_defined
 
-FIRST, APART = 0x7000_0000_0000, 1 << 33
+# upper halves of addresses are small, so that they are no sizes
+FIRST, APART = 1 << 33, 1 << 33
 
 
 class Memory:

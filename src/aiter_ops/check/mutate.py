@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from aiter_ops.amdgcn import EmulationError, Program, Unsupported, instruction
+from aiter_ops.amdgcn import EmulationError, Machine, Program, Unsupported, instruction
 from aiter_ops.core.op import Op
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.samples import Sample
@@ -59,6 +59,10 @@ SWAPS = {
 _RELATIONS = {"lt": "le", "le": "lt", "gt": "ge", "ge": "gt", "eq": "lt", "ne": "lt", "lg": "lt"}
 
 
+_MATRIX = ((r"_f16$", "_bf16"), (r"_bf16_1k$", "_f16"), (r"_bf16$", "_f16"), (r"_fp8_fp8$", "_bf8_fp8"))
+"""Matrix instructions of other formats, with registers of the same size."""
+
+
 def mutants(line: str) -> Iterator[tuple[str, str]]:
     """What was changed (``operation``, ``operand``, ``constant``, ``modifier``, ``wait`` or ``mask``), and the new line."""
     name = re.sub(r"_(e32|e64|dpp|sdwa)$", "", line.split()[0])
@@ -70,6 +74,8 @@ def mutants(line: str) -> Iterator[tuple[str, str]]:
     if name in SWAPS:
         kind = "mask" if "exec" in name or name == "s_and_b64" else "operation"
         yield kind, line.replace(name, SWAPS[name], 1)
+    if name.startswith(("v_mfma", "v_smfmac")):
+        yield from (("operation", line.replace(name, re.sub(a, b, name), 1)) for a, b in _MATRIX if re.search(a, name))
     if found := re.match(r"(?:v_cmp|s_cmpk?)_(\w\w)_", line):
         yield "mask", line.replace(f"_{found[1]}_", f"_{_RELATIONS[found[1]]}_", 1) if found[1] in _RELATIONS else line
     if re.match(r"s_(or|mov)_b64 exec, ", line):
@@ -92,6 +98,7 @@ def _modifiers(line: str) -> Iterator[tuple[str, str]]:
         (r"(offset|offset0|offset1):(\d+)", lambda m: f"{m[1]}:{int(m[2]) + (4 if m[1] == 'offset' else 1)}"),
         (r"src0_sel:BYTE_(\d)", lambda m: f"src0_sel:BYTE_{(int(m[1]) + 1) % 4}"),
         (r"src0_sel:WORD_(\d)", lambda m: f"src0_sel:WORD_{1 - int(m[1])}"),
+        (r"(cbsz|blgp):(\d)", lambda m: f"{m[1]}:{int(m[2]) ^ 1}"),
     )
     for pattern, change in changes:
         # of op_sel of a conversion to FP8 only the last bit means something
@@ -100,15 +107,26 @@ def _modifiers(line: str) -> Iterator[tuple[str, str]]:
 
 
 def _operands(line: str) -> Iterator[tuple[str, str]]:
-    """Every source register the one before, and every constant one more."""
+    """Every source register the one before (of a range, the range before), and every constant one more."""
     head, _, rest = line.partition(" ") if " " in line else line.partition("\t")
-    places = list(re.finditer(r"(?<![\w\[:])-?\|?([vs])(\d+)\b(?!\])", rest))
-    store = "_store_" in head or head.startswith(("ds_write", "v_cmp", "s_cmp", "s_bitcmp"))
+    places = list(re.finditer(r"(?<![\w\[:])-?\|?([vsa])(?:(\d+)\b(?!\])|\[(\d+):(\d+)\])", rest))
+    store = "_store_" in head or head.startswith(("ds_write", "ds_add", "v_cmp", "s_cmp", "s_bitcmp"))
     for place, m in enumerate(places):
-        if (place == 0 and m.start() == 0 and not store) or int(m[2]) == 0:
+        if place == 0 and m.start() == 0 and (not store or (head.startswith("v_cmp") and m[3])):
             continue
-        before = f"{m[1]}{int(m[2]) - 1}"
-        yield "operand", f"{head} {rest[: m.start()]}{m[0].replace(m[1] + m[2], before)}{rest[m.end() :]}"
+        if m[2]:
+            before = f"{m[1]}{int(m[2]) - 1}"
+            inner = m[0].replace(m[1] + m[2], before)
+            if int(m[2]) == 0:
+                continue
+        else:
+            first, last = int(m[3]), int(m[4])
+            # pairs of registers start at even ones; scalar fours at multiples of four
+            by = 4 if m[1] == "s" and last - first > 1 else 2
+            if first < by:
+                continue
+            inner = f"{m[1]}[{first - by}:{last - by}]"
+        yield "operand", f"{head} {rest[: m.start()]}{inner}{rest[m.end() :]}"
     if head.startswith(("s_cbranch", "s_branch", "s_setreg", "s_nop")):
         return
     # one more; of the bits of a float, twice the value
@@ -171,11 +189,38 @@ def mutants_of(op: Op, sample: Sample, target: Platform) -> list[Mutant]:
     return list(found)
 
 
+MEANS = ("numbers", "memory", "undefined", "wait", "LDS race", "control")
+"""How mutants are caught: by the result; an access outside or misaligned; an undefined value that goes outward; a missing
+wait; bytes of LDS that waves share without a barrier; no end, a barrier never reached, or what is no program.
+"""
+
+
+def means(how: str) -> str:
+    """Which of MEANS `caught` speaks of."""
+    if how.startswith("result"):
+        return "numbers"
+    words = (
+        ("undefined", ("undefined", "takes part in")),
+        ("wait", ("outstanding",)),
+        ("LDS race", ("LDS byte",)),
+        ("memory", ("outside", "misaligned", "across the end", "not a multiple of 8")),
+    )
+    return next((mean for mean, some in words if any(word in how for word in some)), "control")
+
+
+MOST_BLOCKS = 30_000
+"""Basic blocks that a mutant may run; kernels of small samples run hundreds."""
+
+
 def caught(op: Op, samples: Iterable[Sample], target: Platform, mutant: Mutant) -> str | None:
     """How a mutant is caught by the first of the samples that does; None: it survives them all."""
+
+    def hurry(machine: Machine) -> None:
+        machine.most = MOST_BLOCKS
+
     for sample in samples:
         try:
-            result = emulate(op, sample, target, mutant.change)
+            result = emulate(op, sample, target, mutant.change, prepare=hurry)
         except Unsupported as error:
             return f"not executable: {error.args[0]}"
         except EmulationError as error:

@@ -1,12 +1,18 @@
-"""Why a mutant survives: arguments that it keeps the program's meaning, each looked for by running it.
+"""Why a mutant survives: arguments that it keeps the program's meaning, each looked for by running it. Every argument is asked
+over inputs of other values and, where the same program serves them, of other sizes.
 
-- ``same result``: on registers of random bits the changed instruction writes what the old one does, but for the sign of a
-  zero and the payload of a NaN.
+- ``waits``: it weakens a wait, and on every path through the changed program, whatever its branches decide, no register is
+  named that an outstanding load will write and no barrier reached with accesses to LDS outstanding: another wait covers it.
+- ``same result``: on registers of random bits, of equal numbers and of the instruction's constants the changed instruction
+  writes what the old one does, but for the sign of a zero and the payload of a NaN.
+- ``same values``: with all inputs the changed instruction writes what the old one does, and what the two read is the same with
+  all of them: it depends on neither values nor sizes, but on the wave and lane alone.
+- ``sizes``: the straight run of instructions around it (up to 48 before and 64 after, without a branch) makes the same
+  accesses and leaves the same in every register that is read later, on registers of random bits, but for those that hold
+  sizes or indices, which are not negative and up to eight times as large as any seen, and for those that depend on wave and
+  lane alone. So of the steps of an integer division: a better estimate is not needed where corrections follow.
 - ``thrown away``: wherever the changed instruction writes something else, anything may stand: undefined values put there
   reach no store, address, EXEC or branch, with all inputs.
-- ``same values``: with all inputs the changed instruction writes what the old one does, and in the lanes where it could
-  write something else (on random bits it does) what it reads does not depend on the tensors' values, but on sizes, lanes and
-  workgroups alone.
 - ``bound``: it changes the number of records of a buffer descriptor, which bounds nothing here but the offset 0x80000000 of
   masked lanes: any number from a tensor's size to 0x80000000 means the same.
 - ``quotient``: it is a step of a division that a later step corrects (of the compiler's, from v_div_scale to v_div_fixup, or
@@ -21,7 +27,7 @@ What has none of these is an unexplained survivor.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +35,7 @@ import torch
 
 from aiter_ops.amdgcn import EmulationError, Machine, Program, instruction
 from aiter_ops.amdgcn.launch import TABLE
-from aiter_ops.amdgcn.parse import EXEC, Instruction
+from aiter_ops.amdgcn.parse import Instruction
 from aiter_ops.amdgcn.state import Waves
 from aiter_ops.amdgcn.undefined import filling
 from aiter_ops.core.op import Op
@@ -38,12 +44,15 @@ from aiter_ops.core.samples import Sample
 
 from .emulate import emulate, rescaled, special
 from .mutate import Mutant
+from .waits import waits_enough
+from .watch import MOST_ROWS, Rows, Seen, apart, fill, may_differ, note, random_waves, watch
+from .window import Window
 
-ARGUMENTS = ("same result", "thrown away", "same values", "bound", "quotient", "same bits")
+ARGUMENTS = ("waits", "same result", "same values", "sizes", "thrown away", "bound", "quotient", "same bits")
 _OUTWARD = ("_store_", "ds_write", "ds_add", "_atomic_", "_lds_")
 
 
-def more_inputs(op: Op, sample: Sample, seeds: Sequence[int] = (1, 2, 3, 4)) -> Iterator[Sample]:
+def more_inputs(op: Op, sample: Sample, seeds: Sequence[int] = (1,)) -> Iterator[Sample]:
     """The same arguments with other values: drawn anew, and with rows of other sizes."""
     for seed in seeds:
         for again in op.samples(size="small", seed=seed):
@@ -51,32 +60,47 @@ def more_inputs(op: Op, sample: Sample, seeds: Sequence[int] = (1, 2, 3, 4)) -> 
                 yield again
                 if (odd := special(again)) is not None:
                     yield odd
-                for low, high in ((-12, 12), (-3, 3), (-seed, 2)):
+                for low, high in ((-12, 12), (-3, 3)):
                     if (other := rescaled(again, low, high)) is not None:
                         yield other
 
 
-def argument(op: Op, inputs: Sequence[Sample], target: Platform, mutant: Mutant) -> str | None:
-    """One of ARGUMENTS why a mutant that no input caught keeps the meaning, or None."""
-    old, new = instruction(mutant.before), instruction(mutant.after)
-    if old.name not in TABLE or new.name not in TABLE:
-        return None
-    if not any(word in old.name for word in _OUTWARD):
-        watch = _Watch(mutant, old, new)
-        for poison in (False, True):
-            watch.poison = poison
-            if found := watch.holds(op, inputs, target):
-                return found
-    if _bounds_records(op, inputs[0], target, mutant):
-        return "bound"
-    if _in_quotient(op, inputs[0], target, mutant):
-        return "quotient"
-    if re.match(_EXACT, mutant.before) and all(_same_bits(op, s, target, mutant) for s in inputs):
-        return "same bits"
-    return None
+def arguments(
+    op: Op, inputs: Sequence[Sample], target: Platform, mutants: Sequence[Mutant], others: Sequence[Sample] = ()
+) -> dict[Mutant, str | None]:
+    """One of ARGUMENTS why each mutant that no input caught keeps the meaning, or None. inputs: of one size; others: of other
+    sizes.
+    """
+    every = [*inputs, *others]
+    known = [m for m in mutants if instruction(m.before).name in TABLE and instruction(m.after).name in TABLE]
+    inward = [m for m in known if not any(word in m.before for word in _OUTWARD)]
+    seen = watch(op, every, target, [m for m in inward if apart(m)])
+    programs = _programs(op, inputs[0], target, mutants)
+    found: dict[Mutant, str | None] = {m: why for m in seen if (why := _same(seen[m]))}
+    open_ = [m for m in seen if m not in found]
+    found |= dict.fromkeys(_same_for_sizes(op, inputs, others, target, open_), "sizes")
+    for m in mutants:
+        if m in found:
+            continue
+        if m.kind == "wait" and waits_enough(m.change(programs[m])):
+            found[m] = "waits"
+        elif m in inward and _Harm(m).none(op, every, target):
+            found[m] = "thrown away"
+        elif m in known and _bounds_records(op, inputs[0], target, m, programs[m]):
+            found[m] = "bound"
+        elif m in known and _in_quotient(m, programs[m]):
+            found[m] = "quotient"
+        elif re.match(_EXACT, m.before) and all(_same_bits(op, s, target, m) for s in every):
+            found[m] = "same bits"
+        else:
+            found[m] = None
+    return found
 
 
-_EXACT = r"v_(mov|cmp|cndmask|max|min|readlane|permlane|swap)|\w+_dpp |ds_(swizzle|bpermute|permute)"
+_EXACT = (
+    r"v_(mov|cmp|cndmask|max|min|readlane|permlane|swap)|\w+_dpp |ds_(swizzle|bpermute|permute)"
+    r"|s_cselect_b32 .*0x80000000"  # the offset of what is masked
+)
 
 
 def _same_bits(op: Op, sample: Sample, target: Platform, mutant: Mutant) -> bool:
@@ -90,142 +114,136 @@ def _same_bits(op: Op, sample: Sample, target: Platform, mutant: Mutant) -> bool
             left = machine.profile.left_out if machine.profile else set()
             held.append(sorted(r.tobytes() for i, r in enumerate(machine.memory.regions) if i not in left))
 
-        emulate(op, sample, target, change, seen=note)
+        try:
+            emulate(op, sample, target, change, seen=note)
+        except EmulationError:
+            return []
         return held
 
     return stored(None) == stored(mutant.change)
 
 
-def _may_differ(old: Instruction, new: Instruction, full: bool) -> Any:
-    """[64]: the lanes in which the two write something else on random registers; all, where scalars differ. full: every lane
-    is on. Accesses to memory may differ everywhere.
-    """
-    random = np.random.default_rng(0)
-    n = 256
+class _Harm:
+    """Puts undefined values wherever a changed instruction writes something else than the old one."""
 
-    def bits(*shape: int) -> Any:
-        return random.integers(0, 1 << 32, shape, dtype=np.uint32)
+    def __init__(self, mutant: Mutant) -> None:
+        self.seen = Seen(mutant, instruction(mutant.before), instruction(mutant.after))
 
-    groups = np.zeros(n, np.int64)
-    first = Waves(None, bits(128, n, 64), bits(64, n, 64), bits(128, n), groups, groups)
-    # small numbers and ordinary floats too
-    first.v[:, :64] &= 0xFF
-    first.v[:, 64:128] = first.v[:, 64:128] & 0x81FFFFFF | 0x3E000000
-    first.mode, first.scc = 0x3F0, bits(n) % 2 == 1
-    if full:
-        first.set_s64(EXEC, np.full(n, 0xFFFFFFFFFFFFFFFF, np.uint64))
-    second = first.part(np.ones(n, np.bool_))
-    try:
-        with np.errstate(all="ignore"):
-            TABLE[old.name](first, old)
-            TABLE[new.name](second, new)
-    except (EmulationError, AttributeError, IndexError):
-        return np.ones(64, np.bool_)
-    v, a, s, scc = _differences(first, second)
-    if "_f32" in old.name:
-        x, y = first.v.view(np.float32), second.v.view(np.float32)
-        v &= ~((x == y) | (np.isnan(x) & np.isnan(y)))
-    if s.any() or scc.any():
-        return np.ones(64, np.bool_)
-    return v.any(axis=(0, 1)) | a.any(axis=(0, 1))
-
-
-def _differences(a: Waves, b: Waves) -> tuple[Any, ...]:
-    """Where v, a, s and scc differ."""
-    return a.v != b.v, a.a != b.a, a.s != b.s, a.scc != b.scc
-
-
-class _Watch:
-    """Runs the old program, and beside it the changed instruction on a copy of the registers wherever it is executed."""
-
-    def __init__(self, mutant: Mutant, old: Instruction, new: Instruction) -> None:
-        self.mutant, self.old, self.new = mutant, old, new
-        self.poison = False
-        self.runs = 0
-        self.sources: list[Any] = []
-        self.differs, self.full = False, True
-
-    def holds(self, op: Op, inputs: Sequence[Sample], target: Platform) -> str | None:
-        """poison: undefined values instead of what differs do no harm. Else: nothing differs where it could, and there the
-        sources are those of the first input.
-        """
-        seen = []
-        self.runs, self.differs, self.full = 0, False, True
+    def none(self, op: Op, inputs: Sequence[Sample], target: Platform) -> bool:
+        """Whether they do no harm with any of the inputs, and were put somewhere."""
         for sample in inputs:
-            self.sources = []
+            self.seen.read.append([set() for _ in self.seen.sources])
             try:
                 emulate(op, sample, target, prepare=self._prepare)
             except EmulationError:
-                return None
-            seen.append(self.sources)
-        if not self.runs:
-            return None
-        if self.poison:
-            return "thrown away" if self.differs else None
-        lanes = _may_differ(self.old, self.new, self.full)
-        if not lanes.any():
-            return "same result"
-        if self.differs:
-            return None
-
-        def alike(one: Any, other: Any) -> bool:
-            return one.shape == other.shape and np.array_equal(one[..., lanes], other[..., lanes])
-
-        same = all(len(s) == len(seen[0]) and all(map(alike, s, seen[0])) for s in seen)
-        return "same values" if len(inputs) > 1 and same else None
+                return False
+        return self.seen.differs
 
     def _prepare(self, machine: Machine) -> None:
-        if self.mutant.is_in(machine.program):
-            machine.run_by[self.mutant.place] = self._run
+        if self.seen.mutant.is_in(machine.program):
+            machine.run_by[self.seen.mutant.place] = self._run
 
     def _run(self, w: Waves, ins: Instruction) -> None:
-        beside = w.part(np.ones(len(w), np.bool_))
-        self.sources.append(self._read(w))
-        self.full = self.full and w.full
+        if (found := self.seen.run(w, ins)) is None:
+            return
+        v, a, s, scc = found
+        np.copyto(w.v, filling(w.v.shape, 1), where=v)
+        np.copyto(w.a, filling(w.a.shape, 1), where=a)
+        np.copyto(w.s, filling(w.s.shape, 1), where=s)
+        w.scc = np.where(scc, np.arange(len(w)) % 2 == 0, w.scc)
+        w._exec = None
+
+
+def _same(seen: Seen) -> str | None:
+    """``same result`` or ``same values`` of what a watch saw, or None."""
+    if not seen.runs:
+        return None
+    if not may_differ(seen.old, seen.new, seen.full).any():
+        return "same result"
+    if seen.differs or any(len(rows) >= MOST_ROWS for one in seen.read for rows in one):
+        return None
+    ran = [one for one in seen.read if one[0]]
+    return "same values" if len(ran) > 1 and all(one == ran[0] for one in ran) else None
+
+
+def _same_for_sizes(
+    op: Op, inputs: Sequence[Sample], others: Sequence[Sample], target: Platform, mutants: Sequence[Mutant]
+) -> list[Mutant]:
+    """The mutants whose windows leave the same in every register that is read later, whatever the sizes and values are."""
+    programs = _programs(op, inputs[0], target, mutants)
+    windows = [_Observed(m, Window.around(p, m.place, loads)) for m, p in programs.items() for loads in (True, False)]
+    for sample in (*inputs, *others):
+        for one in windows:
+            one.start()
+
+        def prepare(machine: Machine) -> None:
+            by_place: dict[int, list[_Observed]] = {}
+            for one in windows:
+                if one.mutant.is_in(machine.program):
+                    for place in {one.window.start, *one.loaded}:
+                        by_place.setdefault(place, []).append(one)
+            for place, some in by_place.items():
+                machine.run_by[place] = _noting(place, some)
+
+        emulate(op, sample, target, prepare=prepare)
+    kept: list[Mutant] = []
+    for one in windows:
+        if one.mutant not in kept and one.same(len(inputs)):
+            kept.append(one.mutant)
+    return kept
+
+
+class _Observed:
+    """A window, what was in its inputs, and what its loads brought, by input of the run."""
+
+    def __init__(self, mutant: Mutant, window: Window) -> None:
+        self.mutant, self.window = mutant, window
+        self.read: list[list[Rows]] = []
+        self.loaded: dict[int, list[list[Rows]]] = {place: [] for place in window.loads}
+
+    def start(self) -> None:
+        self.read.append([set() for _ in self.window.inputs])
+        for place, found in self.loaded.items():
+            found.append([set() for _ in self.window.loads[place]])
+
+    def same(self, alike: int) -> bool:
+        """Whether the window leaves the same, whatever sizes and values there are."""
+        window, loads = self.window, self.window.loads
+        waves = random_waves(*window.program.code[window.start : window.end], instruction(self.mutant.after))
+
+        def load(w: Waves, place: int) -> None:
+            fresh = random_waves()
+            for kind, number in loads[place]:
+                {"v": w.v, "a": w.a, "s": w.s}[kind][number] = {"v": fresh.v, "a": fresh.a, "s": fresh.s}[kind][number]
+            fill(w, loads[place], self.loaded[place], alike, seed=place)
+
+        return fill(waves, window.inputs, self.read, alike) and window.same(self.mutant, waves, load)
+
+
+def _noting(place: int, some: list[_Observed]) -> Callable[[Waves, Instruction], None]:
+    def run(w: Waves, ins: Instruction) -> None:
+        for one in some:
+            if place == one.window.start:
+                note(w, one.window.inputs, one.read[-1], True)
         TABLE[ins.name](w, ins)
-        try:
-            TABLE[self.new.name](beside, self.new)
-        except EmulationError:
-            self.differs = True
-            if self.poison:
-                raise
-            return
-        self.runs += 1
-        v, a, s, scc = _differences(w, beside)
-        if not (v.any() or a.any() or s.any() or scc.any()):
-            return
-        self.differs = True
-        if self.poison:
-            np.copyto(w.v, filling(w.v.shape, 1), where=v)
-            np.copyto(w.a, filling(w.a.shape, 1), where=a)
-            np.copyto(w.s, filling(w.s.shape, 1), where=s)
-            w.scc = np.where(scc, np.arange(len(w)) % 2 == 0, w.scc)
-            w._exec = None
+        for one in some:
+            if place in one.loaded:
+                note(w, one.window.loads[place], one.loaded[place][-1], True)
 
-    def _read(self, w: Waves) -> Any:
-        """[k, n, 64]: what both instructions read, of the first of the twins; of DPP also what a lane reads of others."""
-        shape = len(w) // 2, 64
-        parts = [np.broadcast_to(w.scc[::2, None], shape)]
-        first = self.old.operands[0]
-        for kind, number in sorted(self.old.registers | self.new.registers):
-            held = {"v": w.v, "a": w.a, "s": w.s}[kind][number]
-            times = sum(o.kind == kind and o.index <= number < o.index + o.count for o in self.old.operands)
-            if times > 1 or not (first.kind == kind and first.index <= number < first.index + first.count):
-                parts.append(np.broadcast_to(held[::2] if kind != "s" else held[::2, None], shape))
-        return np.stack([np.array(p, np.uint32) for p in parts])
+    return run
 
 
-def _program(op: Op, sample: Sample, target: Platform, mutant: Mutant) -> Program | None:
+def _programs(op: Op, sample: Sample, target: Platform, mutants: Sequence[Mutant]) -> dict[Mutant, Program]:
+    """The programs of the mutants, which the sample starts."""
     found: list[Program] = []
-    emulate(op, sample, target, prepare=lambda m: found.append(m.program) if mutant.is_in(m.program) else None)
-    return found[0] if found else None
+    emulate(op, sample, target, prepare=lambda machine: found.append(machine.program))
+    return {m: next(p for p in found if m.is_in(p)) for m in mutants}
 
 
-def _bounds_records(op: Op, sample: Sample, target: Platform, mutant: Mutant) -> bool:
+def _bounds_records(op: Op, sample: Sample, target: Platform, mutant: Mutant, program: Program) -> bool:
     """Whether the instruction writes word 2 of a descriptor, and still bounds it from the tensors' sizes to 0x80000000."""
-    program = _program(op, sample, target, mutant)
     dst = instruction(mutant.before).operands[0]
-    if program is None or dst.kind != "s" or not mutant.before.startswith("s_mov_b32"):
+    if dst.kind != "s" or not mutant.before.startswith("s_mov_b32"):
         return False
     words = {o.index + 2 for i in program.code if i.name.startswith("buffer_") for o in i.operands if o.count == 4}
     copied = {
@@ -253,12 +271,11 @@ def _bounds_records(op: Op, sample: Sample, target: Platform, mutant: Mutant) ->
     return bool(seen) and largest <= min(seen) and max(seen) <= 0x80000000
 
 
-def _in_quotient(op: Op, sample: Sample, target: Platform, mutant: Mutant) -> bool:
+def _in_quotient(mutant: Mutant, program: Program) -> bool:
     """Whether the instruction takes part in a division: an estimate or a correction whose result flows, through multiply-adds,
     into the last step: v_div_fixup, or q + r · (1 / d) with r = x - q · d of that q.
     """
-    program = _program(op, sample, target, mutant)
-    if program is None or not re.match(r"v_(div_|rcp_f32|fma|mul_f32|pk_fma|pk_mul)", mutant.before):
+    if not re.match(r"v_(div_|rcp_f32|fma|mul_f32|pk_fma|pk_mul)", mutant.before):
         return False
     code = program.code
     ends = [i for i in range(mutant.place, len(code)) if code[i].name == "v_div_fixup_f32" or _corrects(code, i)]

@@ -46,6 +46,11 @@ class Make:
         drawn = torch.randn(shape, generator=generator, dtype=torch.float32) * scale + mean
         return drawn.to(dtype).to(self.device)
 
+    def uneven(self, rows: int, size: int, dtype: torch.dtype = torch.bfloat16, most: int = 4) -> torch.Tensor:
+        """[rows, size] Gaussian values, from the first row 2^-most to the last 2^most times as large."""
+        power = torch.linspace(-most, most, rows, device=self.device).round().exp2().unsqueeze(-1)
+        return (self.normal(rows, size, dtype=torch.float32) * power).to(dtype)
+
     def integers(self, values: Sequence[int], dtype: torch.dtype = torch.int32) -> torch.Tensor:
         """These numbers, whatever is drawn or left out elsewhere: lengths, offsets, positions."""
         return torch.tensor(list(values), dtype=dtype, device=self.device)

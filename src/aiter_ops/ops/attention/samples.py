@@ -81,8 +81,20 @@ def small(make: Make) -> Iterator[Sample]:
     yield Sample("576 and 512", packed(make, (4, 3), (9, 20), (2, 1), (576, 512)))
 
 
+def steps(make: Make) -> Sample:
+    """Steps over keys of every kind: at the left edge of a window, whole, at the diagonal; rows of no sequence; scores from
+    small ones to such as only softmax's own peak keeps from overflow.
+    """
+    q, *rest = packed(make, (5, 150), (33, 150), (4, 2), (32, 32), FP32, padding=3)
+    size = torch.linspace(-5, 5, len(q), device=q.device).round().exp2()[torch.arange(len(q)) * 53 % len(q)]
+    return Sample(
+        "fp32 window of 70, padding, rows of all sizes", (q * size[:, None, None], *rest), {"window": [70, -1]}
+    )
+
+
 def varlen_samples(make: Make) -> Iterator[Sample]:
     yield from small(make)
+    yield steps(make)
     llama = packed(make, (1000, 37, 2048, 512), (1000, 1500, 2048, 512), (32, 8), (128, 128))
     yield Sample("Llama-3-8B 4 prefills", llama, size="model")
     oss = packed(make, (1024, 300), (1024, 900), (64, 8), (64, 64))

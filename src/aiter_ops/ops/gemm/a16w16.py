@@ -21,15 +21,18 @@ CUT = 2.0**-14
 
 
 def samples(make: Make) -> Iterator[Sample]:
-    yield Sample("ragged 7x256, N 128 fp32", (make.normal(7, 256, dtype=FP32), make.normal(128, 256, dtype=FP32)))
+    # rows further apart than K, and from each other
+    padded = make.normal(7, 272, dtype=FP32)[:, :256], make.normal(128, 304, dtype=FP32)[:, :256]
+    yield Sample("ragged 7x256, N 128 fp32", padded)
     yield Sample("decode 1x256, N 96", (make.normal(1, 256), make.normal(96, 256)))
     yield Sample("odd 5x67, N 33 fp16", (make.normal(5, 67, dtype=FP16), make.normal(33, 67, dtype=FP16)))
-    yield Sample("odd 130x40, N 150 fp32", (make.normal(130, 40, dtype=FP32), make.normal(150, 40, dtype=FP32)))
+    padded = make.normal(600, 120, dtype=FP32)[:, :104], make.normal(150, 136, dtype=FP32)[:, :104]
+    yield Sample("odd 600x104, N 150 fp32", padded)
     lead = make.normal(2, 3, 128, dtype=FP32), make.normal(64, 128, dtype=FP32), make.normal(64, dtype=FP32)
     yield Sample("leading dimensions 2x3x128, bias", lead)
     yield Sample("one row without dimensions, bias", (make.normal(128), make.normal(64, 128), make.normal(64)))
     yield Sample("zero rows", (make.normal(0, 128), make.normal(32, 128)))
-    yield Sample("transposed 5x128", (make.transposed(5, 128, FP32), make.transposed(48, 128, FP32)))
+    yield Sample("transposed 5x128", (make.transposed(5, 128, FP32), make.transposed(720, 128, FP32)))
     yield Sample("sliced 6x128", (make.sliced(6, 128, FP16), make.sliced(48, 128, FP16)))
     yield Sample("expanded 4x128", (make.expanded(4, 128, FP32), make.normal(48, 128, dtype=FP32)))
     to_fp32 = make.normal(17, 512), make.normal(64, 512), make.normal(64, dtype=FP32)

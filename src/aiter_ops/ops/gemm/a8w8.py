@@ -33,11 +33,11 @@ def samples(make: Make) -> Iterator[Sample]:
     def scales(rows: int, n: int) -> tuple[Tensor, Tensor]:
         return c.drawn_scale(make, rows, 1), c.drawn_scale(make, n, 1)
 
-    yield Sample("ragged 7x256, N 128", (*codes(7, 128, 256), *scales(7, 128)))
+    yield Sample("ragged 7x640, N 720", (*codes(7, 720, 640), *scales(7, 720)))
     one = torch.full((1,), 0.01, device=make.device), torch.tensor(0.02, device=make.device)
     yield Sample("one scale each, bias, to fp16", (*codes(1, 96, 256), *one, make.normal(96)), {"out_dtype": FP16})
     yield Sample("int8 33x128, N 64", (*codes(33, 64, 128, INT8), *scales(33, 64)), {"out_dtype": FP32})
-    yield Sample("fnuz 5x128, N 64", (*codes(5, 64, 128, FNUZ), *scales(5, 64)))
+    yield Sample("fnuz 5x640, N 720", (*codes(5, 720, 640, FNUZ), *scales(5, 720)))
     a_scale, b_scale = c.drawn_scale(make, 5, 1), c.drawn_scale(make, 33)
     yield Sample("odd 5x67, N 33, to fp32", (*codes(5, 33, 67), a_scale, b_scale), {"out_dtype": FP32})
     odd = *codes(66, 35, 45, INT8), c.drawn_scale(make, 66, 1), c.drawn_scale(make, 1, 35)

@@ -14,7 +14,7 @@ from aiter_ops.ops.rope.samples import BF16, FP16, FP32, INT32, INT64, angles, p
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 
 
-def slots_of(make: Make, count: int, blocks: int, size: int, dtype: torch.dtype = INT64, skip: int = 4) -> Tensor:
+def slots_of(make: Make, count: int, blocks: int, size: int, dtype: torch.dtype = INT64, skip: int = 5) -> Tensor:
     """`count` distinct slots of a cache in no order; every `skip`-th is -1 (0: none)."""
     step = next(s for s in (7, 11, 13, 17, 19, 1) if blocks * size % s)
     taken = [(5 + step * i) % (blocks * size) for i in range(count)]
@@ -55,7 +55,7 @@ def cache_samples(make: Make) -> Iterator[Sample]:
 
     one, two = scale_of(make, 0.37), scale_of(make, 0.05)
     each = scale_of(make, 0.37, 0.5), scale_of(make, 0.02, 1.5)
-    yield sample("7x2x64 fp32", 7, 2, 64, 5, 4, FP32)
+    yield sample("45x5x64 fp32", 45, 5, 64, 17, 5, FP32)
     yield sample("decode 1x2x64, block of 1", 1, 2, 64, 9, 1)
     yield sample("fp16, int32 slots", 9, 3, 40, 3, 16, FP16, slots=slots_of(make, 9, 3, 16, INT32))
     yield sample("fewer slots than tokens", 9, 2, 64, 4, 4, FP16, slots=slots_of(make, 5, 4, 4))
@@ -68,14 +68,14 @@ def cache_samples(make: Make) -> Iterator[Sample]:
         yield sample(f"FP8 {word} by head, shuffled", 9, 2, 64, 2, 16, FP32, flavour, "shuffled", scales=each)
         yield sample(f"FP8 {word} without scales", 9, 2, 64, 2, 16, FP16, flavour)
     yield sample("zero rows", 0, 2, 64, 3, 4)
-    qkv = part(make, 7, 2 * 64, FP16).unflatten(-1, (2, 64)), part(make, 7, 2 * 64, FP16, 8).unflatten(-1, (2, 64))
-    both = make.normal(5, 2, 4, 2, 64, dtype=FP16)
-    yield Sample("sliced k and v, caches in one tensor", (*qkv, both[:, 0], both[:, 1], slots_of(make, 7, 5, 4)))
+    qkv = part(make, 45, 5 * 64, FP16).unflatten(-1, (5, 64)), part(make, 45, 5 * 64, FP16, 8).unflatten(-1, (5, 64))
+    both = make.normal(17, 2, 5, 5, 64, dtype=FP16)
+    yield Sample("sliced k and v, caches in one tensor", (*qkv, both[:, 0], both[:, 1], slots_of(make, 45, 17, 5)))
     heads_first = (
-        make.normal(5, 2, 4, 64, dtype=FP32).transpose(1, 2),
-        make.normal(5, 2, 4, 64, dtype=FP32).transpose(1, 2),
+        make.normal(17, 5, 5, 64, dtype=FP32).transpose(1, 2),
+        make.normal(17, 5, 5, 64, dtype=FP32).transpose(1, 2),
     )
-    yield Sample("heads before places", (*(t.float() for t in qkv), *heads_first, slots_of(make, 7, 5, 4)))
+    yield Sample("heads before places", (*(t.float() for t in qkv), *heads_first, slots_of(make, 45, 17, 5)))
     for tokens, word in ((64, "decode 64"), (4096, "prefill 4096")):
         slots = slots_of(make, tokens, 512, 16, skip=0)
         yield sample(f"Llama-3-8B {word}", tokens, 8, 128, 512, 16, slots=slots, model=True)

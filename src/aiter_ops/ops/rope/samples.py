@@ -39,9 +39,9 @@ def rotary_samples(make: Make) -> Iterator[Sample]:
         at = make.integers(spread(tokens, 97), index)
         return Sample(name, (at, q, k, size, angles(make, 97, width, cache), neox), more)
 
-    yield sample("NeoX 5x(4+2)x64 fp32", 5, 4, 2, 64, 64, True, FP32)
+    yield sample("NeoX 37x(4+2)x64 fp32", 37, 4, 2, 64, 64, True, FP32)
     yield sample("decode 1x(4+2)x64", 1, 4, 2, 64, 64, True, cache=BF16)
-    yield sample("GPT-J 5x(4+2)x64", 5, 4, 2, 64, 64, False, FP16)
+    yield sample("GPT-J 37x(70+35)x64", 37, 70, 35, 64, 64, False, FP16)
     yield sample("partial GPT-J 7x(3+1)x80", 7, 3, 1, 80, 32, False, FP32)
     yield sample("partial NeoX 6x(5+5)x96", 6, 5, 5, 96, 24, True, FP16, FP16)
     yield sample("nope first, NeoX 6x(4+2)x192", 6, 4, 2, 192, 64, True, FP32, nope_first=True)
