@@ -87,7 +87,7 @@ def test_a_machine_is_written_down_with_rocm_aiter_and_shapes(cli):
 
 def test_rocm_decides_where_evidence_names_it(cli):
     def reason(rocm):
-        shapes = ("--shape", "a=1024x256", "--shape", "a_scale=1024x2")
+        shapes = ("--shape", "a=1024x640", "--shape", "a_scale=1024x5")
         where = ("--as", "gfx950", "--rocm", rocm, "--aiter", "0.1.12")
         data = json.loads(cli("explain", "gemm_a8w8_blockscale", *where, *shapes, "--json").out)
         return next(r["reason"] for r in data["reasons"] if r["provider"] == "aiter")
