@@ -91,11 +91,12 @@ def test_json_alone_on_stdout(model: Path, capsys: pytest.CaptureFixture[str]) -
         **each,
         "flash_attn_varlen": 1,
         "paged_attention": 2,
-        "gemm_a16w16": 24,
+        "gemm_a16w16": 15,
         "greedy": 3,
     }
     assert answer["outside"] == []
-    assert {r["op"] for r in answer["replaced"]} == called.keys() - {"greedy"} | {"sample"}
+    unused = {"sample", "rope_and_cache"}  # of `generate`, and of transformers' own caches
+    assert {r["op"] for r in answer["replaced"]} == called.keys() - {"greedy"} | unused
 
 
 def test_compare_holds_and_off_is_no_comparison(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

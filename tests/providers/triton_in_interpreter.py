@@ -44,7 +44,7 @@ class Small(Make):
     """Draws small tensors only; the large ones belong to samples that are left out."""
 
     def normal(self, *shape: int, **how: Any) -> torch.Tensor:
-        if math.prod(shape) > 2**18:
+        if math.prod(shape) > 2**19:
             return torch.empty(shape, dtype=how.get("dtype", torch.bfloat16))
         return super().normal(*shape, **how)
 
