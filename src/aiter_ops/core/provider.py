@@ -6,6 +6,7 @@ import fnmatch
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -193,6 +194,8 @@ class Provider:
 _providers: dict[str, Provider] = {}
 _loaded: set[tuple[str, str]] = set()
 _lock = threading.RLock()
+# a process forked in the middle of another thread's import would have half a module, and the lock for ever
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def get_provider(name: str) -> Provider:

@@ -275,9 +275,9 @@ inlines._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _after_fork() -> None:
-    global lock
-    lock = threading.RLock()
+    lock.release()
     state.used = [(threading.get_ident(), text) for _, text in state.used]
 
 
-os.register_at_fork(after_in_child=_after_fork)
+# no process starts in the middle of another thread's decision; taken before the lock of `provider`, as everywhere
+os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=_after_fork)
