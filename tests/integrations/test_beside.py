@@ -128,7 +128,16 @@ def called_otherwise(layer: Any) -> None:
     layer.forward = lambda x: before(x) * 2
 
 
-CHANGES = [in_place, loaded, assigned, of_other_data, hooked, hooked_before, called_otherwise]
+class Doubled(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight * 2
+
+
+def parametrized(layer: Any) -> None:
+    nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+
+
+CHANGES = [parametrized, in_place, loaded, assigned, of_other_data, hooked, hooked_before, called_otherwise]
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])

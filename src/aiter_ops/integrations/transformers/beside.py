@@ -85,7 +85,7 @@ class Beside:
         for name, layer, forward, weight in zip(self.names, self.layers, self.forwards, self.weights, strict=True):
             if module._modules.get(name) is not layer or layer.__dict__.get("forward") is not forward:
                 return False
-            if layer._parameters["weight"] is not weight:  # `_in_place` sees it too, but not in compiled code
+            if layer._parameters.get("weight") is not weight:  # `_in_place` sees it too, but not in compiled code
                 return False
             if layer._forward_hooks or layer._forward_pre_hooks:
                 return False
@@ -117,11 +117,11 @@ def lay(module: nn.Module) -> tuple[str, ...] | None:
     names = next((g for g in GROUPS if all(isinstance(module._modules.get(n), nn.Module) for n in g)), None)
     if names is None:
         return None
-    layers = [module._modules[n] for n in names]
-    tensors = _joined([layer for layer in layers if layer is not None])
+    layers = [layer for n in names if (layer := module._modules[n]) is not None]
+    tensors = _joined(layers)
     if tensors is None:
         return None
-    module.__dict__[HELD] = Beside(names, layers, tensors)  # type: ignore[arg-type]
+    module.__dict__[HELD] = Beside(names, layers, tensors)
     return names
 
 
@@ -179,7 +179,7 @@ def _in_place(key: str) -> bool:
     for name, joined in held.tensors.items():
         at = joined.data_ptr()
         for layer in held.layers:
-            part = layer._parameters[name]
+            part = layer._parameters.get(name)
             if part is None or part.data_ptr() != at or part.dtype is not joined.dtype:
                 return False
             at += part.numel() * part.element_size()

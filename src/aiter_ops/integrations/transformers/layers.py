@@ -13,6 +13,7 @@ import aiter_ops
 
 from .packed import cache_name
 from .recognise import Meaning, eps_of, forward_of, twin_of
+from .replace import weight_of
 
 PRE_NORM = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
 SANDWICH = (*PRE_NORM, "pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -51,7 +52,7 @@ def layer_forward(cls: type[nn.Module], fused: str, add_norm: Callable[..., Any]
                 norm._forward_hooks
                 or norm._forward_pre_hooks
                 or "_hf_hook" in norm.__dict__
-                or norm._parameters["weight"].dtype is not hidden_states.dtype
+                or weight_of(norm).dtype is not hidden_states.dtype
             )
         ):
             return stock(self, hidden_states, *args, **kwargs)
@@ -79,7 +80,7 @@ def add_norm_call(norm: nn.Module, fused: str, meaning: Meaning) -> Callable[...
 
     def add_norm(layer: nn.Module, attention: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         norm: Any = layer._modules[fused]
-        return aiter_ops.add_rms_norm(attention, residual, norm._parameters["weight"], eps, offset, cast)
+        return aiter_ops.add_rms_norm(attention, residual, weight_of(norm), eps, offset, cast)
 
     return add_norm
 

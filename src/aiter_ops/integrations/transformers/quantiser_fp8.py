@@ -19,6 +19,7 @@ from aiter_ops.core.platforms import fp8_dtype
 from .beside import can_join
 from .block_fp8 import BLOCK
 from .recognise import ACTIVATIONS, Meaning, expert_gate
+from .replace import coded_product
 
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 BLOCKWISE, ROWWISE = "FP8Linear", ("CompressedTensorsFP8Linear", "FbgemmFp8Linear")
@@ -110,10 +111,7 @@ def _here(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 def blockwise_product(x: Tensor, weight: Tensor, weight_scale_inv: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., K] quantised per row and 128 columns, times the codes of weight [N, K]; in x's dtype."""
-    weight, scale = _here(weight, weight_scale_inv)
-    codes, x_scale = aiter_ops.group_quant(x, BLOCK, weight.dtype)
-    y: Tensor = aiter_ops.gemm_a8w8_blockscale(codes, weight, x_scale, scale, bias, x.dtype)
-    return y
+    return coded_product(x, *_here(weight, weight_scale_inv), bias)
 
 
 def quantised_linear_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:

@@ -155,7 +155,7 @@ def linear_forward(module: nn.Module, meaning: Meaning) -> Callable[..., Any]:
     def forward(self: nn.Module, x: Tensor) -> Any:
         if other_dtype(self, "weight", x):
             return stock(self, x)
-        return aiter_ops.gemm_a16w16(x, weight_of(self), self._parameters["bias"])
+        return aiter_ops.gemm_a16w16(x, weight_of(self), self.bias)
 
     return forward
 
