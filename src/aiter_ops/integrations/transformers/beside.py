@@ -56,13 +56,28 @@ def asks(forward: F) -> F:
 
 
 _numbers = itertools.count()
-_by_key: WeakValueDictionary[str, Beside] = WeakValueDictionary()
+_by_key: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
 
-class Beside:
+class Keyed:
+    """Something that a function which compiled code calls as it is traced can be told of: by a constant, which is all
+    that torch 2.11 hands to it."""
+
+    def __init__(self) -> None:
+        self.key = str(next(_numbers))
+        _by_key[self.key] = self
+
+
+def by_key(key: str) -> Any:
+    """The `Keyed` of this key."""
+    return _by_key[key]
+
+
+class Beside(Keyed):
     """Layers, what they held when they were put side by side, and the tensors that hold all their rows."""
 
     def __init__(self, names: tuple[str, ...], layers: list[nn.Module], tensors: dict[str, Tensor]) -> None:
+        super().__init__()
         self.names = names
         self.layers = layers
         self.forwards = [layer.__dict__["forward"] for layer in layers]
@@ -70,8 +85,6 @@ class Beside:
         self.product: Product = self.forwards[0].__func__.joins.product
         self.sizes = [rows_of(layer) for layer in layers]
         self.weights = [layer._parameters["weight"] for layer in layers]
-        self.key = str(next(_numbers))
-        _by_key[self.key] = self
         self.coded = len(tensors["weight"].shape) == 2 and tensors["weight"].element_size() == 1
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
@@ -174,8 +187,8 @@ def _alone(p: Tensor) -> bool:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _in_place(key: str) -> bool:
     """Whether every weight of the `Beside` of this key is still a part of what is joined. Compiled code asks when it is
-    traced, and can ask with a constant alone (torch 2.11)."""
-    held = _by_key[key]
+    traced."""
+    held = by_key(key)
     for name, joined in held.tensors.items():
         at = joined.data_ptr()
         for layer in held.layers:

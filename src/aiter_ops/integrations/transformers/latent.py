@@ -27,11 +27,12 @@ CHILDREN = {"kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"}
 QUERY = ("q_proj", "q_a_proj", "q_a_layernorm", "q_b_proj")
 
 
-class Kept:
+class Kept(beside.Keyed):
     """The halves of a ``kv_b_proj``, and the state of its tensors that they were made from. read: compiled code or a
     captured graph reads them where they lie."""
 
     def __init__(self, halves: tuple[Tensor, Tensor], state: tuple[Any, ...]) -> None:
+        super().__init__()
         self.halves, self.state, self.read = halves, state, False
 
     def fits(self, made: tuple[Tensor, Tensor]) -> bool:
@@ -41,9 +42,9 @@ class Kept:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _is_read(kept: Kept) -> bool:
+def _is_read(key: str) -> bool:
     """Called once when code is traced, and whenever a graph is captured."""
-    kept.read = True
+    beside.by_key(key).read = True
     return True
 
 
@@ -55,12 +56,13 @@ def absorbed(module: Any, dtype: torch.dtype, anew: bool = False) -> tuple[Tenso
     which loading a state and the next pass from Python bring up to date. anew: make them again where changes cannot be
     told, of weights made in inference mode.
     """
-    layer, kept = module.kv_b_proj, module.__dict__.get(KEPT)
+    layer = module.kv_b_proj
+    kept: Kept | None = module.__dict__.get(KEPT)
     if not still(layer.weight.device):
         if kept is None or kept.halves[0].dtype is not dtype:
             return _halves(module, dtype)
-        _is_read(kept)
-        return kept.halves  # type: ignore[no-any-return]
+        _is_read(kept.key)
+        return kept.halves
     scale = None if layer.weight.dtype in FLOATS else _scale_of(layer)
     unseen = layer.weight.is_inference()
     state = (*_state(layer.weight), *_state(scale))
@@ -74,7 +76,7 @@ def absorbed(module: Any, dtype: torch.dtype, anew: bool = False) -> tuple[Tenso
             kept.state = state
         else:
             kept = module.__dict__[KEPT] = Kept(made, state)
-    return kept.halves  # type: ignore[no-any-return]
+    return kept.halves
 
 
 def _state(t: Tensor | None) -> tuple[int, int]:
