@@ -68,9 +68,8 @@ class Keyed:
         _by_key[self.key] = self
 
 
-def by_key(key: str) -> Any:
-    """The `Keyed` of this key."""
-    return _by_key[key]
+by_key: Callable[[str], Any] = _by_key.__getitem__
+"""The `Keyed` of a key."""
 
 
 class Beside(Keyed):
