@@ -234,6 +234,7 @@ def test_a_window_tells_what_other_sizes_would_show(changed, same):
 
     assert window.same(mutant, waves, load) == same
     assert window.same(Mutant("k", 0, mutant.place, "operand", old.text, old.text), waves, load)
+    assert window.divisors == {("s", 3)}
 
 
 DIVISION = """

@@ -9,8 +9,8 @@ over inputs of other values and, where the same program serves them, of other si
   all of them: it depends on neither values nor sizes, but on the wave and lane alone.
 - ``sizes``: the straight run of instructions around it (up to 48 before and 64 after, without a branch) makes the same
   accesses and leaves the same in every register that is read later, on registers of random bits, but for those that hold
-  sizes or indices, which are not negative and up to eight times as large as any seen, and for those that depend on wave and
-  lane alone. So of the steps of an integer division: a better estimate is not needed where corrections follow.
+  sizes or indices, which are not negative and up to eight times as large as any seen, for divisors, which are not zero, and
+  for those that depend on wave and lane alone. So of the steps of an integer division: a better estimate is not needed where corrections follow.
 - ``thrown away``: wherever the changed instruction writes something else, anything may stand: undefined values put there
   reach no store, address, EXEC or branch, with all inputs.
 - ``bound``: it changes the number of records of a buffer descriptor, which bounds nothing here but the offset 0x80000000 of
@@ -217,7 +217,12 @@ class _Observed:
                 {"v": w.v, "a": w.a, "s": w.s}[kind][number] = {"v": fresh.v, "a": fresh.a, "s": fresh.s}[kind][number]
             fill(w, loads[place], self.loaded[place], alike, seed=place)
 
-        return fill(waves, window.inputs, self.read, alike) and window.same(self.mutant, waves, load)
+        if not fill(waves, window.inputs, self.read, alike):
+            return False
+        for kind, number in window.divisors:
+            held = waves.s if kind == "s" else waves.v
+            held[number] = np.maximum(held[number], 1)
+        return window.same(self.mutant, waves, load)
 
 
 def _noting(place: int, some: list[_Observed]) -> Callable[[Waves, Instruction], None]:

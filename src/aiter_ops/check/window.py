@@ -26,6 +26,9 @@ _MEMORY = ("buffer_", "global_", "ds_", "s_load", "flat_")
 _KEEPS = r"v_fmac|v_dot|_hi|v_swap|v_permlane|v_cvt_pk_(fp8|bf8)|v_cvt_scalef32|v_writelane|v_bitop3_b16|v_mov_b16"
 """What reads the register that it writes, or leaves parts of it."""
 
+_OF_A_DIVISOR = r"v_cvt_f32_u32|s_abs_i32"
+"""What is done to a divisor before its reciprocal is estimated."""
+
 _NO_SCC = (
     r"s_(mul|mov|cselect|pack|load|waitcnt|barrier|nop|branch|cbranch|endpgm|setreg|brev|ff1|flbit|sext|sleep|setprio)"
 )
@@ -105,6 +108,22 @@ class Window:
             found |= reads(ins) - written
             written |= writes(ins)
         return tuple(sorted(found, key=lambda r: (r != SCC, r)))
+
+    @property
+    def divisors(self) -> frozenset[Register]:
+        """Inputs of which the compiler's division of integers estimates the reciprocal. A division by zero has no meaning
+        (LLVM's language reference, udiv and sdiv), so they are not zero.
+        """
+        code, found = self.program.code, frozenset[Register]()
+        for place in range(self.start, self.end):
+            if code[place].name != "v_rcp_iflag_f32":
+                continue
+            held = _of(code[place].operands[1])
+            for ins in reversed(code[self.start : place]):
+                if writes(ins) & held:
+                    held = _of(ins.operands[1]) if re.match(_OF_A_DIVISOR, ins.name) else frozenset()
+            found |= held
+        return found & frozenset(self.inputs)
 
     @property
     def loads(self) -> dict[int, tuple[Register, ...]]:
