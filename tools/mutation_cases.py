@@ -54,6 +54,17 @@ def _slots(make: Make) -> Iterator[tuple[Any, ...]]:
         yield k, v, both[:, 0], both[:, 1], slots, None, None, "nhd"
 
 
+def _choices(make: Make) -> Iterator[tuple[Any, ...]]:
+    """Of slots up to 16 and experts up to 16, in blocks of many sizes, some of them of one expert."""
+    for tokens, k, block, experts in ((8, 2, 33, 16), (3, 5, 700, 16), (16, 1, 2, 13), (1, 1, 300, 1)):
+        yield make.permutation(tokens * 16).reshape(tokens, 16)[:, :k] % experts, block, experts
+
+
+def _many_choices(make: Make) -> Iterator[tuple[Any, ...]]:
+    for tokens, k, block, experts in ((200, 8, 5, 512), (700, 3, 1, 290), (129, 2, 300, 257)):
+        yield make.permutation(tokens * 16).reshape(tokens, 16)[:, :k] % experts, block, experts
+
+
 CASES = (
     Case("silu_and_mul", "ragged", ({7: 40}, {7: 1})),
     Case("rms_norm", "ragged", ({7: 40}, {7: 1})),
@@ -72,9 +83,11 @@ CASES = (
     Case("rotary_embedding", "GPT-J", ({37: 70}, {37: 9, 4480: 8192}, {37: 1, 2240: 4096})),
     Case("topk_softmax", "37x64 fp32", ({37: 70}, {37: 1})),
     Case("reshape_and_cache", "sliced k and v, caches", others=_slots),
-    Case("moe_align", "7x2 of 8", ({7: 33}, {7: 1})),
+    Case("moe_align", "7x2 of 15", others=_choices),
+    Case("moe_align", "260x6 of 300", others=_many_choices),
     Case("fused_moe", "7 tokens fp16", ({7: 3},)),
-    Case("greedy", "5x1008 fp32", ({5: 40}, {5: 1, 1008: 2000}, {5: 1, 1008: 264000})),
+    Case("greedy", "29x2032 fp32", ({29: 70}, {29: 3, 2032: 1008}, {29: 1, 2032: 264000})),
+    Case("sample", "29x2032 fp32", ({29: 3, 2032: 1008}, {29: 1, 2032: 264000})),
 )
 
 
