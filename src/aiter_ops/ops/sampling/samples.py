@@ -29,9 +29,11 @@ def steps(make: Make, rows: int) -> Tensor:
 
 
 def with_ties(make: Make, rows: int, columns: int, dtype: torch.dtype = FP32) -> Tensor:
-    """Few distinct values, both zeros among them."""
+    """Few distinct values, both zeros among them, which in every second row are the largest."""
     x = make.normal(rows, columns, dtype=FP32)
-    return torch.where(x.abs() < 0.5, x * 0.0, x.round()).to(dtype)
+    x = torch.where(x.abs() < 0.5, x * 0.0, x.round())
+    x[1::2] = torch.where(x[1::2] > 0, -x[1::2], x[1::2])
+    return x.to(dtype)
 
 
 def with_special(make: Make, rows: int, columns: int) -> Tensor:
@@ -52,7 +54,7 @@ def logits_of(make: Make) -> Iterator[tuple[str, str, Tensor]]:
     yield "decode 1x4096", "small", make.normal(1, 4096, scale=3.0)
     yield "one column 4x1", "small", make.normal(4, 1)
     yield "zero rows", "small", make.normal(0, 512)
-    yield "ties 6x336", "small", with_ties(make, 6, 336)
+    yield "ties 6x1328", "small", with_ties(make, 6, 1328)
     yield "equal logits 3x2000", "small", make.normal(1, 1).expand(3, 2000).contiguous()
     yield "NaN and Inf 8x272", "small", with_special(make, 8, 272)
     yield "odd, sliced 6x777", "small", make.sliced(6, 777, FP16)
