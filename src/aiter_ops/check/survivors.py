@@ -50,7 +50,17 @@ from .waits import waits_enough
 from .watch import MOST_ROWS, Rows, Seen, apart, fill, may_differ, note, random_waves, watch
 from .window import Window, reads
 
-ARGUMENTS = ("waits", "same result", "same values", "same register", "sizes", "thrown away", "bound", "quotient", "same bits")
+ARGUMENTS = (
+    "waits",
+    "same result",
+    "same values",
+    "same register",
+    "sizes",
+    "thrown away",
+    "bound",
+    "quotient",
+    "same bits",
+)
 _OUTWARD = ("_store_", "ds_write", "ds_add", "_atomic_", "_lds_")
 
 
