@@ -60,7 +60,7 @@ def _latent_slots(make: Make) -> Iterator[tuple[Any, ...]]:
         c, pe = (part(make, tokens, width, torch.float32, before) for width, before in ((64, 16), (16, 32)))
         slots = make.permutation(size * blocks, torch.int64).repeat(2)[:tokens]
         slots[size * blocks :] = -1
-        yield c, pe, make.normal(blocks, size, 80, dtype=torch.float32), slots, None
+        yield c, pe, make.normal(blocks, size + 2, 80, dtype=torch.float32)[:, :size], slots, None
 
 
 def _gathered(make: Make) -> Iterator[tuple[Any, ...]]:
