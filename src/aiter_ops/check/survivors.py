@@ -64,7 +64,7 @@ ARGUMENTS = (
 _OUTWARD = ("_store_", "ds_write", "ds_add", "_atomic_", "_lds_")
 
 
-MANY = 16
+MANY = 8
 """States of a register over all inputs from which on it counts as one that follows what the inputs hold."""
 
 
