@@ -134,7 +134,7 @@ def _weaker(name: str, line: str) -> Iterator[tuple[str, str]]:
     elif name.startswith("s_wait"):
         least = line.split()[-1]
         # two counters of RDNA4 in one: six bits each, eight apart
-        for by in (1, 0x100) if name.count("cnt") == 2 else (1,):
+        for by in (1, 0x100) if re.fullmatch(r"s_wait_\w+cnt_\w+cnt", name) else (1,):
             yield "wait", f"{line.removesuffix(least)}{int(least, 0) + by:#x}"
 
 

@@ -22,7 +22,9 @@ _KEEPS = (
 )
 """What reads the register that it writes, or leaves parts of it."""
 
-_HALVES = r"v_cvt_(bf16|[fiu]16)_|v_(?!cmp|pk_|cvt_([fiu]32|pk)_|fma_mix_f32|wmma|mad_[iu]32|mad_mix_f32)\w*_(bf16|[fbiu]16)$"
+_HALVES = (
+    r"v_cvt_(bf16|[fiu]16)_|v_(?!cmp|pk_|cvt_([fiu]32|pk)_|fma_mix_f32|wmma|mad_[iu]32|mad_mix_f32)\w*_(bf16|[fbiu]16)$"
+)
 """What writes 16 bits."""
 
 _NO_SCC = (
