@@ -240,8 +240,9 @@ class _Observed:
         code = window.program.code[window.start : window.end]
         waves = random_waves(*code, instruction(self.mutant.after), target=target)
 
+        fresh = random_waves(target=target)
+
         def load(w: Waves, place: int) -> None:
-            fresh = random_waves(target=target)
             for kind, number in loads[place]:
                 {"v": w.v, "a": w.a, "s": w.s}[kind][number] = {"v": fresh.v, "a": fresh.a, "s": fresh.s}[kind][number]
             fill(w, loads[place], self.loaded[place], alike, seed=place)

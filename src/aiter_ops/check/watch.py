@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -167,20 +168,10 @@ def random_waves(*instructions: Instruction, target: Target = CDNA) -> Waves:
     """Waves whose registers hold random bits, small numbers, ordinary floats, numbers equal in all sources, and the constants
     of the instructions and their neighbours.
     """
-    random = np.random.default_rng(0)
-    n = 384
-
-    def bits(*shape: int) -> Any:
-        return random.integers(0, 1 << 32, shape, dtype=np.uint32)
-
-    groups = np.zeros(n, np.int64)
-    lanes = target.lanes
-    w = Waves(None, bits(256, n, lanes), bits(256, n, lanes), bits(SGPRS, n), groups, groups)
-    w.keeps_halves = target.keeps_halves
-    w.s[NULL:] = 0
-    w.v[:, :64] &= 0xFF
-    w.v[:, 64:128] = w.v[:, 64:128] & 0x81FFFFFF | 0x3E000000
-    w.s[:106, :64] &= 0xFF
+    random, lanes = np.random.default_rng(1), target.lanes
+    base = _random_bits(lanes)
+    w = Waves(None, base.v.copy(), base.a.copy(), base.s.copy(), base.group, base.wave)
+    w.scc, w.mode, w.keeps_halves = base.scc.copy(), target.mode[1], target.keeps_halves
     constants = {
         o.constant(32)
         for ins in instructions
@@ -190,12 +181,28 @@ def random_waves(*instructions: Instruction, target: Target = CDNA) -> Waves:
     }
     near = [c + d for c in sorted(constants) for d in (-1, 0, 1)]
     values = np.array([*(x & 0xFFFFFFFF for x in near), 0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF], np.uint32)
-    w.v[:, 128:192] = random.choice(values, (256, 64, lanes))
-    w.s[:106, 128:192] = random.choice(values, (106, 64))
+    w.v[:, 128:192] = values[random.integers(0, len(values), (256, 64, lanes), np.uint8)]
+    w.s[:106, 128:192] = values[random.integers(0, len(values), (106, 64))]
+    return w
+
+
+@functools.cache
+def _random_bits(lanes: int) -> Waves:
+    """What of it no instruction changes. Not to be written to."""
+    random, n = np.random.default_rng(0), 384
+
+    def bits(*shape: int) -> Any:
+        return random.integers(0, 1 << 32, shape, dtype=np.uint32)
+
+    groups = np.zeros(n, np.int64)
+    w = Waves(None, bits(256, n, lanes), bits(256, n, lanes), bits(SGPRS, n), groups, groups)
+    w.s[NULL:], w.scc = 0, bits(n) % 2 == 1
+    w.v[:, :64] &= 0xFF
+    w.v[:, 64:128] = w.v[:, 64:128] & 0x81FFFFFF | 0x3E000000
+    w.s[:106, :64] &= 0xFF
     # comparisons hold for equal numbers, and for such as differ by one
     w.v[:, 192:256] = w.v[0, 192:256] + random.integers(0, 2, (256, 64, lanes), dtype=np.uint32)
     w.s[:106, 192:256] = w.s[0, 192:256] + random.integers(0, 2, (106, 64), dtype=np.uint32)
-    w.mode, w.scc = target.mode[1], bits(n) % 2 == 1
     return w
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ class Window:
             end += 1
         return Window(program, start, end)
 
-    @property
+    @functools.cached_property
     def inputs(self) -> tuple[Register, ...]:
         """What is read before it is written."""
         written: set[Register] = set()
@@ -63,7 +64,7 @@ class Window:
             written |= writes(ins, target)
         return tuple(sorted(found, key=lambda r: (r != SCC, r)))
 
-    @property
+    @functools.cached_property
     def loads(self) -> dict[int, tuple[Register, ...]]:
         """By place: what accesses to memory in it load."""
         code, target = self.program.code, target_of(self.program.target)
