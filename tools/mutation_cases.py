@@ -11,6 +11,7 @@ import torch
 from aiter_ops.core.samples import Make, Sample
 from aiter_ops.ops.attention.paged_samples import batch
 from aiter_ops.ops.attention.samples import packed
+from aiter_ops.ops.mla.samples import starts, tables
 from aiter_ops.ops.rope.samples import part
 
 Sizes = dict[int, int]
@@ -55,6 +56,35 @@ def _slots(make: Make) -> Iterator[tuple[Any, ...]]:
         yield k, v, both[:, 0], both[:, 1], slots, None, None, "nhd"
 
 
+def _latent_slots(make: Make) -> Iterator[tuple[Any, ...]]:
+    for tokens, blocks, size in ((130, 31, 7), (40, 5, 12), (1, 3, 1)):
+        c, pe = (part(make, tokens, width, torch.float32, before) for width, before in ((64, 16), (16, 32)))
+        slots = make.permutation(size * blocks, torch.int64).repeat(2)[:tokens]
+        slots[size * blocks :] = -1
+        yield c, pe, make.normal(blocks, size, 80, dtype=torch.float32), slots, None
+
+
+def _gathered(make: Make) -> Iterator[tuple[Any, ...]]:
+    """Sequences of other lengths in pages of other sizes, and other numbers of heads."""
+    fp32 = torch.float32
+    for lengths, heads, size in (((5, 0, 160, 1), 5, 7), ((64,), 1, 64), ((1, 2, 3, 0, 0, 40), 2, 2)):
+        indptr, indices, _, pages = tables(make, lengths, size, 1)
+        factors = make.normal(pages, size, 80, dtype=fp32), make.normal(heads * 64, 64, dtype=fp32, scale=0.125)
+        outputs = (make.normal(sum(lengths), heads, width, dtype=fp32) for width in (48, 32))
+        yield *factors, *outputs, starts(make, lengths), indptr, indices
+
+
+def _choices(make: Make) -> Iterator[tuple[Any, ...]]:
+    """Of slots up to 16 and experts up to 16, in blocks of many sizes, some of them of one expert."""
+    for tokens, k, block, experts in ((8, 2, 33, 16), (3, 5, 700, 16), (16, 1, 2, 13), (1, 1, 300, 1)):
+        yield make.permutation(tokens * 16).reshape(tokens, 16)[:, :k] % experts, block, experts
+
+
+def _many_choices(make: Make) -> Iterator[tuple[Any, ...]]:
+    for tokens, k, block, experts in ((200, 8, 5, 512), (700, 3, 1, 290), (129, 2, 300, 257)):
+        yield make.permutation(tokens * 16).reshape(tokens, 16)[:, :k] % experts, block, experts
+
+
 CASES = (
     Case("silu_and_mul", "ragged", ({7: 40}, {7: 1})),
     Case("rms_norm", "ragged", ({7: 40}, {7: 1})),
@@ -79,10 +109,16 @@ CASES = (
     Case("paged_attention", "mixed", others=_pages),
     Case("rotary_embedding", "GPT-J", ({37: 70}, {37: 9, 4480: 8192}, {37: 1, 2240: 4096})),
     Case("topk_softmax", "37x64 fp32", ({37: 70}, {37: 1})),
+    Case("grouped_topk", "37x64 fp32", ({37: 70}, {37: 1})),
+    Case("biased_grouped_topk", "37x64 fp32", ({37: 70}, {37: 1})),
     Case("reshape_and_cache", "sliced k and v, caches", others=_slots),
-    Case("moe_align", "7x2 of 8", ({7: 33}, {7: 1})),
+    Case("concat_and_cache_mla", "75x(64+16) fp32", others=_latent_slots),
+    Case("gather_kv_b_proj", "ragged, pages of 3", others=_gathered),
+    Case("moe_align", "7x2 of 15", others=_choices),
+    Case("moe_align", "260x6 of 300", others=_many_choices),
     Case("fused_moe", "7 tokens fp16", ({7: 3},)),
-    Case("greedy", "5x1008 fp32", ({5: 40}, {5: 1, 1008: 2000}, {1008: 528})),
+    Case("greedy", "29x2032 fp32", ({29: 70}, {29: 3, 2032: 1008}, {29: 1, 2032: 264000})),
+    Case("sample", "29x2032 fp32", ({29: 3, 2032: 1008}, {29: 1, 2032: 264000})),
 )
 
 

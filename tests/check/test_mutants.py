@@ -17,11 +17,12 @@ from aiter_ops.core.platforms import platform_for
 pytest.importorskip("triton")
 
 from aiter_ops.amdgcn import instruction, parse
+from aiter_ops.check import survivors
 from aiter_ops.check.emulate import emulate, variants
 from aiter_ops.check.mutate import MEANS, Mutant, caught, means, mutants, mutants_of
 from aiter_ops.check.survivors import ARGUMENTS, arguments
 from aiter_ops.check.waits import waits_enough
-from aiter_ops.check.watch import may_differ, random_waves
+from aiter_ops.check.watch import Seen, may_differ, random_waves
 from aiter_ops.check.window import Window
 
 TARGET = platform_for("gfx942")
@@ -120,6 +121,27 @@ def test_no_argument_holds_for_what_changes_a_result():
 )
 def test_random_registers_tell_instructions_apart(old, new, differ):
     assert may_differ(instruction(old), instruction(new), True).any() == differ
+
+
+@pytest.mark.parametrize(
+    ("kind", "states", "other", "why"),
+    [
+        ("operand", 16, None, "same register"),
+        ("operand", 15, None, None),  # too few to say that it follows what the inputs hold
+        ("operand", 16, (3, b"once something else"), None),
+        ("operation", 16, None, None),
+    ],
+)
+def test_registers_are_the_same_in_many_states_of_all_inputs(kind, states, other, why):
+    old, new = "v_and_b32_e32 v1, v2, v4", "v_and_b32_e32 v1, v2, v3"
+    seen = Seen(Mutant("k", 0, 0, kind, old, new), instruction(old), instruction(new), runs=9)
+    held = {(wave, bytes([state])) for wave in range(2) for state in range(states)}
+    by_register = {("v", 2): {(0, b"own")}, ("v", 3): held, ("v", 4): held | ({other} if other else set())}
+    for first in (b"one", b"two"):  # inputs differ, so these are no `same values`
+        seen.read.append([by_register.get(r, {(0, first)}) for r in seen.sources])
+    assert survivors._same(seen) == why
+    seen.differs = True
+    assert survivors._same(seen) is None
 
 
 def test_waits_are_judged_on_every_path():
@@ -234,6 +256,7 @@ def test_a_window_tells_what_other_sizes_would_show(changed, same):
 
     assert window.same(mutant, waves, load) == same
     assert window.same(Mutant("k", 0, mutant.place, "operand", old.text, old.text), waves, load)
+    assert window.divisors == {("s", 3)}
 
 
 DIVISION = """

@@ -8,10 +8,12 @@ over inputs of other values and, where the same program serves them, of other si
   writes what the old one does, but for the sign of a zero and the payload of a NaN.
 - ``same values``: with all inputs the changed instruction writes what the old one does, and what the two read is the same with
   all of them: it depends on neither values nor sizes, but on the wave and lane alone.
+- ``same register``: it reads another register, and the two held the same in every lane with all inputs, in at least MANY
+  different states: halves of a wave that are copies, say.
 - ``sizes``: the straight run of instructions around it (up to 48 before and 64 after, without a branch) makes the same
   accesses and leaves the same in every register that is read later, on registers of random bits, but for those that hold
-  sizes or indices, which are not negative and up to eight times as large as any seen, and for those that depend on wave and
-  lane alone. So of the steps of an integer division: a better estimate is not needed where corrections follow.
+  sizes or indices, which are not negative and up to eight times as large as any seen, for divisors, which are not zero, and
+  for those that depend on wave and lane alone. So of the steps of an integer division: a better estimate is not needed where corrections follow.
 - ``thrown away``: wherever the changed instruction writes something else, anything may stand: undefined values put there
   reach no store, address, EXEC or branch, with all inputs.
 - ``bound``: it changes the number of records of a buffer descriptor, which bounds nothing here but the offset 0x80000000 of
@@ -44,13 +46,27 @@ from aiter_ops.core.samples import Sample
 
 from .emulate import emulate, rescaled, special
 from .mutate import Mutant
-from .registers import of_operand, parts, table_of, target_of
+from .registers import of_operand, parts, reads, table_of, target_of
 from .waits import waits_enough
 from .watch import MOST_ROWS, Rows, Seen, apart, fill, may_differ, note, random_waves, watch
 from .window import Window
 
-ARGUMENTS = ("waits", "same result", "same values", "sizes", "thrown away", "bound", "quotient", "same bits")
+ARGUMENTS = (
+    "waits",
+    "same result",
+    "same values",
+    "same register",
+    "sizes",
+    "thrown away",
+    "bound",
+    "quotient",
+    "same bits",
+)
 _OUTWARD = ("_store_", "ds_write", "ds_add", "_atomic_", "_lds_")
+
+
+MANY = 16
+"""States of a register over all inputs from which on it counts as one that follows what the inputs hold."""
 
 
 def more_inputs(op: Op, sample: Sample, seeds: Sequence[int] = (1,)) -> Iterator[Sample]:
@@ -182,15 +198,30 @@ class _Harm:
 
 
 def _same(seen: Seen) -> str | None:
-    """``same result`` or ``same values`` of what a watch saw, or None."""
+    """``same result``, ``same values`` or ``same register`` of what a watch saw, or None."""
     if not seen.runs:
         return None
     if not may_differ(seen.old, seen.new, seen.full, target=seen.target).any():
         return "same result"
-    if seen.differs or any(len(rows) >= MOST_ROWS for one in seen.read for rows in one):
+    if seen.differs:
         return None
     ran = [one for one in seen.read if one[0]]
-    return "same values" if len(ran) > 1 and all(one == ran[0] for one in ran) else None
+    whole = all(len(rows) < MOST_ROWS for one in ran for rows in one)
+    if whole and len(ran) > 1 and all(one == ran[0] for one in ran):
+        return "same values"
+    return "same register" if seen.mutant.kind == "operand" and _follow(seen, ran) else None
+
+
+def _follow(seen: Seen, ran: list[list[Rows]]) -> bool:
+    """Whether the registers in which the two instructions differ were in many states, always the same in all of them."""
+    places = [
+        at
+        for at, register in enumerate(seen.sources)
+        if register in reads(seen.old, seen.target) ^ reads(seen.new, seen.target)
+    ]
+    held = [{row for one in ran for row in one[at]} for at in places]
+    same = len(held) > 1 and all(one == held[0] for one in held)
+    return same and len({row for _, row in held[0]}) >= MANY
 
 
 def _same_for_sizes(
@@ -247,7 +278,12 @@ class _Observed:
                 {"v": w.v, "a": w.a, "s": w.s}[kind][number] = {"v": fresh.v, "a": fresh.a, "s": fresh.s}[kind][number]
             fill(w, loads[place], self.loaded[place], alike, seed=place)
 
-        return fill(waves, window.inputs, self.read, alike) and window.same(self.mutant, waves, load)
+        if not fill(waves, window.inputs, self.read, alike):
+            return False
+        for kind, number in window.divisors:
+            held = waves.s if kind == "s" else waves.v
+            held[number] = np.maximum(held[number], 1)
+        return window.same(self.mutant, waves, load)
 
 
 def _noting(place: int, some: list[_Observed]) -> Callable[[Waves, Instruction], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from aiter_ops.amdgcn.parse import EXEC, Instruction
 from aiter_ops.amdgcn.state import Waves
 
 from .mutate import Mutant
-from .registers import SCC, Register, is_barrier, reads, table_of, target_of, writes
+from .registers import SCC, Register, is_barrier, of_operand, reads, table_of, target_of, writes
 
 BEFORE, AFTER = 48, 64
 """Instructions that a window has at most, before the changed one and from it on."""
@@ -21,6 +22,9 @@ BEFORE, AFTER = 48, 64
 _EXEC: Register = ("s", EXEC)
 _MEMORY = ("buffer_", "global_", "scratch_", "ds_", "s_load", "flat_")
 _NOTHING_HERE = (*control.NOTHING, *control.WAITS)
+
+_OF_A_DIVISOR = r"[sv]_cvt_f32_u32|s_abs_i32"
+"""What is done to a divisor before its reciprocal is estimated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +67,22 @@ class Window:
             found |= reads(ins, target) - written
             written |= writes(ins, target)
         return tuple(sorted(found, key=lambda r: (r != SCC, r)))
+
+    @property
+    def divisors(self) -> frozenset[Register]:
+        """Inputs of which the compiler's division of integers estimates the reciprocal. A division by zero has no meaning
+        (LLVM's language reference, udiv and sdiv), so they are not zero.
+        """
+        code, found, target = self.program.code, frozenset[Register](), target_of(self.program.target)
+        for place in range(self.start, self.end):
+            if code[place].name != "v_rcp_iflag_f32":
+                continue
+            held = of_operand(code[place].operands[1])
+            for ins in reversed(code[self.start : place]):
+                if writes(ins, target) & held:
+                    held = of_operand(ins.operands[1]) if re.match(_OF_A_DIVISOR, ins.name) else frozenset()
+            found |= held
+        return found & frozenset(self.inputs)
 
     @functools.cached_property
     def loads(self) -> dict[int, tuple[Register, ...]]:

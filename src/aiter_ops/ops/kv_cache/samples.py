@@ -14,10 +14,12 @@ from aiter_ops.ops.rope.samples import BF16, FP16, FP32, INT32, INT64, angles, p
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 
 
-def slots_of(make: Make, count: int, blocks: int, size: int, dtype: torch.dtype = INT64, skip: int = 5) -> Tensor:
-    """`count` distinct slots of a cache in no order; every `skip`-th is -1 (0: none)."""
+def slots_of(
+    make: Make, count: int, blocks: int, size: int, dtype: torch.dtype = INT64, skip: int = 5, first: int = 5
+) -> Tensor:
+    """`count` distinct slots of a cache in no order, from `first` on; every `skip`-th is -1 (0: none)."""
     step = next(s for s in (7, 11, 13, 17, 19, 1) if blocks * size % s)
-    taken = [(5 + step * i) % (blocks * size) for i in range(count)]
+    taken = [(first + step * i) % (blocks * size) for i in range(count)]
     return make.integers([-1 if skip and i % skip == skip - 1 else s for i, s in enumerate(taken)], dtype)
 
 
@@ -70,12 +72,11 @@ def cache_samples(make: Make) -> Iterator[Sample]:
     yield sample("zero rows", 0, 2, 64, 3, 4)
     qkv = part(make, 45, 5 * 64, FP16).unflatten(-1, (5, 64)), part(make, 45, 5 * 64, FP16, 8).unflatten(-1, (5, 64))
     both = make.normal(17, 2, 5, 5, 64, dtype=FP16)
-    yield Sample("sliced k and v, caches in one tensor", (*qkv, both[:, 0], both[:, 1], slots_of(make, 45, 17, 5)))
-    heads_first = (
-        make.normal(17, 5, 5, 64, dtype=FP32).transpose(1, 2),
-        make.normal(17, 5, 5, 64, dtype=FP32).transpose(1, 2),
-    )
-    yield Sample("heads before places", (*(t.float() for t in qkv), *heads_first, slots_of(make, 45, 17, 5)))
+    # slot 0 is in both, of tokens in other halves of their tiles
+    slots = slots_of(make, 45, 17, 5, first=29)
+    yield Sample("sliced k and v, caches in one tensor", (*qkv, both[:, 0], both[:, 1], slots))
+    heads_first = (make.normal(17, 5, 5, 64, dtype=FP16).transpose(1, 2) for _ in "kv")
+    yield Sample("heads before places, 42 slots", (*qkv, *heads_first, slots_of(make, 42, 17, 5, first=43)))
     for tokens, word in ((64, "decode 64"), (4096, "prefill 4096")):
         slots = slots_of(make, tokens, 512, 16, skip=0)
         yield sample(f"Llama-3-8B {word}", tokens, 8, 128, 512, 16, slots=slots, model=True)
@@ -104,7 +105,7 @@ def mla_samples(make: Make) -> Iterator[Sample]:
         args = (make.normal(tokens, c, dtype=dtype), k_pe, held, slots, factor)
         return Sample(name, args, size="model" if model else "small")
 
-    yield sample("7x(64+16) fp32", 7, 64, 16, 5, 4, FP32)
+    yield sample("75x(64+16) fp32", 75, 64, 16, 31, 5, FP32, slots=slots_of(make, 75, 31, 5, first=99))
     yield sample("decode 1x(512+64), block of 1", 1, 512, 64, 7, 1, heads=True)
     yield sample("odd 6x(60+12)", 6, 60, 12, 3, 8, FP16)
     yield sample("fewer slots than tokens, int32", 9, 128, 32, 4, 4, FP16, slots=slots_of(make, 5, 4, 4, INT32))

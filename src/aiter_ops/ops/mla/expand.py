@@ -121,7 +121,7 @@ def _samples(make: Make) -> Iterator[Sample]:
         return (buffer, weight, *outputs, starts(make, lengths), indptr, indices), named
 
     small, odd = (64, 16, 32, 32), (40, 8, 24, 20)
-    yield Sample("ragged", *call((70, 1, 33), 2, small))
+    yield Sample("ragged, pages of 3", *call((70, 1, 33, 0, 90), 3, small, page_size=3))
     yield Sample("odd sizes, pages of 4, padding", *call((9, 0, 6), 3, odd, FP16, page_size=4, padding=2))
     yield Sample("pages of 16, NaN in rows of nobody", *call((37, 5), 2, small, FP16, page_size=16, spoil=True))
     yield Sample("one row", *call((1,), 1, small))

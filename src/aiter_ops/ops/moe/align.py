@@ -33,12 +33,13 @@ def _map(make: Make, total: int, local: int) -> Tensor:
 def _samples(make: Make) -> Iterator[Sample]:
     for name, tokens, k, block, experts in (
         ("decode 1x2", 1, 2, 16, 8),
-        ("7x2 of 8", 7, 2, 16, 8),
+        ("7x2 of 15, blocks of 144", 7, 2, 144, 15),
         ("33x4 of 60", 33, 4, 16, 60),
         ("blocks of 1", 5, 3, 1, 10),
         ("blocks of 5", 19, 3, 5, 10),
         ("one expert", 9, 1, 4, 1),
         ("more experts than slots", 3, 2, 64, 257),
+        ("260x6 of 300, blocks of 2", 260, 6, 2, 300),
         ("zero rows", 0, 4, 16, 8),
     ):
         yield Sample(name, (_choices(make, tokens, k, experts), block, experts))

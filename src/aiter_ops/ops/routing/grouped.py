@@ -14,7 +14,7 @@ from aiter_ops.core.samples import Make, Sample
 from aiter_ops.ops import formulas as f
 
 from .choice import EXACT, ROUNDED, check_router, fake_choice, keep_groups, keys, largest, normalised, without_padding
-from .samples import FP32, count, grouped_logits, with_ties
+from .samples import FP32, count, far_apart, grouped_logits, with_ties
 
 
 def _check_groups(
@@ -38,6 +38,7 @@ def _grouped_samples(make: Make) -> Iterator[Sample]:
         words = ", renormalised" if renormalize else ""
         yield Sample(f"softmax, scaling{words}", (x, 8, 8, 3, renormalize, "softmax", 2.5))
         yield Sample(f"sigmoid, scaling{words}", (x, 8, 8, 3, renormalize, "sigmoid", 2.5))
+    yield Sample("far apart 16x64", (far_apart(make, 64), 8, 8, 3, False))
     yield Sample("sigmoid, ties", (with_ties(make, 9, 64), 8, 8, 3, False, "sigmoid"))
     for valid in (0, 4, 9):
         yield Sample(f"{valid} of 7 rows valid", (x, 8, 8, 3, True), {"num_valid_tokens": count(make, valid)})

@@ -13,7 +13,7 @@ from aiter_ops.core.samples import Make, Sample
 from aiter_ops.ops import formulas as f
 
 from .choice import EXACT, ROUNDED, check_router, fake_choice, keys, largest, normalised, without_padding
-from .samples import FP16, FP32, count, router_logits, with_ties
+from .samples import FP16, FP32, count, far_apart, router_logits, with_ties
 
 
 def _plain(make: Make, every: bool) -> Iterator[Sample]:
@@ -36,6 +36,7 @@ def _softmax_samples(make: Make) -> Iterator[Sample]:
         words = "softmax after top-k" if after else "softmax before top-k"
         yield Sample(f"bias, {words}", (x, 4, False, bias, after))
     yield Sample("ties, softmax after top-k", (with_ties(make, 5, 64), 8, False, None, True))
+    yield Sample("far apart 16x64", (far_apart(make, 64), 8, False))
     gpt = make.normal(500, 128), make.normal(128)
     yield Sample("gpt-oss-120b 500x128", (gpt[0], 4, False, gpt[1], True), size="model")
 

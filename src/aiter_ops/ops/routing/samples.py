@@ -21,9 +21,13 @@ def count(make: Make, valid: int) -> Tensor:
 
 
 def with_ties(make: Make, rows: int, experts: int, dtype: torch.dtype = FP32) -> Tensor:
-    """Few distinct values, both zeros among them, so that every choice is decided by ties."""
+    """Few distinct values, both zeros among them, so that every choice is decided by ties; of zeros in every second row,
+    where no value is above them.
+    """
     x = make.normal(rows, experts, dtype=FP32)
-    return torch.where(x.abs() < 0.5, x * 0.0, x.round()).to(dtype)
+    x = torch.where(x.abs() < 0.5, x * 0.0, x.round())
+    x[1::2] = torch.where(x[1::2] > 0, -x[1::2], x[1::2])
+    return x.to(dtype)
 
 
 def with_special(make: Make, rows: int, experts: int) -> Tensor:
@@ -33,6 +37,19 @@ def with_special(make: Make, rows: int, experts: int) -> Tensor:
     x[4] = -torch.inf
     x[5] -= 500.0 * torch.arange(experts, device=x.device)
     x[6, ::2] = torch.nan
+    return x
+
+
+def far_apart(make: Make, experts: int) -> Tensor:
+    """[16, experts] fp32: in the first half one logit far above the others, which fall from expert to expert, then rows on
+    levels far from one another. Only a softmax that takes off the largest of its own row, all of it, is finite.
+    """
+    x = make.normal(16, experts, dtype=FP32)
+    level = torch.arange(16, device=x.device) * 5 % 7 - 3
+    x += 100.0 * level[:, None]
+    x[:8] -= 300.0 * torch.arange(experts, device=x.device)
+    # a first one in every part of a row
+    x[range(8), [row * 9 % experts for row in range(8)]] = 600.0
     return x
 
 

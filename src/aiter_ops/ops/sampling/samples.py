@@ -29,9 +29,11 @@ def steps(make: Make, rows: int) -> Tensor:
 
 
 def with_ties(make: Make, rows: int, columns: int, dtype: torch.dtype = FP32) -> Tensor:
-    """Few distinct values, both zeros among them."""
+    """Few distinct values, both zeros among them, which in every second row are the largest."""
     x = make.normal(rows, columns, dtype=FP32)
-    return torch.where(x.abs() < 0.5, x * 0.0, x.round()).to(dtype)
+    x = torch.where(x.abs() < 0.5, x * 0.0, x.round())
+    x[1::2] = torch.where(x[1::2] > 0, -x[1::2], x[1::2])
+    return x.to(dtype)
 
 
 def with_special(make: Make, rows: int, columns: int) -> Tensor:
@@ -45,17 +47,25 @@ def with_special(make: Make, rows: int, columns: int) -> Tensor:
 
 def logits_of(make: Make) -> Iterator[tuple[str, str, Tensor]]:
     """name, size class, logits [R, V]: what both samplers are tried on."""
-    yield "5x1008 fp32", "small", make.normal(5, 1008, dtype=FP32, scale=3.0)
+    # the largest logits of so many rows lie in every part of a block; in every fourth row all are below zero
+    many = make.normal(29, 2032, dtype=FP32, scale=3.0)
+    many[::4] -= 50.0
+    yield "29x2032 fp32", "small", many
     yield "decode 1x4096", "small", make.normal(1, 4096, scale=3.0)
     yield "one column 4x1", "small", make.normal(4, 1)
     yield "zero rows", "small", make.normal(0, 512)
-    yield "ties 6x336", "small", with_ties(make, 6, 336)
+    yield "ties 6x1328", "small", with_ties(make, 6, 1328)
     yield "equal logits 3x2000", "small", make.normal(1, 1).expand(3, 2000).contiguous()
     yield "NaN and Inf 8x272", "small", with_special(make, 8, 272)
     yield "odd, sliced 6x777", "small", make.sliced(6, 777, FP16)
     yield "transposed 4x304", "small", make.transposed(4, 304, FP32)
     yield "expanded 4x640", "small", make.expanded(4, 640, FP32)
-    yield "more than a block 3x9008", "small", make.normal(3, 9008, dtype=FP32, scale=3.0)
+    # on AMD programs take two blocks each, and the last one part of one. The largest logits: many; one in the second
+    # block of a program; one in the last
+    long = make.normal(3, 131600, dtype=FP32, scale=3.0)
+    long[0] = (long[0] / 4.0).round()
+    long[1, 31700], long[2, 131500] = 30.0, 30.0
+    yield "more blocks than parts 3x131600", "small", long
     yield "Llama-3 1x128256 fp32", "model", make.normal(1, 128256, dtype=FP32, scale=3.0)
     yield "Qwen3 64x151936 fp32", "model", make.normal(64, 151936, dtype=FP32, scale=2.0)
     yield "flat 64x128256 fp32", "model", make.normal(64, 128256, dtype=FP32)

@@ -171,7 +171,10 @@ def place_kernel(
     wide = tl.arange(0, 1024)
     for rest in range(used + me * 1024, blocks * block, chunks * 1024):
         tl.store(sorted_ptr + rest + wide, tl.zeros_like(wide) + slots, mask=rest + wide < blocks * block)
-    for rest in range(used // block + me * 1024, blocks, chunks * 1024):
+    # blocks are at most as many as slots
+    OWNERS: tl.constexpr = 256 if ALONE else 1024
+    wide = tl.arange(0, OWNERS)
+    for rest in range(used // block + me * OWNERS, blocks, chunks * OWNERS):
         tl.store(owners_ptr + rest + wide, tl.zeros_like(wide) - 1, mask=rest + wide < blocks)
     if me == 0:
         tl.store(padded_count_ptr, used)

@@ -14,11 +14,15 @@ from aiter_ops.providers.triton.common import widen
 @triton.jit
 def place_in_grid(program, heads, TOKENS: tl.constexpr, HEADS: tl.constexpr):
     """The tokens [TOKENS] and heads [1, HEADS, 1], in 64 bits, of a program; all heads of some tokens before the next
-    tokens.
+    tokens. A tile of several heads of several tokens has all heads (`head_tile`).
     """
-    blocks = tl.cdiv(heads, HEADS)
-    token = (program // blocks) * TOKENS + tl.arange(0, TOKENS)
-    head = (program % blocks) * HEADS + tl.arange(0, HEADS)
+    if TOKENS > 1 and HEADS > 1:
+        first_token, first_head = program, 0
+    else:
+        blocks = tl.cdiv(heads, HEADS)
+        first_token, first_head = program // blocks, (program % blocks) * HEADS
+    token = first_token * TOKENS + tl.arange(0, TOKENS)
+    head = first_head + tl.arange(0, HEADS)
     return token, head.to(tl.int64)[None, :, None]
 
 

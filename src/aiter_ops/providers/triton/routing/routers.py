@@ -32,6 +32,7 @@ from .choice import (
 )
 
 SUM_FLOOR = tl.constexpr(SMALLEST_SUM)
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -122,13 +123,13 @@ def route_kernel(
     if SCORING == "softmax":
         if RENORMALIZE:
             top = tl.max(picked, axis=1)
-            weights = tl.exp(picked - top[:, None])
+            weights = tl.exp2((picked - top[:, None]) * LOG2_E)
             total = tl.sum(weights, axis=1)
         else:
             z = rows_of(tl.where(real, z, float("-inf")))
             top = largest(z)
-            weights = tl.exp(picked - top[:, None])
-            total = summed(tl.exp(z - beside(top, z)))
+            weights = tl.exp2((picked - top[:, None]) * LOG2_E)
+            total = summed(tl.exp2((z - beside(top, z)) * LOG2_E))
         weights = weights / total[:, None]
     else:
         weights = score_of(picked, SCORING)
