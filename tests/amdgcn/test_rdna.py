@@ -267,7 +267,7 @@ LDS = """
     ds_store_b32 v1, v0
     {wait}
     {barrier}
-    ds_load_b32 v6, v3
+    ds_load_b32 v2, v3
     {wait_again}
 """
 
