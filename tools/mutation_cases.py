@@ -61,7 +61,7 @@ def _latent_slots(make: Make) -> Iterator[tuple[Any, ...]]:
         c, pe = (part(make, tokens, width, torch.float32, before) for width, before in ((64, 16), (16, 32)))
         slots = make.permutation(size * blocks, torch.int64).repeat(2)[:tokens]
         slots[size * blocks :] = -1
-        yield c, pe, make.normal(blocks, size, 80, dtype=torch.float32), slots, None
+        yield c, pe, make.normal(blocks, size + 2, 80, dtype=torch.float32)[:, :size], slots, None
 
 
 def _gathered(make: Make) -> Iterator[tuple[Any, ...]]:
@@ -76,7 +76,7 @@ def _gathered(make: Make) -> Iterator[tuple[Any, ...]]:
 
 def _choices(make: Make) -> Iterator[tuple[Any, ...]]:
     """Of slots up to 16 and experts up to 16, in blocks of many sizes, some of them of one expert."""
-    for tokens, k, block, experts in ((8, 2, 33, 16), (3, 5, 700, 16), (16, 1, 2, 13), (1, 1, 300, 1)):
+    for tokens, k, block, experts in ((8, 2, 33, 16), (3, 5, 90, 16), (16, 1, 2, 13), (1, 1, 60, 1)):
         yield make.permutation(tokens * 16).reshape(tokens, 16)[:, :k] % experts, block, experts
 
 

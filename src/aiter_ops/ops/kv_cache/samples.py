@@ -105,7 +105,10 @@ def mla_samples(make: Make) -> Iterator[Sample]:
         args = (make.normal(tokens, c, dtype=dtype), k_pe, held, slots, factor)
         return Sample(name, args, size="model" if model else "small")
 
-    yield sample("75x(64+16) fp32", 75, 64, 16, 31, 5, FP32, slots=slots_of(make, 75, 31, 5, first=99))
+    # blocks further apart than they are long: else any division of a slot gives the right address
+    apart = make.normal(31, 7, 80, dtype=FP32)[:, :5]
+    new = make.normal(75, 64, dtype=FP32), make.normal(75, 16, dtype=FP32)
+    yield Sample("75x(64+16) fp32", (*new, apart, slots_of(make, 75, 31, 5, first=99), None))
     yield sample("decode 1x(512+64), block of 1", 1, 512, 64, 7, 1, heads=True)
     yield sample("odd 6x(60+12)", 6, 60, 12, 3, 8, FP16)
     yield sample("fewer slots than tokens, int32", 9, 128, 32, 4, 4, FP16, slots=slots_of(make, 5, 4, 4, INT32))

@@ -33,7 +33,7 @@ def _map(make: Make, total: int, local: int) -> Tensor:
 def _samples(make: Make) -> Iterator[Sample]:
     for name, tokens, k, block, experts in (
         ("decode 1x2", 1, 2, 16, 8),
-        ("7x2 of 15, blocks of 144", 7, 2, 144, 15),
+        ("7x2 of 15, blocks of 80", 7, 2, 80, 15),
         ("33x4 of 60", 33, 4, 16, 60),
         ("blocks of 1", 5, 3, 1, 10),
         ("blocks of 5", 19, 3, 5, 10),

@@ -58,7 +58,7 @@ def router_logits(make: Make, every: bool = True) -> Iterator[Logits]:
     yield "decode 1x8", "small", make.normal(1, 8), 2, False
     # so far apart that choices are not between zeros
     yield "37x64 fp32", "small", make.uneven(37, 64, FP32, 5), 8, False
-    yield "ties 9x64", "small", with_ties(make, 9, 64), 8, False
+    yield "ties 19x64", "small", with_ties(make, 19, 64), 8, False
     yield "NaN and Inf 8x64", "small", with_special(make, 8, 64), 8, False
     yield "renormalised NaN and Inf 8x64", "small", with_special(make, 8, 64), 8, True
     yield "zero rows", "small", make.normal(0, 64), 8, True
@@ -91,8 +91,10 @@ def grouped_logits(make: Make, every: bool = True) -> Iterator[Grouped]:
     yield "decode 1x16", "small", make.normal(1, 16), 2, 4, 2, False
     yield "tiny-deepseek 7x16", "small", make.normal(7, 16, dtype=FP32), 4, 4, 2, True
     yield "37x64 fp32", "small", make.uneven(37, 64, FP32), 8, 8, 3, False
-    yield "ties 9x64", "small", with_ties(make, 9, 64), 8, 8, 3, False
-    yield "negative 6x64", "small", make.normal(6, 64, dtype=FP32, mean=-30.0), 8, 8, 3, False
+    yield "ties 19x64", "small", with_ties(make, 19, 64), 8, 8, 3, False
+    low = make.normal(16, 64, dtype=FP32)
+    low -= 30.0 * (torch.arange(16, device=low.device)[:, None] // 3 % 2)
+    yield "negative 16x64", "small", low, 8, 8, 3, False
     yield "NaN and Inf 8x64", "small", with_special(make, 8, 64), 8, 8, 3, False
     yield "renormalised NaN and Inf 8x64", "small", with_special(make, 8, 64), 8, 8, 3, True
     yield "leading dimensions 2x3x64", "small", make.normal(2, 3, 64, dtype=FP32), 8, 8, 3, False
