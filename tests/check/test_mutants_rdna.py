@@ -356,10 +356,10 @@ def test_what_one_of_two_instructions_in_one_is_to_a_division():
     """
     held = program("gfx1100", steps)
 
-    def in_quotient(place: int, after: str) -> bool:
-        return survivors._in_quotient(Mutant("k", 0, place, "operand", held.code[place].text, after, "gfx1100"), held)
+    def is_step(place: int, after: str) -> bool:
+        return in_quotient(Mutant("k", 0, place, "operand", held.code[place].text, after, "gfx1100"), held)
 
-    assert in_quotient(3, "v_dual_mov_b32 v8, v9 :: v_dual_mul_f32 v7, v6, v4")
-    assert not in_quotient(3, "v_dual_mov_b32 v8, v8 :: v_dual_mul_f32 v7, v6, v5")
-    assert in_quotient(5, "v_dual_fmac_f32 v7, v10, v4 :: v_dual_mul_f32 v12, v13, v14")
-    assert not in_quotient(5, "v_dual_fmac_f32 v7, v10, v5 :: v_dual_mul_f32 v12, v13, v13")
+    assert is_step(3, "v_dual_mov_b32 v8, v9 :: v_dual_mul_f32 v7, v6, v4")
+    assert not is_step(3, "v_dual_mov_b32 v8, v8 :: v_dual_mul_f32 v7, v6, v5")
+    assert is_step(5, "v_dual_fmac_f32 v7, v10, v4 :: v_dual_mul_f32 v12, v13, v14")
+    assert not is_step(5, "v_dual_fmac_f32 v7, v10, v5 :: v_dual_mul_f32 v12, v13, v13")

@@ -46,7 +46,8 @@ from aiter_ops.core.samples import Sample
 
 from .emulate import emulate, rescaled, special
 from .mutate import Mutant
-from .registers import of_operand, parts, reads, table_of, target_of
+from .quotient import in_quotient
+from .registers import reads, table_of, target_of
 from .waits import waits_enough
 from .watch import MOST_ROWS, Rows, Seen, apart, fill, may_differ, note, random_waves, watch
 from .window import Window
@@ -96,8 +97,10 @@ def arguments(
     programs = _programs(op, inputs[0], target, mutants)
     found: dict[Mutant, str | None] = {m: why for m in seen if (why := _same(seen[m]))}
     # rounding to fp16 hides last bits of a quotient from a window: a division of floats is no division of sizes
-    open_ = [m for m in seen if m not in found and not _in_quotient(m, programs[m])]
+    open_ = [m for m in seen if m not in found and not in_quotient(m, programs[m])]
     found |= dict.fromkeys(_same_for_sizes(op, inputs, others, target, open_), "sizes")
+    every.sort(key=elements)  # an argument ends where the first input is against it
+    stored = _Stored(op, target)
     for m in mutants:
         if m in found:
             continue
@@ -107,11 +110,9 @@ def arguments(
             found[m] = "thrown away"
         elif m in known and _bounds_records(op, inputs[0], target, m, programs[m]):
             found[m] = "bound"
-        elif m in known and _in_quotient(m, programs[m]):
+        elif m in known and in_quotient(m, programs[m]):
             found[m] = "quotient"
-        elif all(re.match(_EXACT, old.text) for old, _ in m.changed) and all(
-            _same_bits(op, s, target, m) for s in every
-        ):
+        elif all(re.match(_EXACT, old.text) for old, _ in m.changed) and all(stored.same(s, m) for s in every):
             found[m] = "same bits"
         else:
             found[m] = None
@@ -146,24 +147,37 @@ _EXACT = (
 )
 
 
-def _same_bits(op: Op, sample: Sample, target: Platform, mutant: Mutant) -> bool:
-    """Whether every store of the old and of the mutated program writes the same to the same place."""
+def elements(sample: Sample) -> int:
+    """Of all tensors of a sample."""
+    return sum(a.numel() for a in (*sample.args, *sample.kwargs.values()) if isinstance(a, torch.Tensor))
 
-    def stored(change: Any) -> list[Any]:
-        held: list[Any] = []
+
+class _Stored:
+    """What programs leave in memory, of those that were not changed once for each sample."""
+
+    def __init__(self, op: Op, target: Platform) -> None:
+        self.op, self.target = op, target
+        self.unchanged: dict[int, list[list[bytes]]] = {}
+
+    def same(self, sample: Sample, mutant: Mutant) -> bool:
+        """Whether every store of the old and of the mutated program writes the same to the same place."""
+        if id(sample) not in self.unchanged:
+            self.unchanged[id(sample)] = self._by(sample, None)
+        try:
+            return self._by(sample, mutant.change) == self.unchanged[id(sample)]
+        except EmulationError:
+            return False
+
+    def _by(self, sample: Sample, change: Callable[[Program], Program] | None) -> list[list[bytes]]:
+        held: list[list[bytes]] = []
 
         def note(job: Any, kernel: Any, machine: Machine) -> None:
             # but for the kernel arguments, which hold addresses
             left = machine.profile.left_out if machine.profile else set()
             held.append(sorted(r.tobytes() for i, r in enumerate(machine.memory.regions) if i not in left))
 
-        try:
-            emulate(op, sample, target, change, seen=note)
-        except EmulationError:
-            return []
+        emulate(self.op, sample, self.target, change, seen=note)
         return held
-
-    return stored(None) == stored(mutant.change)
 
 
 class _Harm:
@@ -338,46 +352,3 @@ def _bounds_records(op: Op, sample: Sample, target: Platform, mutant: Mutant, pr
 
     emulate(op, sample, target, prepare=prepare)
     return bool(seen) and largest <= min(seen) and max(seen) <= 0x80000000
-
-
-def _in_quotient(mutant: Mutant, program: Program) -> bool:
-    """Whether the instruction takes part in a division: an estimate or a correction whose result flows, through multiply-adds,
-    into the last step: v_div_fixup, or q + r · (1 / d) with r = x - q · d of that q.
-    """
-    ((changed, _),) = mutant.changed
-    if not re.match(r"v_(div_|rcp_f32|fma|mul_f32|pk_fma|pk_mul)", changed.name):
-        return False
-    # of two in one either is a step of its own: what the second reads of the first's result is no division
-    code = [part for ins in program.code[mutant.place :] for part in parts(ins)]
-    start = next(i for i, part in enumerate(code) if part.text == changed.text)
-    before = [part for ins in program.code[: mutant.place] for part in parts(ins)]
-    start, code = len(before) + start, [*before, *code]
-    ends = [i for i in range(start, len(code)) if code[i].name == "v_div_fixup_f32" or _corrects(code, i)]
-    live = set(of_operand(code[start].operands[0]))
-    if start in ends:
-        return True
-    for i in range(start + 1, len(code)):
-        ins = code[i]
-        accumulates = "fmac" in ins.name
-        if any(of_operand(o) & live for o in ins.operands[0 if accumulates else 1 :]):
-            if i in ends:
-                return True
-            if not re.match(r"v_(div_|rcp_f32|fma|mul_f32|pk_)", ins.name):
-                continue
-            live |= of_operand(ins.operands[0])
-        elif ins.operands and not ins.name.startswith("s_"):
-            live -= of_operand(ins.operands[0])
-    return False
-
-
-def _corrects(code: list[Instruction], place: int) -> bool:
-    """Whether an instruction is q + r · (1 / d) of a remainder r = x - q · d that was made shortly before of the same q."""
-    last = code[place]
-    if last.name != "v_fmac_f32" or len(last.operands) != 3:
-        return False
-    q, factors = of_operand(last.operands[0]), of_operand(last.operands[1]) | of_operand(last.operands[2])
-    for ins in code[max(place - 24, 0) : place]:
-        remainder = ins.name.startswith(("v_fma_f32", "v_fmac_f32", "v_fmamk_f32", "v_fma_mix_f32"))
-        if remainder and of_operand(ins.operands[0]) & factors and any(of_operand(o) & q for o in ins.operands[1:]):
-            return True
-    return False
