@@ -14,6 +14,7 @@ from aiter_ops.amdgcn import instruction, parse
 from aiter_ops.check import survivors
 from aiter_ops.check.emulate import emulate, variants
 from aiter_ops.check.mutate import SWAPS, Mutant, caught, means, mutants, mutants_of
+from aiter_ops.check.quotient import in_quotient
 from aiter_ops.check.registers import target_of
 from aiter_ops.check.survivors import ARGUMENTS, arguments
 from aiter_ops.check.waits import waits_enough
