@@ -20,13 +20,14 @@ Sizes = dict[int, int]
 @dataclass(frozen=True)
 class Case:
     """sample: beginnings of its name, the first that is served counts. sizes: by size of a dimension the size it gets in all tensors that have it. others:
-    further arguments of other sizes, where lengths and indices have to fit them.
+    further arguments of other sizes, where lengths and indices have to fit them. archs: the only architectures it is for.
     """
 
     op: str
     sample: str | tuple[str, ...]
     sizes: tuple[Sizes, ...] = ()
     others: Callable[[Make], Iterator[tuple[Any, ...]]] | None = None
+    archs: tuple[str, ...] = ()
 
 
 def _prefills(make: Make) -> Iterator[tuple[Any, ...]]:
@@ -92,6 +93,13 @@ CASES = (
     Case("layer_norm", "ragged 7x384", ({7: 40}, {7: 1})),
     Case("gemm_a16w16", "odd 600x104", ({600: 1100, 150: 330}, {600: 130, 104: 72}, {600: 65, 150: 9})),
     Case("gemm_a16w16", "ragged 7x256", ({128: 720, 7: 13}, {128: 1040, 256: 512}, {7: 1, 128: 64})),
+    # RDNA multiplies fp32 without matrix instructions
+    Case(
+        "gemm_a16w16",
+        "bf16 to fp32",
+        ({330: 350}, {43: 60, 330: 380}, {43: 17}, {528: 784}),
+        archs=("gfx1100", "gfx1201"),
+    ),
     Case(
         "gemm_a8w8_blockscale",
         ("fnuz 600x640", "odd 600x640"),
@@ -114,16 +122,17 @@ CASES = (
 )
 
 
-def cases_of(op: str) -> list[Case]:
-    """The cases of an op; of one that has none, of its first sample with a matrix of more than two rows."""
-    return [c for c in CASES if c.op == op] or [Case(op, ())]
+def cases_of(op: str, arch: str = "gfx942") -> list[Case]:
+    """The cases of an op for an architecture; of one that has none, of its first sample with a matrix of more than two rows."""
+    named = [c for c in CASES if c.op == op]
+    return [c for c in named if not c.archs or arch in c.archs] or ([] if named else [Case(op, ())])
 
 
-def sample_of(case: Case, samples: list[Sample]) -> Sample:
-    """The sample whose programs are mutated, of those that are served."""
+def sample_of(case: Case, samples: list[Sample]) -> Sample | None:
+    """The sample whose programs are mutated, of those that are served; None: none is."""
     named = (s for begins in _beginnings(case) for s in samples if s.name.startswith(begins))
     rows = (s for s in samples if min((a.shape[0] for a in s.args if getattr(a, "ndim", 0) > 1), default=0) > 2)
-    return next(named, None) or next(rows)
+    return next(named, None) or next(rows, None)
 
 
 def _beginnings(case: Case) -> tuple[str, ...]:

@@ -34,11 +34,14 @@ MOST_ALIKE = 3
 """Further inputs of verification that arguments are asked over, beside those of other values and sizes."""
 
 
-def control(case: Case, arch: str, most: int | None) -> dict[str, Any]:
-    """Counts of one op's mutants: caught by verification and how, kept the meaning and why, missed and why."""
+def control(case: Case, arch: str, most: int | None) -> dict[str, Any] | None:
+    """Counts of one op's mutants: caught by verification and how, kept the meaning and why, missed and why. None: the target
+    serves no sample of the case.
+    """
     op, target = get_op(case.op), platform_for(arch)
     every = [s for s in inputs(op, target) if not refusal(op, s, target)]
-    sample = sample_of(case, every)
+    if (sample := sample_of(case, every)) is None:
+        return None
     whole = mutants_of(op, sample, target)
     most = most or len(whole)
     found = [whole[i] for i in sorted(random.Random(0).sample(range(len(whole)), min(most, len(whole))))]
@@ -118,9 +121,11 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print every survivor")
     given = parser.parse_args()
     made = []
-    for case in (c for name in given.ops for c in cases_of(name)):
+    for case in (c for name in given.ops for c in cases_of(name, given.arch)):
         before = time.process_time()
-        row = control(case, given.arch, given.most)
+        if (row := control(case, given.arch, given.most)) is None:
+            print(f"{case.op}, {given.arch}: not served", flush=True)
+            continue
         made.append(row)
         counts = {n: ", ".join(f"{k} {w}" for w, k in row[n].items()) or "none" for n in ("caught", "kept")}
         least = "" if row["least"] is None else f" (at least {100 * row['least']:.1f} % with 95 % confidence)"

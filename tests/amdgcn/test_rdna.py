@@ -51,6 +51,22 @@ def test_masks_are_32_bits(target):
     assert [int(w.s[i][0]) for i in (6, 7, 8, 9, 10, 107)] == [31, 0x5678, 0xFFFFFFFF, 0x3FF, 0xFFC00, 0x1234]
 
 
+def test_accesses_with_every_lane_off_do_nothing():
+    body = """
+    v_mov_b32_e32 v2, 7
+    v_mov_b32_e32 v3, -1
+    s_mov_b32 exec_lo, 0
+    ds_store_b32 v3, v2
+    ds_load_b32 v6, v3
+    ds_add_u32 v3, v2
+    global_load_b32 v7, v3, s[4:5]
+    global_store_b32 v3, v2, s[4:5]
+    s_waitcnt vmcnt(0) lgkmcnt(0)
+    s_mov_b32 exec_lo, -1
+    """
+    assert launch(body + STORE)[:32].tolist() == [7] * 32
+
+
 def test_null_reads_zero_and_keeps_nothing():
     body = """
     v_add_co_u32 v2, null, v0, v1

@@ -26,9 +26,6 @@ from .state import SGPRS, Waves
 from .targets import TARGETS
 from .undefined import filling, require_defined
 
-TABLE = TABLES["cdna"]
-"""For controls, which change programs of CDNA."""
-
 MOST_LANES = 512 * 64
 """Lanes of waves that run in step at most; further workgroups run after them."""
 

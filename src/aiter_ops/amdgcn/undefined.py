@@ -38,6 +38,8 @@ def require_defined(w: Any, what: str, values: Any, active: NDArray[np.bool_] | 
     if not np.array_equal(lanes, active[1::2]):
         wave, lane = np.argwhere(lanes != active[1::2])[0]
         raise _error(w, f"whether a lane takes part in {what}", int(wave), int(lane))
+    if not lanes.any():
+        return
     rows = np.broadcast_to(np.arange(len(active))[:, None] % 2 == 0, active.shape)[active]
     differ = (values[rows] != values[~rows]).reshape(int(rows.sum()), -1)
     if differ.any():

@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from aiter_ops.amdgcn import EmulationError, Machine, Program, Unsupported, instruction
+from aiter_ops.amdgcn.instructions import BESIDE
+from aiter_ops.amdgcn.parse import Instruction
 from aiter_ops.core.op import Op
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.samples import Sample
 
 from .emulate import emulate
+from .registers import parts, table_of, target_of
 
 SWAPS = {
     "v_add_f32": "v_sub_f32",
@@ -53,6 +56,28 @@ SWAPS = {
     "s_cbranch_scc1": "s_cbranch_scc0",
     "s_cbranch_vccz": "s_cbranch_vccnz",
     "s_cbranch_vccnz": "s_cbranch_vccz",
+    # RDNA's names for what CDNA has too
+    "v_add_nc_u32": "v_sub_nc_u32",
+    "v_sub_nc_u32": "v_add_nc_u32",
+    "v_max_num_f32": "v_min_num_f32",
+    "v_min_num_f32": "v_max_num_f32",
+    "s_add_co_i32": "s_sub_co_i32",
+    "s_add_co_u32": "s_sub_co_u32",
+    "s_and_saveexec_b32": "s_or_saveexec_b32",
+    # what RDNA has instead of two of CDNA's, or in scalar registers
+    **{f"v_maxmin_{k}": f"v_minmax_{k}" for k in ("f32", "num_f32", "i32", "u32")},
+    **{f"v_minmax_{k}": f"v_maxmin_{k}" for k in ("f32", "num_f32", "i32", "u32")},
+    "s_add_nc_u64": "s_sub_nc_u64",
+    "s_mul_u64": "s_add_nc_u64",
+    "s_add_f32": "s_sub_f32",
+    "s_sub_f32": "s_add_f32",
+    "s_mul_f32": "s_add_f32",
+    "s_max_num_f32": "s_min_num_f32",
+    "s_min_num_f32": "s_max_num_f32",
+    "v_s_exp_f32": "v_s_log_f32",
+    "v_s_rcp_f32": "v_s_rsq_f32",
+    "v_s_rsq_f32": "v_s_rcp_f32",
+    "v_permlanex16_b32": "v_permlane16_b32",
 }
 """Another operation with the same operands."""
 
@@ -63,33 +88,63 @@ _MATRIX = ((r"_f16$", "_bf16"), (r"_bf16_1k$", "_f16"), (r"_bf16$", "_f16"), (r"
 """Matrix instructions of other formats, with registers of the same size."""
 
 
-def mutants(line: str) -> Iterator[tuple[str, str]]:
-    """What was changed (``operation``, ``operand``, ``constant``, ``modifier``, ``wait`` or ``mask``), and the new line."""
-    name = re.sub(r"_(e32|e64|dpp|sdwa)$", "", line.split()[0])
-    if name in ("s_waitcnt", "s_barrier"):
-        yield "wait", "s_nop 0"
-        for found in re.finditer(r"(vm|lgkm)cnt\((\d+)\)", line):
-            yield "wait", line.replace(found[0], f"{found[1]}cnt({int(found[2]) + 1})")
+def mutants(line: str, lanes: int = 64) -> Iterator[tuple[str, str]]:
+    """What was changed (``operation``, ``operand``, ``constant``, ``modifier``, ``wait`` or ``mask``), and the new line. lanes:
+    of a wave.
+    """
+    if "::" in line:
+        yield from _in_pair(line, lanes)
+        return
+    name = re.sub(r"(_e64)?_(e32|e64|dpp|sdwa)$", "", line.split()[0])
+    if name.startswith(("s_wait", "s_barrier")):
+        yield from _weaker(name, line)
         return
     if name in SWAPS:
-        kind = "mask" if "exec" in name or name == "s_and_b64" else "operation"
-        yield kind, line.replace(name, SWAPS[name], 1)
-    if name.startswith(("v_mfma", "v_smfmac")):
+        of_mask = "exec" in name or name == "s_and_b64" or re.match(r"s_and_b32 (vcc|exec)_lo, ", line)
+        yield "mask" if of_mask else "operation", line.replace(name, SWAPS[name], 1)
+    if name.startswith(("v_mfma", "v_smfmac", "v_wmma")):
         yield from (("operation", line.replace(name, re.sub(a, b, name), 1)) for a, b in _MATRIX if re.search(a, name))
-    if found := re.match(r"(?:v_cmp|s_cmpk?)_(\w\w)_", line):
+    if found := re.match(r"(?:v_cmpx?|s_cmpk?)_(\w\w)_", line):
         yield "mask", line.replace(f"_{found[1]}_", f"_{_RELATIONS[found[1]]}_", 1) if found[1] in _RELATIONS else line
-    if re.match(r"s_(or|mov)_b64 exec, ", line):
+    if re.match(r"s_(or|mov)_(b64 exec|b32 exec_lo), |v_cmpx_", line):
         yield "mask", "s_nop 0"
-    yield from _modifiers(line)
+    yield from _modifiers(line, lanes)
     yield from _operands(line)
 
 
-def _modifiers(line: str) -> Iterator[tuple[str, str]]:
+def _in_pair(line: str, lanes: int) -> Iterator[tuple[str, str]]:
+    """Of two instructions in one (RDNA) either changed, as it is when it stands alone."""
+    halves = [half.strip().replace("v_dual_", "v_", 1) for half in line.split("::")]
+    for i, half in enumerate(halves):
+        for kind, new in mutants(half, lanes):
+            both = [new if j == i else other for j, other in enumerate(halves)]
+            yield kind, " :: ".join(one.replace("v_", "v_dual_", 1) for one in both)
+
+
+def _weaker(name: str, line: str) -> Iterator[tuple[str, str]]:
+    """A wait or a barrier gone, and each counter of a wait one further. RDNA4 has a barrier in two instructions, of which the
+    first stands for both; waits for what the arithmetic units still do are hazards, which are not modelled.
+    """
+    if name in ("s_barrier_wait", "s_waitcnt_depctr", "s_wait_alu"):
+        return
+    yield "wait", "s_nop 0"
+    if name == "s_waitcnt":
+        for found in re.finditer(r"(vm|lgkm)cnt\((\d+)\)", line):
+            yield "wait", line.replace(found[0], f"{found[1]}cnt({int(found[2]) + 1})")
+    elif name.startswith("s_wait"):
+        least = line.split()[-1]
+        # two counters of RDNA4 in one: six bits each, eight apart
+        for by in (1, 0x100) if re.fullmatch(r"s_wait_\w+cnt_\w+cnt", name) else (1,):
+            yield "wait", f"{line.removesuffix(least)}{int(least, 0) + by:#x}"
+
+
+def _modifiers(line: str, lanes: int) -> Iterator[tuple[str, str]]:
+    last_row = 1 << (lanes // 16 - 1)
     changes: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
         (r"row_shr:(\d+)", lambda m: f"row_shr:{int(m[1]) % 15 + 1}"),
         (r"row_bcast:15", lambda m: "row_bcast:31"),
         (r"quad_perm:\[\d,\d,\d,\d\]", lambda m: "quad_perm:[3,2,1,0]"),
-        (r"row_mask:0x(\w)", lambda m: f"row_mask:0x{int(m[1], 16) ^ 8:x}"),
+        (r"row_mask:0x(\w)", lambda m: f"row_mask:0x{int(m[1], 16) ^ last_row:x}"),
         (r"bank_mask:0xf", lambda m: "bank_mask:0xe"),
         (r" bound_ctrl:\d", lambda m: ""),
         (r"swizzle\(SWAP,16\)", lambda m: "swizzle(SWAP,8)"),
@@ -109,10 +164,11 @@ def _modifiers(line: str) -> Iterator[tuple[str, str]]:
 def _operands(line: str) -> Iterator[tuple[str, str]]:
     """Every source register the one before (of a range, the range before), and every constant one more."""
     head, _, rest = line.partition(" ") if " " in line else line.partition("\t")
-    places = list(re.finditer(r"(?<![\w\[:])-?\|?([vsa])(?:(\d+)\b(?!\])|\[(\d+):(\d+)\])", rest))
+    places = list(re.finditer(r"(?<![\w\[:])-?\|?(ttmp|[vsa])(?:(\d+)\b(?!\])|\[(\d+):(\d+)\])", rest))
     store = "_store_" in head or head.startswith(("ds_write", "ds_add", "v_cmp", "s_cmp", "s_bitcmp"))
     for place, m in enumerate(places):
-        if place == 0 and m.start() == 0 and (not store or (head.startswith("v_cmp") and m[3])):
+        # of v_cmp a mask in scalar registers comes first
+        if place == 0 and m.start() == 0 and (not store or (head.startswith("v_cmp_") and m[1] == "s")):
             continue
         if m[2]:
             before = f"{m[1]}{int(m[2]) - 1}"
@@ -142,7 +198,7 @@ def _operands(line: str) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Mutant:
-    """The instruction at `place` of a kernel's program (the hash of its text), and what stands there instead."""
+    """The instruction at `place` of a kernel's program (the hash of its text) for a target, and what stands there instead."""
 
     kernel: str
     program: int
@@ -150,6 +206,7 @@ class Mutant:
     kind: str
     before: str
     after: str
+    target: str = "gfx942"
 
     def __str__(self) -> str:
         return f"{self.kernel}:{self.place} {self.kind}: {self.before} -> {self.after}"
@@ -164,28 +221,38 @@ class Mutant:
         if not self.is_in(program):
             return program
         code = [*program.code[: self.place], instruction(self.after), *program.code[self.place + 1 :]]
+        if self.before.startswith("s_barrier_signal"):
+            wait = next(i for i in range(self.place, len(code)) if code[i].name == "s_barrier_wait")
+            code[wait] = instruction(self.after)
         return dataclasses.replace(program, code=code)
+
+    @property
+    def changed(self) -> list[tuple[Instruction, Instruction]]:
+        """The instruction that was changed and what it became; of two in one the one of them."""
+        old, new = instruction(self.before), instruction(self.after)
+        return [(a, b) for a, b in zip(parts(old), parts(new), strict=True) if a.text != b.text]
 
 
 def mutants_of(op: Op, sample: Sample, target: Platform) -> list[Mutant]:
-    """Every mutant of the programs that `op` starts for a sample, without such as are not understood; of several programs of
-    one name the first.
+    """Every mutant of the programs that `op` starts for a sample, without such as are not understood or that the target does
+    not have; of several programs of one name the first.
     """
     programs: dict[str, Program] = {}
     emulate(op, sample, target, lambda p: programs.setdefault(p.name, p))
     found: dict[Mutant, None] = {}
     for program in programs.values():
         number = hash(tuple(i.text for i in program.code))
+        known = (*table_of(target_of(program.target)), *BESIDE)
         for place, ins in enumerate(program.code):
             if place < program.after_preload:
                 continue
-            for kind, line in mutants(ins.text):
+            for kind, line in mutants(ins.text, program.wave_size):
                 try:
-                    instruction(line)
+                    new = instruction(line)
                 except Unsupported:
                     continue
-                if line != ins.text:
-                    found.setdefault(Mutant(program.name, number, place, kind, ins.text, line))
+                if line != ins.text and all(part.name in known for part in parts(new)):
+                    found.setdefault(Mutant(program.name, number, place, kind, ins.text, line, program.target))
     return list(found)
 
 

@@ -3,6 +3,7 @@ over inputs of other values and, where the same program serves them, of other si
 
 - ``waits``: it weakens a wait, and on every path through the changed program, whatever its branches decide, no register is
   named that an outstanding load will write and no barrier reached with accesses to LDS outstanding: another wait covers it.
+  Of a wait for stores alone (RDNA): with all inputs no launch reads what it stored. Or it is a barrier of a single wave.
 - ``same result``: on registers of random bits, of equal numbers and of the instruction's constants the changed instruction
   writes what the old one does, but for the sign of a zero and the payload of a NaN.
 - ``same values``: with all inputs the changed instruction writes what the old one does, and what the two read is the same with
@@ -36,7 +37,6 @@ import numpy as np
 import torch
 
 from aiter_ops.amdgcn import EmulationError, Machine, Program, instruction
-from aiter_ops.amdgcn.launch import TABLE
 from aiter_ops.amdgcn.parse import Instruction
 from aiter_ops.amdgcn.state import Waves
 from aiter_ops.amdgcn.undefined import filling
@@ -46,9 +46,11 @@ from aiter_ops.core.samples import Sample
 
 from .emulate import emulate, rescaled, special
 from .mutate import Mutant
+from .quotient import in_quotient
+from .registers import reads, table_of, target_of
 from .waits import waits_enough
 from .watch import MOST_ROWS, Rows, Seen, apart, fill, may_differ, note, random_waves, watch
-from .window import Window, reads
+from .window import Window
 
 ARGUMENTS = (
     "waits",
@@ -88,29 +90,55 @@ def arguments(
     sizes.
     """
     every = [*inputs, *others]
-    known = [m for m in mutants if instruction(m.before).name in TABLE and instruction(m.after).name in TABLE]
+    table = table_of(target_of(target.arch))
+    known = [m for m in mutants if instruction(m.before).name in table and instruction(m.after).name in table]
     inward = [m for m in known if not any(word in m.before for word in _OUTWARD)]
     seen = watch(op, every, target, [m for m in inward if apart(m)])
     programs = _programs(op, inputs[0], target, mutants)
     found: dict[Mutant, str | None] = {m: why for m in seen if (why := _same(seen[m]))}
-    open_ = [m for m in seen if m not in found]
+    # rounding to fp16 hides last bits of a quotient from a window: a division of floats is no division of sizes
+    open_ = [m for m in seen if m not in found and not in_quotient(m, programs[m])]
     found |= dict.fromkeys(_same_for_sizes(op, inputs, others, target, open_), "sizes")
+    every.sort(key=elements)  # an argument ends where the first input is against it
+    stored = _Stored(op, target)
     for m in mutants:
         if m in found:
             continue
-        if m.kind == "wait" and waits_enough(m.change(programs[m])):
+        if m.kind == "wait" and _waits(op, every, target, m, programs[m]):
             found[m] = "waits"
         elif m in inward and _Harm(m).none(op, every, target):
             found[m] = "thrown away"
         elif m in known and _bounds_records(op, inputs[0], target, m, programs[m]):
             found[m] = "bound"
-        elif m in known and _in_quotient(m, programs[m]):
+        elif m in known and in_quotient(m, programs[m]):
             found[m] = "quotient"
-        elif re.match(_EXACT, m.before) and all(_same_bits(op, s, target, m) for s in every):
+        elif all(re.match(_EXACT, old.text) for old, _ in m.changed) and all(stored.same(s, m) for s in every):
             found[m] = "same bits"
         else:
             found[m] = None
     return found
+
+
+def _waits(op: Op, inputs: Sequence[Sample], target: Platform, mutant: Mutant, program: Program) -> bool:
+    """Whether a weaker wait is enough, or a barrier gone one for a single wave. A wait for stores, where they are counted
+    apart, is for what other waves read, so nothing that a launch stored may be read in it.
+    """
+    if mutant.before.startswith("s_barrier"):
+        return program.workgroup_size <= program.wave_size
+    if not waits_enough(mutant.change(program)):
+        return False
+    if not re.match(r"s_wait(cnt_vscnt|_storecnt)", mutant.before):
+        return True
+    both: list[bool] = []
+
+    def note(job: Any, kernel: Any, machine: Machine) -> None:
+        if mutant.is_in(machine.program) and (moved := machine.profile) is not None:
+            pairs = ((moved.read[r], moved.written[r]) for r in moved.written if r in moved.read)
+            both.append(any((read & written).any() for read, written in pairs))
+
+    for sample in inputs:
+        emulate(op, sample, target, seen=note)
+    return bool(both) and not any(both)
 
 
 _EXACT = (
@@ -119,24 +147,37 @@ _EXACT = (
 )
 
 
-def _same_bits(op: Op, sample: Sample, target: Platform, mutant: Mutant) -> bool:
-    """Whether every store of the old and of the mutated program writes the same to the same place."""
+def elements(sample: Sample) -> int:
+    """Of all tensors of a sample."""
+    return sum(a.numel() for a in (*sample.args, *sample.kwargs.values()) if isinstance(a, torch.Tensor))
 
-    def stored(change: Any) -> list[Any]:
-        held: list[Any] = []
+
+class _Stored:
+    """What programs leave in memory, of those that were not changed once for each sample."""
+
+    def __init__(self, op: Op, target: Platform) -> None:
+        self.op, self.target = op, target
+        self.unchanged: dict[int, list[list[bytes]]] = {}
+
+    def same(self, sample: Sample, mutant: Mutant) -> bool:
+        """Whether every store of the old and of the mutated program writes the same to the same place."""
+        if id(sample) not in self.unchanged:
+            self.unchanged[id(sample)] = self._by(sample, None)
+        try:
+            return self._by(sample, mutant.change) == self.unchanged[id(sample)]
+        except EmulationError:
+            return False
+
+    def _by(self, sample: Sample, change: Callable[[Program], Program] | None) -> list[list[bytes]]:
+        held: list[list[bytes]] = []
 
         def note(job: Any, kernel: Any, machine: Machine) -> None:
             # but for the kernel arguments, which hold addresses
             left = machine.profile.left_out if machine.profile else set()
             held.append(sorted(r.tobytes() for i, r in enumerate(machine.memory.regions) if i not in left))
 
-        try:
-            emulate(op, sample, target, change, seen=note)
-        except EmulationError:
-            return []
+        emulate(self.op, sample, self.target, change, seen=note)
         return held
-
-    return stored(None) == stored(mutant.change)
 
 
 class _Harm:
@@ -174,7 +215,7 @@ def _same(seen: Seen) -> str | None:
     """``same result``, ``same values`` or ``same register`` of what a watch saw, or None."""
     if not seen.runs:
         return None
-    if not may_differ(seen.old, seen.new, seen.full).any():
+    if not may_differ(seen.old, seen.new, seen.full, target=seen.target).any():
         return "same result"
     if seen.differs:
         return None
@@ -187,7 +228,11 @@ def _same(seen: Seen) -> str | None:
 
 def _follow(seen: Seen, ran: list[list[Rows]]) -> bool:
     """Whether the registers in which the two instructions differ were in many states, always the same in all of them."""
-    places = [at for at, register in enumerate(seen.sources) if register in reads(seen.old) ^ reads(seen.new)]
+    places = [
+        at
+        for at, register in enumerate(seen.sources)
+        if register in reads(seen.old, seen.target) ^ reads(seen.new, seen.target)
+    ]
     held = [{row for one in ran for row in one[at]} for at in places]
     same = len(held) > 1 and all(one == held[0] for one in held)
     return same and len({row for _, row in held[0]}) >= MANY
@@ -236,10 +281,13 @@ class _Observed:
     def same(self, alike: int) -> bool:
         """Whether the window leaves the same, whatever sizes and values there are."""
         window, loads = self.window, self.window.loads
-        waves = random_waves(*window.program.code[window.start : window.end], instruction(self.mutant.after))
+        target = target_of(self.mutant.target)
+        code = window.program.code[window.start : window.end]
+        waves = random_waves(*code, instruction(self.mutant.after), target=target)
+
+        fresh = random_waves(target=target)
 
         def load(w: Waves, place: int) -> None:
-            fresh = random_waves()
             for kind, number in loads[place]:
                 {"v": w.v, "a": w.a, "s": w.s}[kind][number] = {"v": fresh.v, "a": fresh.a, "s": fresh.s}[kind][number]
             fill(w, loads[place], self.loaded[place], alike, seed=place)
@@ -253,11 +301,13 @@ class _Observed:
 
 
 def _noting(place: int, some: list[_Observed]) -> Callable[[Waves, Instruction], None]:
+    table = table_of(target_of(some[0].mutant.target))
+
     def run(w: Waves, ins: Instruction) -> None:
         for one in some:
             if place == one.window.start:
                 note(w, one.window.inputs, one.read[-1], True)
-        TABLE[ins.name](w, ins)
+        table[ins.name](w, ins)
         for one in some:
             if place in one.loaded:
                 note(w, one.window.loads[place], one.loaded[place][-1], True)
@@ -287,12 +337,13 @@ def _bounds_records(op: Op, sample: Sample, target: Platform, mutant: Mutant, pr
         return False
     largest = max((a.untyped_storage().nbytes() for a in sample.args if isinstance(a, torch.Tensor)), default=0)
     seen: list[int] = []
+    table = table_of(target_of(target.arch))
 
     def note(w: Waves, ins: Instruction) -> None:
-        TABLE[ins.name](w, ins)
+        table[ins.name](w, ins)
         beside = w.part(np.ones(len(w), np.bool_))
         new = instruction(mutant.after)
-        TABLE[new.name](beside, new)
+        table[new.name](beside, new)
         seen.extend(int(x) for x in beside.s[dst.index])
 
     def prepare(machine: Machine) -> None:
@@ -301,45 +352,3 @@ def _bounds_records(op: Op, sample: Sample, target: Platform, mutant: Mutant, pr
 
     emulate(op, sample, target, prepare=prepare)
     return bool(seen) and largest <= min(seen) and max(seen) <= 0x80000000
-
-
-def _in_quotient(mutant: Mutant, program: Program) -> bool:
-    """Whether the instruction takes part in a division: an estimate or a correction whose result flows, through multiply-adds,
-    into the last step: v_div_fixup, or q + r · (1 / d) with r = x - q · d of that q.
-    """
-    if not re.match(r"v_(div_|rcp_f32|fma|mul_f32|pk_fma|pk_mul)", mutant.before):
-        return False
-    code = program.code
-    ends = [i for i in range(mutant.place, len(code)) if code[i].name == "v_div_fixup_f32" or _corrects(code, i)]
-    live = set(_registers(code[mutant.place].operands[0]))
-    if mutant.place in ends:
-        return True
-    for i in range(mutant.place + 1, len(code)):
-        ins = code[i]
-        accumulates = "fmac" in ins.name
-        if any(_registers(o) & live for o in ins.operands[0 if accumulates else 1 :]):
-            if i in ends:
-                return True
-            if not re.match(r"v_(div_|rcp_f32|fma|mul_f32|pk_)", ins.name):
-                continue
-            live |= _registers(ins.operands[0])
-        elif ins.operands and not ins.name.startswith("s_"):
-            live -= _registers(ins.operands[0])
-    return False
-
-
-def _corrects(code: list[Instruction], place: int) -> bool:
-    """Whether an instruction is q + r · (1 / d) of a remainder r = x - q · d that was made shortly before of the same q."""
-    last = code[place]
-    if last.name != "v_fmac_f32" or len(last.operands) != 3:
-        return False
-    q, factors = _registers(last.operands[0]), _registers(last.operands[1]) | _registers(last.operands[2])
-    for ins in code[max(place - 24, 0) : place]:
-        remainder = ins.name.startswith(("v_fma_f32", "v_fmac_f32", "v_fmamk_f32", "v_fma_mix_f32"))
-        if remainder and _registers(ins.operands[0]) & factors and any(_registers(o) & q for o in ins.operands[1:]):
-            return True
-    return False
-
-
-def _registers(operand: Any) -> set[tuple[str, int]]:
-    return {(operand.kind, operand.index + i) for i in range(operand.count)} if operand.kind in "vsa" else set()

@@ -7,6 +7,8 @@ from typing import Any
 
 from aiter_ops.amdgcn import EmulationError, Program, control
 
+from .registers import is_barrier, target_of
+
 MOST_STATES = 400_000
 
 
@@ -17,10 +19,11 @@ def waits_enough(program: Program) -> bool:
     code = program.code
     if any("_load_lds_" in i.name or "lds" in i.mods for i in code):
         return False
-    issued = [control.issued(i) for i in code]
+    target = target_of(program.target)
+    issued = [control.issued(i, target) for i in code]
     seen: set[tuple[int, Any]] = set()
     todo: list[tuple[int, Any]] = [(program.after_preload, ())]
-    w: Any = SimpleNamespace(pending=())
+    w: Any = SimpleNamespace(pending=(), machine=SimpleNamespace(target=target))
     while todo:
         state = todo.pop()
         while state not in seen:
@@ -32,10 +35,11 @@ def waits_enough(program: Program) -> bool:
             if ins.name == "s_endpgm":
                 break
             try:
-                if ins.name == "s_waitcnt":
-                    control.waitcnt(w, ins)
-                elif ins.name == "s_barrier":
+                if is_barrier(ins):
                     control.require_written(w)
+                elif (wait := control.WAITS.get(ins.name)) is not None:
+                    if ins.name != "s_sendmsg":
+                        wait(w, ins)
                 elif ins.name not in control.CONDITIONS:
                     control.require_settled(w, ins.registers, issued[place])
                     if (entry := issued[place]) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from aiter_ops.amdgcn import EmulationError, Machine, instruction
-from aiter_ops.amdgcn.launch import TABLE
-from aiter_ops.amdgcn.parse import EXEC, Instruction
-from aiter_ops.amdgcn.state import Waves
+from aiter_ops.amdgcn.parse import EXEC, NULL, Instruction
+from aiter_ops.amdgcn.state import SGPRS, Waves
+from aiter_ops.amdgcn.targets import CDNA, Target
 from aiter_ops.core.op import Op
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.samples import Sample
 
 from .emulate import emulate
 from .mutate import Mutant
-from .window import SCC, Register, reads
+from .registers import SCC, Register, parts, reads, table_of, target_of
 
 MOST_ROWS = 512
 """Waves of which what they read is kept, of an input."""
@@ -46,7 +47,12 @@ class Seen:
     def sources(self) -> tuple[Register, ...]:
         """What either reads, SCC first; EXEC where it is an operand."""
         implied = {("s", EXEC), ("s", EXEC + 1)} - (self.old.registers | self.new.registers)
-        return (SCC, *sorted((reads(self.old) | reads(self.new)) - implied - {SCC}))
+        both = reads(self.old, self.target) | reads(self.new, self.target)
+        return (SCC, *sorted(both - implied - {SCC}))
+
+    @property
+    def target(self) -> Target:
+        return target_of(self.mutant.target)
 
     def note(self, w: Waves) -> None:
         """What the waves are about to read."""
@@ -59,9 +65,10 @@ class Seen:
         self.full = self.full and w.full
         self.runs += 1
         one = w if apply else w.part(np.ones(len(w), np.bool_))
-        TABLE[ins.name](one, ins)
+        table = table_of(self.target)
+        table[ins.name](one, ins)
         try:
-            TABLE[self.new.name](beside, self.new)
+            table[self.new.name](beside, self.new)
         except EmulationError:
             self.differs = True
             raise
@@ -88,7 +95,7 @@ def note(w: Waves, sources: Sequence[Register], into: list[Rows], off: bool) -> 
 
 def _crosses(ins: Instruction) -> bool:
     """Whether a lane reads registers of others."""
-    return ins.encoding == "dpp" or ins.name.startswith(("ds_", "v_mfma", "v_read", "v_permlane", "v_swap"))
+    return ins.encoding == "dpp" or ins.name.startswith(("ds_", "v_mfma", "v_wmma", "v_read", "v_permlane", "v_swap"))
 
 
 def differences(a: Waves, b: Waves) -> tuple[Any, ...]:
@@ -98,12 +105,13 @@ def differences(a: Waves, b: Waves) -> tuple[Any, ...]:
 
 def apart(mutant: Mutant) -> bool:
     """Whether a mutant can be watched while others are: it touches neither memory nor LDS."""
-    return not instruction(mutant.before).name.startswith(("ds_read", "buffer_", "global_", "s_load"))
+    return not instruction(mutant.before).name.startswith(("ds_read", "buffer_", "global_", "scratch_", "s_load"))
 
 
 def watch(op: Op, inputs: Iterable[Sample], target: Platform, mutants: Sequence[Mutant]) -> dict[Mutant, Seen]:
     """Run the inputs once, the instructions of the mutants beside the old ones; all of them `apart`."""
     seen = {m: Seen(m, instruction(m.before), instruction(m.after)) for m in mutants}
+    table = table_of(target_of(target.arch))
     for sample in inputs:
         for s in seen.values():
             s.read.append([set() for _ in s.sources])
@@ -121,7 +129,7 @@ def watch(op: Op, inputs: Iterable[Sample], target: Platform, mutants: Sequence[
                             s.run(w, ins, apply=False)
                         except EmulationError:
                             continue
-                    TABLE[ins.name](w, ins)
+                    table[ins.name](w, ins)
 
                 machine.run_by[place] = run
 
@@ -129,55 +137,72 @@ def watch(op: Op, inputs: Iterable[Sample], target: Platform, mutants: Sequence[
     return seen
 
 
-def may_differ(old: Instruction, new: Instruction, full: bool, first: Waves | None = None) -> Any:
-    """[64]: the lanes in which the two write something else on random registers (or on those of `first`); all, where scalars
+def may_differ(
+    old: Instruction, new: Instruction, full: bool, first: Waves | None = None, target: Target = CDNA
+) -> Any:
+    """[lanes of a wave]: the lanes in which the two write something else on random registers (or on those of `first`); all, where scalars
     differ, but for the sign of a zero and the payload of a NaN. full: every lane is on. Accesses to memory may differ
     everywhere.
     """
-    first = first or random_waves(old, new)
+    first, table = first or random_waves(old, new, target=target), table_of(target)
     if full:
-        first.set_s64(EXEC, np.full(len(first), 0xFFFFFFFFFFFFFFFF, np.uint64))
+        first.set_mask(EXEC, np.full(len(first), (1 << target.lanes) - 1, np.uint64))
     second = first.part(np.ones(len(first), np.bool_))
     second.mode = first.mode
     try:
         with np.errstate(all="ignore"):
-            TABLE[old.name](first, old)
-            TABLE[new.name](second, new)
+            table[old.name](first, old)
+            table[new.name](second, new)
     except (EmulationError, AttributeError, IndexError):
-        return np.ones(64, np.bool_)
+        return np.ones(target.lanes, np.bool_)
     v, a, s, scc = differences(first, second)
-    if "_f32" in old.name:
+    if all("_f32" in a.name for a, b in zip(parts(old), parts(new), strict=True) if a.text != b.text):
         x, y = first.v.view(np.float32), second.v.view(np.float32)
         v &= ~((x == y) | (np.isnan(x) & np.isnan(y)))
     if s.any() or scc.any():
-        return np.ones(64, np.bool_)
+        return np.ones(target.lanes, np.bool_)
     return v.any(axis=(0, 1)) | a.any(axis=(0, 1))
 
 
-def random_waves(*instructions: Instruction) -> Waves:
+def random_waves(*instructions: Instruction, target: Target = CDNA) -> Waves:
     """Waves whose registers hold random bits, small numbers, ordinary floats, numbers equal in all sources, and the constants
     of the instructions and their neighbours.
     """
-    random = np.random.default_rng(0)
-    n = 384
+    random, lanes = np.random.default_rng(1), target.lanes
+    base = _random_bits(lanes)
+    w = Waves(None, base.v.copy(), base.a.copy(), base.s.copy(), base.group, base.wave)
+    w.scc, w.mode, w.keeps_halves = base.scc.copy(), target.mode[1], target.keeps_halves
+    constants = {
+        o.constant(32)
+        for ins in instructions
+        for part in parts(ins)
+        for o in part.operands
+        if o.kind in ("int", "float")
+    }
+    near = [c + d for c in sorted(constants) for d in (-1, 0, 1)]
+    values = np.array([*(x & 0xFFFFFFFF for x in near), 0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF], np.uint32)
+    w.v[:, 128:192] = values[random.integers(0, len(values), (256, 64, lanes), np.uint8)]
+    w.s[:106, 128:192] = values[random.integers(0, len(values), (106, 64))]
+    return w
+
+
+@functools.cache
+def _random_bits(lanes: int) -> Waves:
+    """What of it no instruction changes. Not to be written to."""
+    random, n = np.random.default_rng(0), 384
 
     def bits(*shape: int) -> Any:
         return random.integers(0, 1 << 32, shape, dtype=np.uint32)
 
     groups = np.zeros(n, np.int64)
-    w = Waves(None, bits(256, n, 64), bits(256, n, 64), bits(128, n), groups, groups)
+    w = Waves(None, bits(256, n, lanes), bits(256, n, lanes), bits(SGPRS, n), groups, groups)
+    w.s[NULL:], w.scc = 0, bits(n) % 2 == 1
     w.v[:, :64] &= 0xFF
     w.v[:, 64:128] = w.v[:, 64:128] & 0x81FFFFFF | 0x3E000000
     w.s[:106, :64] &= 0xFF
-    constants = {o.constant(32) for ins in instructions for o in ins.operands if o.kind in ("int", "float")}
-    near = [c + d for c in sorted(constants) for d in (-1, 0, 1)]
-    values = np.array([*(x & 0xFFFFFFFF for x in near), 0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF], np.uint32)
-    w.v[:, 128:192] = random.choice(values, (256, 64, 64))
-    w.s[:106, 128:192] = random.choice(values, (106, 64))
     # comparisons hold for equal numbers, and for such as differ by one
-    w.v[:, 192:256] = w.v[0, 192:256] + random.integers(0, 2, (256, 64, 64), dtype=np.uint32)
+    w.v[:, 192:256] = w.v[0, 192:256] + random.integers(0, 2, (256, 64, lanes), dtype=np.uint32)
     w.s[:106, 192:256] = w.s[0, 192:256] + random.integers(0, 2, (106, 64), dtype=np.uint32)
-    w.mode, w.scc = 0x3F0, bits(n) % 2 == 1
     return w
 
 
@@ -202,7 +227,7 @@ def fill(waves: Waves, sources: Sequence[Register], read: Sequence[Sequence[Rows
             drawn = np.stack([of_wave[w][random.integers(len(of_wave[w]))] for w in chosen])
         elif len(ran) > len(same_size) > 0 and most < 0x80000000 and all(o[at] == same_size[0][at] for o in same_size):
             bits = np.minimum(random.integers(0, most.bit_length() + 4, (n, 1)), 31)
-            drawn = random.integers(0, 2**bits, (n, 64 if kind in "va" else 1))
+            drawn = random.integers(0, 2**bits, (n, waves.size if kind in "va" else 1))
         else:
             continue
         if kind == "scc":
