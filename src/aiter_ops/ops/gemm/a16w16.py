@@ -28,6 +28,8 @@ def samples(make: Make) -> Iterator[Sample]:
     yield Sample("odd 5x67, N 33 fp16", (make.normal(5, 67, dtype=FP16), make.normal(33, 67, dtype=FP16)))
     padded = make.normal(600, 120, dtype=FP32)[:, :104], make.normal(150, 136, dtype=FP32)[:, :104]
     yield Sample("odd 600x104, N 150 fp32", padded)
+    for rows, n in c.TAILS:
+        yield Sample(f"tail {rows}x104, N {n} fp32", (make.normal(rows, 104, dtype=FP32), make.normal(n, 104, dtype=FP32)))
     lead = make.normal(2, 3, 128, dtype=FP32), make.normal(64, 128, dtype=FP32), make.normal(64, dtype=FP32)
     yield Sample("leading dimensions 2x3x128, bias", lead)
     yield Sample("one row without dimensions, bias", (make.normal(128), make.normal(64, 128), make.normal(64)))

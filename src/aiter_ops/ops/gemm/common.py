@@ -12,6 +12,11 @@ from aiter_ops.ops import formulas as f
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 FN, FNUZ, INT8 = torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int8
 
+TAILS = ((65, 20), (74, 9), (19, 7), (35, 36), (44, 37), (50, 38), (63, 39))
+"""Rows of a and of b of small products of one and two tiles of 64: with 600 and 150 rows, each of the parts that a thread
+or a load does of a tile is where the last row or column of a result lies once, rows in parts of 8, columns in such of 32 and
+of every fourth."""
+
 
 def factors(op: str, a: Tensor, b: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
     """a is [..., K] and b [N, K], of one dtype out of `dtypes`, with N and K >= 1."""
