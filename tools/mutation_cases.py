@@ -60,11 +60,11 @@ CASES = (
     Case("group_quant", "ragged", ({7: 40}, {7: 1})),
     Case("per_token_quant", "ragged", ({7: 40}, {7: 1})),
     Case("layer_norm", "ragged 7x384", ({7: 40}, {7: 1})),
-    Case("gemm_a16w16", "odd 600x104", ({600: 1100, 150: 330}, {600: 130, 104: 72}, {600: 65, 150: 9})),
-    Case("gemm_a16w16", "ragged 7x256", ({128: 720, 7: 13}, {128: 1040, 256: 512}, {7: 1, 128: 64})),
+    Case("gemm_a16w16", "odd 600x125", ({600: 1100, 150: 330}, {600: 130, 125: 77}, {600: 65, 150: 9})),
+    Case("gemm_a16w16", "ragged 7x256", ({608: 720, 7: 13}, {608: 1040, 256: 448}, {7: 1, 608: 64})),
     Case(
         "gemm_a8w8_blockscale",
-        ("fnuz 600x640", "odd 600x640"),
+        ("odd fnuz 600x640", "odd 600x640"),
         ({600: 1100, 150: 330, 2: 3}, {600: 65, 150: 9, 2: 1}, {600: 130, 640: 1024, 5: 8}),
     ),
     Case("flash_attn_varlen", "fp32 ragged", others=_prefills),
@@ -73,7 +73,7 @@ CASES = (
     Case("topk_softmax", "37x64 fp32", ({37: 70}, {37: 1})),
     Case("reshape_and_cache", "sliced k and v, caches", others=_slots),
     Case("moe_align", "7x2 of 8", ({7: 33}, {7: 1})),
-    Case("fused_moe", "7 tokens fp16", ({7: 3},)),
+    Case("fused_moe", "33 tokens fp32, odd sizes", ({33: 40}, {33: 5})),
     Case("greedy", "5x1008 fp32", ({5: 40}, {5: 1, 1008: 2000}, {1008: 528})),
 )
 
@@ -110,5 +110,8 @@ def _resized(value: Any, sizes: Sizes) -> Any:
     shape = [sizes.get(n, n) for n in value.shape]
     raw = value.contiguous()
     raw = raw.view(torch.uint8) if raw.element_size() == 1 else raw
-    drawn = torch.randint(raw.numel(), shape, generator=torch.Generator().manual_seed(0))
-    return raw.flatten()[drawn].view(value.dtype)
+    # rows that lay apart are as far apart
+    apart = value.stride(0) - value.shape[1] if value.dim() == 2 and value.stride(1) == 1 else 0
+    width = shape[-1] + max(apart, 0)
+    drawn = torch.randint(raw.numel(), (*shape[:-1], width), generator=torch.Generator().manual_seed(0))
+    return raw.flatten()[drawn].view(value.dtype)[..., : shape[-1]]
