@@ -33,7 +33,7 @@ def samples(make: Make) -> Iterator[Sample]:
     yield Sample("leading dimensions 2x3x128, bias", lead)
     yield Sample("one row without dimensions, bias", (make.normal(128), make.normal(64, 128), make.normal(64)))
     yield Sample("zero rows", (make.normal(0, 128), make.normal(32, 128)))
-    yield Sample("transposed 5x128", (make.transposed(5, 128, FP32), make.transposed(48, 128, FP32)))
+    yield Sample("transposed 5x64", (make.transposed(5, 64, FP32), make.transposed(48, 64, FP32)))
     yield Sample("sliced 6x128", (make.sliced(6, 128, FP16), make.sliced(48, 128, FP16)))
     yield Sample("expanded 4x128", (make.expanded(4, 128, FP32), make.normal(48, 128, dtype=FP32)))
     to_fp32 = make.normal(17, 512), make.normal(64, 512), make.normal(64, dtype=FP32)

@@ -58,7 +58,9 @@ class Choices:
 def _choices(*tiles: T, most: tuple[int, ...] = (16, 64)) -> Choices:
     """`tiles` for at most so many rows each, the others for more. What is for few rows alone needs no order of rows of tiles."""
     few, many = tiles[: len(most)], tiles[len(most) :]
-    few = tuple(replace(t, group=0) if rows <= t.rows and t not in many else t for rows, t in zip(most, few, strict=True))
+    few = tuple(
+        replace(t, group=0) if rows <= t.rows and t not in many else t for rows, t in zip(most, few, strict=True)
+    )
     return Choices(tuple(zip(most, few, strict=True)), many)
 
 
