@@ -122,9 +122,9 @@ def route_samples(make: Make) -> Iterator[Sample]:
     args, named = layer(make, 3, 4, 2, D, SIZE, dtype=FP32, shared=SIZE, biased=True)
     form = {"expert_map": elsewhere, "num_valid_tokens": _number(make, 2), "activation": "swiglu_oai"}
     yield Sample("3 tokens, 2 valid, map, biases, shared", (*args[:4], args[4] * 2 + 1), {**named, **form})
-    (x, w1, w2, weights, ids), named = layer(make, 15, 8, 2, 70, 37, dtype=FP32, shared=45, biased=True)
+    (x, w1, w2, weights, ids), named = layer(make, 10, 8, 3, 149, 37, dtype=FP32, shared=45, biased=True)
     named |= {"w1_bias": named["w1_bias"][:4], "w2_bias": named["w2_bias"][:4], "expert_map": elsewhere}
-    for tokens in (15, 3):
+    for tokens in (10, 3):
         some = x[:tokens], w1[:4], w2[:4], weights[:tokens], ids[:tokens]
         valid = {"num_valid_tokens": _number(make, tokens * 3 // 4)}
         yield Sample(f"odd sizes, {tokens} tokens, a quarter padding, map, biases, shared", some, {**named, **valid})
