@@ -39,7 +39,8 @@ def samples(make: Make) -> Iterator[Sample]:
         for dtype, name in ((FNUZ, "odd fnuz"), (FN, "odd")):
             a, b, a_scale, b_scale = call(rows, n, k, dtype)
             spaced = c.spaced(a, k + 32), c.spaced(b, k + 64), c.spaced(a_scale, 13), c.spaced(b_scale, 11)
-            yield Sample(f"{name} {rows}x{k}, N {n}, bias", (*spaced, make.normal(n, dtype=FP32)))
+            args = (*spaced, make.normal(n, dtype=FP32))
+            yield Sample(f"{name} {rows}x{k}, N {n}, bias, to fp32", args, {"out_dtype": FP32})
     small = call(6, 100, 192, block=(64, 32))
     yield Sample("blocks of 64x32, 6x192, N 100", small, {"block": [64, 32]})
     a = c.drawn_codes(make, 2, 3, 256)
