@@ -42,7 +42,7 @@ def control(case: Case, arch: str, most: int | None) -> dict[str, Any] | None:
     every = [s for s in inputs(op, target) if not refusal(op, s, target)]
     if (sample := sample_of(case, every)) is None:
         return None
-    whole = mutants_of(op, sample, target)
+    whole = [m for m in mutants_of(op, sample, target) if m.kernel not in case.without]
     most = most or len(whole)
     found = [whole[i] for i in sorted(random.Random(0).sample(range(len(whole)), min(most, len(whole))))]
     first = [s for s in every if s.name.startswith(sample.name)]

@@ -29,6 +29,7 @@ FP16, FP32, INT8, FN = torch.float16, torch.float32, torch.int8, torch.float8_e4
 TILES = {
     "plain": ProductTile(16, 32, 32, 4, 2, group=2),
     "alone": ProductTile(32, 16, 64, 4, 2, group=1),
+    "one row": ProductTile(64, 32, 32, 4, 2, group=0),
     "swapped": ProductTile(16, 64, 32, 4, 2, swap=True),
     "described": ProductTile(32, 32, 32, 4, 2, described=True, group=3),
     "halves": ProductTile(32, 64, 32, 4, 2, described=True, halves=2),
@@ -119,13 +120,14 @@ def order() -> Iterator[tuple[str, list[str]]]:
 
 def dies() -> Iterator[tuple[str, list[str]]]:
     """The numbers of programs are dealt over dies by a permutation: every tile is done once."""
-    for arch in ("gfx942", "sm_90"):
+    for arch, how in (("gfx942", "plain"), ("sm_90", "plain"), ("gfx942", "one row")):
         target = platform_for(arch)
-        a, b = drawn(70, 32, dtype=FP32), drawn(150, 32, dtype=FP32)
+        rows = 50 if how == "one row" else 70
+        a, b = drawn(rows, 32, dtype=FP32), drawn(350, 32, dtype=FP32)
         before, m.machine = m.machine, lambda target=target: target
-        got = m.multiply(a, b, None, FP32, tile=(TILES["plain"], 1))
+        got = m.multiply(a, b, None, FP32, tile=(TILES[how], 1))
         m.machine = before
-        yield arch, list(off(f"dies of {arch}", got, wide(a) @ wide(b).t(), wide(a).abs() @ wide(b).abs().t()))
+        yield arch, list(off(f"dies of {arch}, {how}", got, wide(a) @ wide(b).t(), wide(a).abs() @ wide(b).abs().t()))
 
 
 def main() -> None:

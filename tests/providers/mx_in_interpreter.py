@@ -33,6 +33,7 @@ ARRANGED = [
     (ProductTile(16, 32, 128, 4, 1, group=2), 100),
     (ProductTile(16, 64, 64, 4, 1, swap=True, group=1), 100),
     (ProductTile(32, 32, 64, 4, 1, swap=True), 2),
+    (ProductTile(32, 32, 128, 4, 1, group=0), 100),
 ]
 """Tiles, and the steps a program does of each sum."""
 

@@ -98,6 +98,7 @@ def test_tiles_fit_the_machine_and_parts_cover_the_sum(arch: str) -> None:
                         assert parts == 1 or chunk >= tiles.LEAST_STEPS
                         assert tile.rows * n < 2**31
                         assert not tile.described or (aligned and arch == "sm_90")
+                        assert tile.group or m <= tile.rows, "no order of rows of tiles, but several"
                         assert element != 1 or tile.depth <= 128  # Hopper adds at most so many FP8 products cut
     assert 3 <= len(kinds) <= 40
 

@@ -21,18 +21,19 @@ CUT = 2.0**-14
 
 
 def samples(make: Make) -> Iterator[Sample]:
-    # rows further apart than K, and from each other
-    padded = make.normal(7, 272, dtype=FP32)[:, :256], make.normal(128, 304, dtype=FP32)[:, :256]
-    yield Sample("ragged 7x256, N 128 fp32", padded)
+    def spaced(rows: int, k: int, width: int) -> Tensor:
+        return c.spaced(make.normal(rows, k, dtype=FP32), width)
+
+    yield Sample("ragged 7x256, N 608 fp32", (spaced(7, 256, 272), spaced(608, 256, 304)))
     yield Sample("decode 1x256, N 96", (make.normal(1, 256), make.normal(96, 256)))
     yield Sample("odd 5x67, N 33 fp16", (make.normal(5, 67, dtype=FP16), make.normal(33, 67, dtype=FP16)))
-    padded = make.normal(600, 120, dtype=FP32)[:, :104], make.normal(150, 136, dtype=FP32)[:, :104]
-    yield Sample("odd 600x104, N 150 fp32", padded)
+    for rows, n, k in ((600, 150, 125), *c.TAILS):
+        yield Sample(f"odd {rows}x{k}, N {n} fp32", (spaced(rows, k, 136), spaced(n, k, 152)))
     lead = make.normal(2, 3, 128, dtype=FP32), make.normal(64, 128, dtype=FP32), make.normal(64, dtype=FP32)
     yield Sample("leading dimensions 2x3x128, bias", lead)
     yield Sample("one row without dimensions, bias", (make.normal(128), make.normal(64, 128), make.normal(64)))
     yield Sample("zero rows", (make.normal(0, 128), make.normal(32, 128)))
-    yield Sample("transposed 5x128", (make.transposed(5, 128, FP32), make.transposed(720, 128, FP32)))
+    yield Sample("transposed 5x64", (make.transposed(5, 64, FP32), make.transposed(48, 64, FP32)))
     yield Sample("sliced 6x128", (make.sliced(6, 128, FP16), make.sliced(48, 128, FP16)))
     yield Sample("expanded 4x128", (make.expanded(4, 128, FP32), make.normal(48, 128, dtype=FP32)))
     to_fp32 = make.normal(43, 544)[:, :528], make.normal(330, 560)[:, :528], make.normal(330, dtype=FP32)

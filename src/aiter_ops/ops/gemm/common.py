@@ -12,6 +12,12 @@ from aiter_ops.ops import formulas as f
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 FN, FNUZ, INT8 = torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int8
 
+TAILS = ((65, 20, 125), (74, 9, 61), (19, 7, 70), (35, 36, 20), (44, 37, 61), (50, 38, 93), (63, 39, 29))
+"""Rows of a and of b, and columns, of small products of one and two tiles of 64 by 64. With 600 and 150 rows, every part of
+a tile that a load or a thread does is where the last row or column of a result lies in one of them: rows in parts of 8,
+columns in such of 32 and of every fourth. Columns end in the first, a later and the only step, most near its end.
+"""
+
 
 def factors(op: str, a: Tensor, b: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
     """a is [..., K] and b [N, K], of one dtype out of `dtypes`, with N and K >= 1."""
@@ -61,6 +67,13 @@ def fake(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
 
 def flops(a: Tensor, b: Tensor) -> int:
     return 2 * a.numel() * b.shape[0]
+
+
+def spaced(x: Tensor, width: int) -> Tensor:
+    """x [rows, K] with rows that begin `width` apart; what lies between them is NaN."""
+    apart = torch.full((x.shape[0], width), float("nan"), device=x.device).to(x.dtype)
+    apart[:, : x.shape[1]] = x
+    return apart[:, : x.shape[1]]
 
 
 def drawn_codes(make: Make, *shape: int, dtype: torch.dtype = FN) -> Tensor:

@@ -85,6 +85,13 @@ def _sample(name: str, made: tuple[tuple[Tensor, ...], dict[str, Any]], **named:
     return Sample(name, args, {**given, **named})
 
 
+def spaced(t: Tensor, width: int) -> Tensor:
+    """t [..., K] with rows that begin `width` apart; what lies between them is NaN."""
+    apart = t.new_full((*t.shape[:-1], width), float("nan"))
+    apart[..., : t.shape[-1]] = t
+    return apart[..., : t.shape[-1]]
+
+
 D = SIZE = 128
 """Of most small samples: whole steps of every kernel, so that few kernels serve all."""
 
@@ -93,7 +100,9 @@ def route_samples(make: Make) -> Iterator[Sample]:
     """Who goes where."""
     yield _sample("decode 1 token", layer(make, 1, 8, 2, D, 64))
     yield _sample("7 tokens fp16", layer(make, 7, 8, 2, D, SIZE, dtype=FP16))
-    yield _sample("33 tokens fp32, odd sizes", layer(make, 33, 5, 3, 70, 37, dtype=FP32))
+    (x, w1, w2, weights, ids), _ = layer(make, 33, 13, 3, 70, 37, dtype=FP32)
+    ids[::2, 0] = 3  # more rows of one expert than a block has
+    yield Sample("33 tokens fp32, odd sizes", (spaced(x, 78), spaced(w1, 76), spaced(w2, 42), weights, ids))
     yield _sample("150 tokens", layer(make, 150, 8, 2, D, SIZE))
     yield _sample("zero tokens", layer(make, 0, 4, 2, D, SIZE))
     (x, w1, w2, weights, ids), _ = layer(make, 40, 4, 1, D, SIZE, dtype=FP32)
@@ -113,6 +122,12 @@ def route_samples(make: Make) -> Iterator[Sample]:
     args, named = layer(make, 3, 4, 2, D, SIZE, dtype=FP32, shared=SIZE, biased=True)
     form = {"expert_map": elsewhere, "num_valid_tokens": _number(make, 2), "activation": "swiglu_oai"}
     yield Sample("3 tokens, 2 valid, map, biases, shared", (*args[:4], args[4] * 2 + 1), {**named, **form})
+    (x, w1, w2, weights, ids), named = layer(make, 10, 8, 3, 149, 37, dtype=FP32, shared=45, biased=True)
+    named |= {"w1_bias": named["w1_bias"][:4], "w2_bias": named["w2_bias"][:4], "expert_map": elsewhere}
+    for tokens in (10, 3):
+        some = x[:tokens], w1[:4], w2[:4], weights[:tokens], ids[:tokens]
+        valid = {"num_valid_tokens": _number(make, tokens * 3 // 4)}
+        yield Sample(f"odd sizes, {tokens} tokens, a quarter padding, map, biases, shared", some, {**named, **valid})
 
 
 def feature_samples(make: Make) -> Iterator[Sample]:

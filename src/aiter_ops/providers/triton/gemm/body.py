@@ -9,14 +9,16 @@ def tile_of(pid, across_m, across_n, GROUP: tl.constexpr, DIES: tl.constexpr):
     """(row, column) of the tile that program `pid` of across_m · across_n does.
 
     Programs that run at the same time do a block of tiles GROUP high, so that they share rows of both factors in the
-    cache. DIES: consecutive programs go to that many dies in turn, each with a cache of its own; each gets a
-    contiguous part of the tiles.
+    cache. GROUP 0: there is one row of tiles, and none of them is asked for. DIES: consecutive programs go to that many
+    dies in turn, each with a cache of its own; each gets a contiguous part of the tiles.
     """
     if DIES > 1:
         total = across_m * across_n
         die, turn = pid % DIES, pid // DIES
         pid = die * (total // DIES) + tl.minimum(die, total % DIES) + turn
-    if GROUP == 1:
+    if GROUP == 0:
+        return tl.zeros([], tl.int32), pid
+    elif GROUP == 1:
         return pid // across_n, pid % across_n
     else:
         width = GROUP * across_n

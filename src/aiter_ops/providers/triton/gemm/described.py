@@ -67,7 +67,7 @@ def described_kernel(
     SUM: tl.constexpr = tl.int32 if a_desc.dtype == tl.int8 else tl.float32
     TWO: tl.constexpr = HALVES == 2
     ONE_BLOCK: tl.constexpr = BLOCK_ROWS % (BN * HALVES) == 0
-    across_m, across_n = tl.cdiv(M, BM), tl.cdiv(N, BN * HALVES)
+    across_m, across_n = tl.cdiv(M, BM) if GROUP else 1, tl.cdiv(N, BN * HALVES)
     pid = tl.program_id(0)
     first, last = 0, tl.cdiv(K, BK)
     if EARLY:

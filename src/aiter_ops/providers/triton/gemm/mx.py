@@ -66,7 +66,7 @@ def mx_kernel(
     SHUFFLED: b and its scales are as `shuffle_weight` and `shuffle_scale` leave them. FAST: the sum does not
     heed scales of 255; they are looked for, and their rows and columns become NaN.
     """
-    across_m, across_n = tl.cdiv(M, BM), tl.cdiv(N, BN)
+    across_m, across_n = tl.cdiv(M, BM) if GROUP else 1, tl.cdiv(N, BN)
     pid = tl.program_id(0)
     outer = pid // (across_m * across_n)
     pid = pid % (across_m * across_n)

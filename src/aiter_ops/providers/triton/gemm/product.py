@@ -53,7 +53,7 @@ def product_kernel(
     """
     INT: tl.constexpr = a_ptr.dtype.element_ty == tl.int8
     SUM: tl.constexpr = tl.int32 if INT else tl.float32
-    across_m, across_n = tl.cdiv(M, BM), tl.cdiv(N, BN)
+    across_m, across_n = tl.cdiv(M, BM) if GROUP else 1, tl.cdiv(N, BN)
     pid = tl.program_id(0)
     first, last = 0, tl.cdiv(K, BK)
     if EARLY:

@@ -26,7 +26,8 @@ class ProductTile:
 
     swap: the product is made transposed, for matrix units whose tiles are taller than `rows`. described: factors are
     read through tensor descriptors (the copy engine of NVIDIA's Hopper), the columns in `halves` products, so that
-    fewer registers hold sums. group: tiles done together, see `tile_of`. num_stages: steps in flight.
+    fewer registers hold sums. group: rows of tiles done together, see `tile_of`; 0: only for as many rows of the result
+    as one tile has. num_stages: steps in flight.
     """
 
     rows: int
@@ -55,9 +56,12 @@ class Choices:
 
 
 def _choices(*tiles: T, most: tuple[int, ...] = (16, 64)) -> Choices:
-    """`tiles` for at most so many rows each, the others for more."""
-    count = len(most)
-    return Choices(tuple(zip(most, tiles[:count], strict=True)), tiles[count:])
+    """`tiles` for at most so many rows each, the others for more. What is for few rows alone needs no order of rows of tiles."""
+    few, many = tiles[: len(most)], tiles[len(most) :]
+    few = tuple(
+        replace(t, group=0) if rows <= t.rows and t not in many else t for rows, t in zip(most, few, strict=True)
+    )
+    return Choices(tuple(zip(most, few, strict=True)), many)
 
 
 _CDNA = {

@@ -13,11 +13,11 @@ MATRIX_UNITS_WITH_SCALES = ("gfx950", "gfx1250")
 """Architectures whose matrix instructions take FP8 and FP4 with a scale for 32 elements (AMD CDNA 4 ISA, section 7)."""
 
 T = ProductTile
-_CDNA = Choices(((16, T(16, 64, 128, 4, 2)),), (T(64, 128, 128, 8, 2),))
-_RDNA = Choices(((16, T(16, 64, 128, 4, 1)),), (T(64, 64, 128, 8, 1),))
+_CDNA = Choices(((16, T(16, 64, 128, 4, 2, group=0)),), (T(64, 128, 128, 8, 2),))
+_RDNA = Choices(((16, T(16, 64, 128, 4, 1, group=0)),), (T(64, 64, 128, 8, 1),))
 MX_TILES = {
     "sm90": Choices(
-        ((16, T(16, 64, 128, 4, 4)), (64, T(64, 128, 128, 8, 4, swap=True))),
+        ((16, T(16, 64, 128, 4, 4, group=0)), (64, T(64, 128, 128, 8, 4, swap=True))),
         (T(128, 128, 128, 8, 3, swap=True), T(64, 128, 128, 8, 4, swap=True)),
     ),
     "gfx942": _CDNA,
@@ -25,7 +25,7 @@ MX_TILES = {
     "gfx90a": _CDNA,
     "gfx11": _RDNA,
     "gfx12": _RDNA,
-    "other": Choices(((16, T(16, 64, 128, 4, 3)),), (T(64, 64, 128, 4, 3),)),
+    "other": Choices(((16, T(16, 64, 128, 4, 3, group=0)),), (T(64, 64, 128, 4, 3),)),
 }
 """Tiles of products with an MXFP4 weight by architecture family; columns are those of the result, depth counts codes."""
 
