@@ -88,8 +88,27 @@ def scales(make: Make, *shape: int) -> Tensor:
 MIXED = (1, 9, 3, 0, 2, 40), (45, 9, 50, 7, 0, 70)
 """Rows and keys: one row and several, a whole prompt, no rows, no keys, a piece of a prompt."""
 
+PARTS = (1, 9, 70, 3, 0, 2, 40), (45, 9, 100, 1080, 7, 0, 230)
+"""The same with contexts of several parts, one of more than a merge takes at a time, and two prompts of several tiles."""
+
 FEW = (1, 8, 0, 3), (45, 9, 7, 50)
 """The same with no more rows than go together."""
+
+
+def far_apart(make: Make, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of `batch` with strides of their own for q, v and `out`, and rows whose scores go from none to such as
+    only softmax's own peak keeps from overflow, also all above zero and all below.
+    """
+    q, k, v, out, *rest = arguments
+    size = q.shape[-1]
+    q, v, out = (
+        make.normal(*t.shape[:-1], size + more, dtype=t.dtype)[..., :size]
+        for t, more in ((q, 16), (v, 32), (out, 48))
+    )
+    order = torch.arange(len(q), device=q.device) * 53 % len(q)
+    q *= (torch.linspace(-5, 9, len(q), device=q.device).round().exp2()[order] * (order % 13 > 0))[:, None, None]
+    k[..., 0] = 16
+    return q, k, v, out, *rest
 
 
 def small(make: Make) -> Iterator[Sample]:
@@ -97,7 +116,7 @@ def small(make: Make) -> Iterator[Sample]:
     yield Sample("one row", batch(make, (1,), (33,)))
     yield Sample("zero rows", batch(make, (0, 0), (5, 0)))
     yield Sample("no sequence", batch(make, (), ()))
-    yield Sample("mixed", batch(make, *MIXED))
+    yield Sample("mixed", far_apart(make, batch(make, *PARTS, (6, 2))))
     yield Sample("mixed bf16", batch(make, *MIXED, dtype=BF16))
     yield Sample("padding", batch(make, (1, 2), (20, 30), padding=3))
     yield Sample("more rows than keys", batch(make, (5, 40), (3, 17)))
