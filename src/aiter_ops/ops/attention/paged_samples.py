@@ -12,6 +12,7 @@ from aiter_ops.core.op import get_op
 from aiter_ops.core.samples import Make, Sample
 
 from .paged_plan import paged_attention_plan
+from .samples import sizes
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
@@ -96,17 +97,15 @@ FEW = (1, 8, 0, 3), (45, 9, 7, 50)
 
 
 def far_apart(make: Make, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments of `batch` with strides of their own for q, v and `out`, and rows whose scores go from none to such as
-    only softmax's own peak keeps from overflow, also all above zero and all below.
+    """The arguments of `batch` with strides of their own for q, v and `out`, and rows of all sizes, with scores on both sides
+    of zero, all above it and all below.
     """
     q, k, v, out, *rest = arguments
-    size = q.shape[-1]
     q, v, out = (
-        make.normal(*t.shape[:-1], size + more, dtype=t.dtype)[..., :size]
+        make.normal(*t.shape[:-1], t.shape[-1] + more, dtype=t.dtype)[..., : t.shape[-1]]
         for t, more in ((q, 16), (v, 32), (out, 48))
     )
-    order = torch.arange(len(q), device=q.device) * 53 % len(q)
-    q *= (torch.linspace(-5, 9, len(q), device=q.device).round().exp2()[order] * (order % 13 > 0))[:, None, None]
+    q *= sizes(make, len(q))[:, None, None]
     k[..., 0] = 16
     return q, k, v, out, *rest
 

@@ -27,6 +27,15 @@ def slopes(make: Make, *shape: int) -> Tensor:
     return make.normal(*shape, dtype=FP32).sigmoid().mul(0.3)
 
 
+def sizes(make: Make, rows: int) -> Tensor:
+    """fp32 [rows]: 2^-5 to 2^9 in a drawn order, and some zeros. So many times as large, scores go from none to such as only
+    softmax's own peak keeps from overflow.
+    """
+    power = torch.linspace(-5, 9, rows, device=make.device).round().exp2()
+    power[::13] = 0
+    return power[make.permutation(rows).long()]
+
+
 def packed(
     make: Make,
     queries: Sequence[int],
@@ -83,14 +92,13 @@ def small(make: Make) -> Iterator[Sample]:
 
 def steps(make: Make) -> Sample:
     """Steps over keys of every kind, several of each: at the left edge of a window, whole, at the diagonal; rows of no
-    sequence; scores from none to such as only softmax's own peak keeps from overflow, also all above zero and all below; q, k
-    and v with strides of their own.
+    sequence; rows of all sizes, with scores on both sides of zero, all above it and all below; q, k and v with strides of their
+    own.
     """
     lengths = (5, 0, 150, 1), (33, 7, 260, 1)
     *wide, q_ends, k_ends, _, most_k, scale = packed(make, *lengths, (12, 6), (48, 64), FP32, padding=3)
     q, k, v = (t[:, :, :32] for t in wide)
-    order = torch.arange(len(q), device=q.device) * 53 % len(q)
-    q *= (torch.linspace(-5, 9, len(q), device=q.device).round().exp2()[order] * (order % 13 > 0))[:, None, None]
+    q *= sizes(make, len(q))[:, None, None]
     k[:, :, 0] = 16
     # longer than the longest: blocks of queries that no sequence has
     arguments = q, k, v, q_ends, k_ends, 300, most_k, scale
