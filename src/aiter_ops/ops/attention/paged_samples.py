@@ -121,14 +121,15 @@ def small(make: Make) -> Iterator[Sample]:
     yield Sample("more rows than keys", batch(make, (5, 40), (3, 17)))
     features = {"softcap": 2.0, "alibi": scales(make, 4) / 8, "sinks": make.normal(4, dtype=FP32)}
     yield Sample("window, softcap, ALiBi and sinks", batch(make, *MIXED), {"window": [11, -1], **features})
-    both = {"causal": False, "window": [11, 5]}
-    yield Sample("window on both sides, not causal", batch(make, *MIXED), both)
+    both = {"causal": False, "window": [300, 5]}
+    yield Sample("window on both sides, not causal", batch(make, *PARTS), both)
     yield Sample("not causal", batch(make, (3, 20), (40, 33)), {"causal": False})
     yield Sample("blocks of 1", batch(make, (1, 4), (37, 20), block=1))
     yield Sample("blocks of 5", batch(make, (1, 4), (37, 20), block=5, dtype=FP16))
     yield Sample("blocks of 64", batch(make, (1, 9), (150, 64), block=64, form="one buffer"))
     yield Sample("head size 24, 5 heads to one", batch(make, (1, 7), (29, 40), (5, 1), 24, form="heads first"))
     yield Sample("16 heads to one, 3 rows", batch(make, (3, 3), (29, 40), (16, 1), dtype=FP16))
+    yield Sample("72 heads to one, 3 rows", batch(make, (1, 3), (29, 140), (72, 1)))
     yield Sample("long context", batch(make, (1, 2), (700, 1), (4, 1)))
     arguments = batch(make, (1, 9, 3, 0), (45, 9, 50, 7), (8, 1))
     yield Sample("plan, one too long", arguments, {"plan": planned(arguments, 5)})
