@@ -11,6 +11,7 @@ import torch
 from aiter_ops.core.samples import Make, Sample
 from aiter_ops.ops.attention.paged_samples import batch
 from aiter_ops.ops.attention.samples import packed
+from aiter_ops.ops.mla.samples import call as decoded
 from aiter_ops.ops.mla.samples import starts, tables
 from aiter_ops.ops.rope.samples import part
 
@@ -44,6 +45,14 @@ def _pages(make: Make) -> Iterator[tuple[Any, ...]]:
     yield batch(make, (40, 1, 2), (300, 1, 40), (4, 2))
     yield batch(make, (70, 9, 1, 1, 33), (70, 90, 33, 200, 33), (4, 2))
     yield (*batch(make, (1, 50), (45, 60), (4, 2))[:-1], 9.0)
+
+
+def _latents(make: Make) -> Iterator[tuple[Any, ...]]:
+    """Keys of one part and of several, other rows, heads of two tiles to a row."""
+    yield decoded(make, (300, 7, 40), (1, 5, 2))[0]
+    yield decoded(make, (90, 0, 33, 129, 1), heads=20)[0]
+    args = decoded(make, (170, 20), (1, 1), heads=3)[0]
+    yield (*args[:8], 9.0, *args[9:])
 
 
 def _slots(make: Make) -> Iterator[tuple[Any, ...]]:
@@ -109,6 +118,7 @@ CASES = (
     ),
     Case("flash_attn_varlen", "fp32 ragged", others=_prefills),
     Case("paged_attention", "mixed", others=_pages),
+    Case("mla_decode", "several rows a sequence", others=_latents),
     Case("rotary_embedding", "GPT-J", ({37: 70}, {37: 9, 4480: 8192}, {37: 1, 2240: 4096})),
     Case("topk_softmax", "37x64 fp32", ({37: 70}, {37: 1})),
     Case("grouped_topk", "37x64 fp32", ({37: 70}, {37: 1})),

@@ -191,7 +191,9 @@ def _operands(line: str) -> Iterator[tuple[str, str]]:
         number = int(m[1], 0)
         usual = "mov_b32" in head and (0x30000000 < number & 0x7FFFFFFF < 0x50000000 or number == 0x00800000)
         by = 0x00800000 if m[1].startswith("0x") and (of_float or usual) else 1
-        yield "constant", f"{head} {rest[: m.start()]}{number + by}{rest[m.end() :]}"
+        # of floats an integer 1 is 2^-149
+        more = "1.0" if number == 0 and head.startswith("v_mfma_f32") else number + by
+        yield "constant", f"{head} {rest[: m.start()]}{more}{rest[m.end() :]}"
     for m in re.finditer(r"(?<=, )(-?)(\d+\.\d+)(?=,|$)", rest):
         yield "constant", f"{head} {rest[: m.start()]}{'' if m[1] else '-'}{m[2]}{rest[m.end() :]}"
 

@@ -12,6 +12,7 @@ from aiter_ops.core.op import get_op
 from aiter_ops.core.samples import Make, Sample
 
 from .paged_plan import paged_attention_plan
+from .samples import sizes
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
@@ -88,8 +89,25 @@ def scales(make: Make, *shape: int) -> Tensor:
 MIXED = (1, 9, 3, 0, 2, 40), (45, 9, 50, 7, 0, 70)
 """Rows and keys: one row and several, a whole prompt, no rows, no keys, a piece of a prompt."""
 
+PARTS = (1, 9, 70, 3, 0, 2, 40), (45, 9, 100, 1080, 7, 0, 230)
+"""The same with contexts of several parts, one of more than a merge takes at a time, and two prompts of several tiles."""
+
 FEW = (1, 8, 0, 3), (45, 9, 7, 50)
 """The same with no more rows than go together."""
+
+
+def far_apart(make: Make, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of `batch` with strides of their own for q, v and `out`, and rows of all sizes, with scores on both sides
+    of zero, all above it and all below.
+    """
+    q, k, v, out, *rest = arguments
+    q, v, out = (
+        make.normal(*t.shape[:-1], t.shape[-1] + more, dtype=t.dtype)[..., : t.shape[-1]]
+        for t, more in ((q, 16), (v, 32), (out, 48))
+    )
+    q *= sizes(make, len(q))[:, None, None]
+    k[..., 0] = 16
+    return q, k, v, out, *rest
 
 
 def small(make: Make) -> Iterator[Sample]:
@@ -97,20 +115,21 @@ def small(make: Make) -> Iterator[Sample]:
     yield Sample("one row", batch(make, (1,), (33,)))
     yield Sample("zero rows", batch(make, (0, 0), (5, 0)))
     yield Sample("no sequence", batch(make, (), ()))
-    yield Sample("mixed", batch(make, *MIXED))
+    yield Sample("mixed", far_apart(make, batch(make, *PARTS, (6, 2))))
     yield Sample("mixed bf16", batch(make, *MIXED, dtype=BF16))
     yield Sample("padding", batch(make, (1, 2), (20, 30), padding=3))
     yield Sample("more rows than keys", batch(make, (5, 40), (3, 17)))
     features = {"softcap": 2.0, "alibi": scales(make, 4) / 8, "sinks": make.normal(4, dtype=FP32)}
     yield Sample("window, softcap, ALiBi and sinks", batch(make, *MIXED), {"window": [11, -1], **features})
-    both = {"causal": False, "window": [11, 5]}
-    yield Sample("window on both sides, not causal", batch(make, *MIXED), both)
+    both = {"causal": False, "window": [300, 5]}
+    yield Sample("window on both sides, not causal", batch(make, *PARTS), both)
     yield Sample("not causal", batch(make, (3, 20), (40, 33)), {"causal": False})
     yield Sample("blocks of 1", batch(make, (1, 4), (37, 20), block=1))
     yield Sample("blocks of 5", batch(make, (1, 4), (37, 20), block=5, dtype=FP16))
     yield Sample("blocks of 64", batch(make, (1, 9), (150, 64), block=64, form="one buffer"))
     yield Sample("head size 24, 5 heads to one", batch(make, (1, 7), (29, 40), (5, 1), 24, form="heads first"))
     yield Sample("16 heads to one, 3 rows", batch(make, (3, 3), (29, 40), (16, 1), dtype=FP16))
+    yield Sample("72 heads to one, 3 rows", batch(make, (1, 3), (29, 140), (72, 1)))
     yield Sample("long context", batch(make, (1, 2), (700, 1), (4, 1)))
     arguments = batch(make, (1, 9, 3, 0), (45, 9, 50, 7), (8, 1))
     yield Sample("plan, one too long", arguments, {"plan": planned(arguments, 5)})

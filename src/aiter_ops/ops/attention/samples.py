@@ -27,6 +27,15 @@ def slopes(make: Make, *shape: int) -> Tensor:
     return make.normal(*shape, dtype=FP32).sigmoid().mul(0.3)
 
 
+def sizes(make: Make, rows: int) -> Tensor:
+    """fp32 [rows]: 2^-5 to 2^9 in a drawn order, and some zeros. So many times as large, scores go from none to such as only
+    softmax's own peak keeps from overflow.
+    """
+    power = torch.linspace(-5, 9, rows, device=make.device).round().exp2()
+    power[::13] = 0
+    return power[make.permutation(rows).long()]
+
+
 def packed(
     make: Make,
     queries: Sequence[int],
@@ -82,14 +91,18 @@ def small(make: Make) -> Iterator[Sample]:
 
 
 def steps(make: Make) -> Sample:
-    """Steps over keys of every kind: at the left edge of a window, whole, at the diagonal; rows of no sequence; scores from
-    small ones to such as only softmax's own peak keeps from overflow.
+    """Steps over keys of every kind, several of each: at the left edge of a window, whole, at the diagonal; rows of no
+    sequence; rows of all sizes, with scores on both sides of zero, all above it and all below; q, k and v with strides of their
+    own.
     """
-    q, *rest = packed(make, (5, 150), (33, 150), (4, 2), (32, 32), FP32, padding=3)
-    size = torch.linspace(-5, 5, len(q), device=q.device).round().exp2()[torch.arange(len(q)) * 53 % len(q)]
-    return Sample(
-        "fp32 window of 70, padding, rows of all sizes", (q * size[:, None, None], *rest), {"window": [70, -1]}
-    )
+    lengths = (5, 0, 150, 1), (33, 7, 260, 1)
+    *wide, q_ends, k_ends, _, most_k, scale = packed(make, *lengths, (12, 6), (48, 64), FP32, padding=3)
+    q, k, v = (t[:, :, :32] for t in wide)
+    q *= sizes(make, len(q))[:, None, None]
+    k[:, :, 0] = 16
+    # longer than the longest: blocks of queries that no sequence has
+    arguments = q, k, v, q_ends, k_ends, 300, most_k, scale
+    return Sample("fp32 window of 130, padding, rows of all sizes", arguments, {"window": [130, -1]})
 
 
 def varlen_samples(make: Make) -> Iterator[Sample]:

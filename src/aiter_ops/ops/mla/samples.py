@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aiter_ops.core.samples import Make, Sample
+from aiter_ops.ops.attention.samples import sizes
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
@@ -99,10 +100,19 @@ def strided(make: Make) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (q, wide, out, *args[3:]), named
 
 
+def far_apart(make: Make, made: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What `call` made, with rows of all sizes, and scores on both sides of zero, all above it and all below."""
+    q, kv, out = made[0][:3]
+    q *= sizes(make, q[..., 0].numel()).view(*q.shape[:2], 1)
+    # no column of the value
+    kv[..., out.shape[-1]] = 16
+    return made
+
+
 def lse_samples(make: Make) -> Iterator[Sample]:
     yield Sample("ragged, H 4", *call(make, (70, 1, 33, 129)))
     yield Sample("zero-length sequences and padding", *call(make, (0, 40, 0, 3), (1, 1, 0, 1), dtype=FP16, padding=2))
-    yield Sample("several rows a sequence", *call(make, (20, 65, 2), (3, 1, 4)))
+    yield Sample("several rows a sequence", *far_apart(make, call(make, (150, 65, 0, 2), (9, 1, 2, 4), heads=6)))
     yield Sample("several rows, not causal", *call(make, (20, 65, 2), (3, 1, 4), causal=False))
     yield Sample("pages of 16, NaN in rows of nobody", *call(make, (37, 16, 5), page_size=16, dtype=FP16, spoil=True))
     yield Sample("logit cap", *call(make, (50, 7), (2, 1), logit_cap=1.5))

@@ -29,10 +29,12 @@ def sequence_of(cu_ptr, tile, batch, tokens):
 
 
 @triton.jit
-def keys_of(used, rows, first, last, left, right, step):
-    """The keys [begin, end) that rows first to last (not included) of a sequence see, from a whole step on."""
+def keys_of(used, rows, first, last, left, right, step, LEFT: tl.constexpr):
+    """The keys [begin, end) that rows first to last (not included) of a sequence see, from a whole step on. LEFT: `left` is
+    not `OPEN`, or may be.
+    """
     end = tl.minimum(used, used - rows + last + right)
-    begin = tl.maximum(used - rows + first - left, 0) // step * step
+    begin = tl.maximum(used - rows + first - left, 0) // step * step if LEFT else 0
     return begin, end
 
 

@@ -289,7 +289,7 @@ def paged_kernel(
         rows = tl.load(cu_ptr + b + 1) - q_first
         used = tl.load(used_ptr + b)
         last_row = tl.minimum(first_row + M // heads_tile, rows)
-        begin, end = keys_of(used, rows, first_row, last_row, left, right, N)
+        begin, end = keys_of(used, rows, first_row, last_row, left, right, N, LEFT)
         start, end, parts = share_of(begin, end, splits, split, N)
         if (first_row < rows) & (split < parts) & ((rows > few) == (many != 0)):
             attend_tile(

@@ -82,7 +82,7 @@ def merge_kernel(
     else:
         used = tl.load(used_ptr + b)
         last_row = tl.minimum(first_row + tokens_tile, rows)
-        begin, end = keys_of(used, rows, first_row, last_row, left, right, step)
+        begin, end = keys_of(used, rows, first_row, last_row, left, right, step, True)
         _, _, parts = share_of(begin, end, splits, 0, step)
         parts = tl.where((rows > few) == (many != 0), parts, 0)
         first = tile * splits
