@@ -53,6 +53,9 @@ def product_kernel(
     """
     INT: tl.constexpr = a_ptr.dtype.element_ty == tl.int8
     SUM: tl.constexpr = tl.int32 if INT else tl.float32
+    # at least one step: no branch for none (AMD's back end takes the bounds of sums from these)
+    tl.assume(K > 0)
+    tl.assume(K <= 4194304)  # `too_wide`
     across_m, across_n = tl.cdiv(M, BM) if GROUP else 1, tl.cdiv(N, BN)
     pid = tl.program_id(0)
     first, last = 0, tl.cdiv(K, BK)
