@@ -116,8 +116,8 @@ def mla_samples(make: Make) -> Iterator[Sample]:
     yield sample("FP8 fnuz", 9, 128, 64, 3, 4, FP16, FNUZ, 0.3, heads=True)
     yield sample("FP8 fn without a scale", 5, 64, 32, 3, 4, FP32, FN)
     yield sample("zero rows", 0, 64, 16, 3, 4)
-    cache = make.normal(5, 4, 128, dtype=FP16)[..., 16:112]
-    yield Sample("sliced", (part(make, 7, 64, FP16), part(make, 7, 32, FP16, 8), cache, slots_of(make, 7, 5, 4)))
+    cache, slots = make.normal(31, 5, 128, dtype=FP32)[..., 16:96], slots_of(make, 55, 31, 5, first=15)
+    yield Sample("sliced", (part(make, 55, 64, FP32), part(make, 55, 16, FP32, 16), cache, slots))
     yield sample("DeepSeek-V3 decode 64", 64, 512, 64, 64, 64, slots=slots_of(make, 64, 64, 64, skip=0), model=True)
     for name, dtype, scale in (("", None, None), (" FP8 fn", FN, 0.3), (" FP8 fnuz", FNUZ, 0.3)):
         slots = slots_of(make, 4096, 128, 64, skip=0)
