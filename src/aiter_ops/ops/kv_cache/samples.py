@@ -116,8 +116,11 @@ def mla_samples(make: Make) -> Iterator[Sample]:
     yield sample("FP8 fnuz", 9, 128, 64, 3, 4, FP16, FNUZ, 0.3, heads=True)
     yield sample("FP8 fn without a scale", 5, 64, 32, 3, 4, FP32, FN)
     yield sample("zero rows", 0, 64, 16, 3, 4)
-    cache, slots = make.normal(31, 5, 128, dtype=FP32)[..., 16:96], slots_of(make, 55, 31, 5, first=15)
-    yield Sample("sliced", (part(make, 55, 64, FP32), part(make, 55, 16, FP32, 16), cache, slots))
+    # the last slot is in every part of a tile of tokens
+    for tokens in (55, 34, 45):
+        cache, slots = make.normal(31, 5, 128, dtype=FP32)[..., 16:96], slots_of(make, tokens, 31, 5, first=15)
+        new = part(make, tokens, 64, FP32), part(make, tokens, 16, FP32, 16)
+        yield Sample(f"sliced, {tokens} tokens", (*new, cache, slots))
     yield sample("DeepSeek-V3 decode 64", 64, 512, 64, 64, 64, slots=slots_of(make, 64, 64, 64, skip=0), model=True)
     for name, dtype, scale in (("", None, None), (" FP8 fn", FN, 0.3), (" FP8 fnuz", FNUZ, 0.3)):
         slots = slots_of(make, 4096, 128, 64, skip=0)
