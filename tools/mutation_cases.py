@@ -92,7 +92,7 @@ def _choices(make: Make) -> Iterator[tuple[Any, ...]]:
 
 
 def _many_choices(make: Make) -> Iterator[tuple[Any, ...]]:
-    for tokens, k, block, experts in ((200, 8, 5, 512), (700, 3, 1, 290), (129, 2, 300, 257)):
+    for tokens, k, block, experts in ((200, 8, 5, 512), (129, 2, 40, 257)):
         yield make.permutation(tokens * 16).reshape(tokens, 16)[:, :k] % experts, block, experts
 
 

@@ -40,6 +40,7 @@ def _samples(make: Make) -> Iterator[Sample]:
         ("one expert", 9, 1, 4, 1),
         ("more experts than slots", 3, 2, 64, 257),
         ("260x6 of 300, blocks of 2", 260, 6, 2, 300),
+        ("3300x5 of 300", 3300, 5, 2, 300),  # a program places slots in two steps
         ("zero rows", 0, 4, 16, 8),
     ):
         yield Sample(name, (_choices(make, tokens, k, experts), block, experts))
