@@ -71,12 +71,12 @@ def cache_samples(make: Make) -> Iterator[Sample]:
         yield sample(f"FP8 {word} without scales", 9, 2, 64, 2, 16, FP16, flavour)
     yield sample("zero rows", 0, 2, 64, 3, 4)
     qkv = part(make, 45, 5 * 64, FP16).unflatten(-1, (5, 64)), part(make, 45, 5 * 64, FP16, 8).unflatten(-1, (5, 64))
-    both = make.normal(17, 2, 5, 5, 64, dtype=FP16)
+    both = make.normal(17, 2, 7, 5, 64, dtype=FP16)
     # slot 0 is in both, of tokens in other halves of their tiles
-    slots = slots_of(make, 45, 17, 5, first=29)
+    slots = slots_of(make, 45, 17, 7, first=31)
     yield Sample("sliced k and v, caches in one tensor", (*qkv, both[:, 0], both[:, 1], slots))
-    heads_first = (make.normal(17, 5, 5, 64, dtype=FP16).transpose(1, 2) for _ in "kv")
-    yield Sample("heads before places, 42 slots", (*qkv, *heads_first, slots_of(make, 42, 17, 5, first=43)))
+    heads_first = (make.normal(17, 5, 7, 64, dtype=FP16).transpose(1, 2) for _ in "kv")
+    yield Sample("heads before places, 42 slots", (*qkv, *heads_first, slots_of(make, 42, 17, 7, first=53)))
     for tokens, word in ((64, "decode 64"), (4096, "prefill 4096")):
         slots = slots_of(make, tokens, 512, 16, skip=0)
         yield sample(f"Llama-3-8B {word}", tokens, 8, 128, 512, 16, slots=slots, model=True)

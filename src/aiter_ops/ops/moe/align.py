@@ -43,6 +43,9 @@ def _samples(make: Make) -> Iterator[Sample]:
         ("zero rows", 0, 4, 16, 8),
     ):
         yield Sample(name, (_choices(make, tokens, k, experts), block, experts))
+    # so that what is not in use begins in other parts of what a program fills at once
+    for few in (4, 6):
+        yield Sample(f"8x2 of 16, {few} of them chosen", (_choices(make, 8, 2, 16) % few, 70, 16))
     ids = _choices(make, 21, 4, 32)
     yield Sample("all tokens to one expert", (torch.full_like(ids, 5), 16, 32))
     yield Sample("transposed", (_choices(make, 12, 3, 24).t().contiguous().t(), 8, 24))

@@ -16,8 +16,8 @@ from aiter_ops.providers.triton.quant.codes import divide
 def find(slot_ptr, token, slots, block_size):
     """Whether the tokens have a slot, its block and its place there, in 64 bits. A cache has fewer than 2^31 slots."""
     slot = tl.load(slot_ptr + token, mask=token < slots, other=-1).to(tl.int32)
-    # as unsigned numbers: a division of signed ones takes care of signs, and those below 0 are not used
-    number, size = slot.to(tl.uint32), block_size.to(tl.uint32)
+    # a division of signed numbers would take care of signs, and slots below 0 are not used
+    number, size = (slot & 0x7FFFFFFF).to(tl.uint32), block_size.to(tl.uint32)
     block = number // size
     return slot >= 0, block.to(tl.int64), (number - block * size).to(tl.int64)
 
