@@ -364,3 +364,8 @@ def test_what_one_of_two_instructions_in_one_is_to_a_division():
     assert not is_step(3, "v_dual_mov_b32 v8, v8 :: v_dual_mul_f32 v7, v6, v5")
     assert is_step(5, "v_dual_fmac_f32 v7, v10, v4 :: v_dual_mul_f32 v12, v13, v14")
     assert not is_step(5, "v_dual_fmac_f32 v7, v10, v5 :: v_dual_mul_f32 v12, v13, v13")
+    # nor does a pair bound a buffer
+    mutant = Mutant(
+        "k", 0, 3, "operand", held.code[3].text, "v_dual_mov_b32 v8, v8 :: v_dual_mul_f32 v7, v6, v5", "gfx1100"
+    )
+    assert not survivors._bounds_records(None, None, None, mutant, held)

@@ -326,9 +326,9 @@ def _programs(op: Op, sample: Sample, target: Platform, mutants: Sequence[Mutant
 
 def _bounds_records(op: Op, sample: Sample, target: Platform, mutant: Mutant, program: Program) -> bool:
     """Whether the instruction writes word 2 of a descriptor, and still bounds it from the tensors' sizes to 0x80000000."""
-    dst = instruction(mutant.before).operands[0]
-    if dst.kind != "s" or not mutant.before.startswith("s_mov_b32"):
+    if not mutant.before.startswith("s_mov_b32"):
         return False
+    dst = instruction(mutant.before).operands[0]
     words = {o.index + 2 for i in program.code if i.name.startswith("buffer_") for o in i.operands if o.count == 4}
     copied = {
         i.operands[1].index

@@ -36,8 +36,12 @@ def samples(make: Make) -> Iterator[Sample]:
     yield Sample("transposed 5x64", (make.transposed(5, 64, FP32), make.transposed(48, 64, FP32)))
     yield Sample("sliced 6x128", (make.sliced(6, 128, FP16), make.sliced(48, 128, FP16)))
     yield Sample("expanded 4x128", (make.expanded(4, 128, FP32), make.normal(48, 128, dtype=FP32)))
-    to_fp32 = make.normal(43, 544)[:, :528], make.normal(330, 560)[:, :528], make.normal(330, dtype=FP32)
-    yield Sample("bf16 to fp32, fp32 bias", to_fp32, {"out_dtype": FP32})
+    # the last tiles end in different parts of 16 columns and rows, the last step in the middle of one, NaN between rows
+    for rows, n, word in ((43, 330, ""), (53, 362, ", wider")):
+        x, w = make.normal(rows, 288), make.normal(n, 304)
+        x[:, 272:] = w[:, 272:] = float("nan")
+        to_fp32 = x[:, :272], w[:, :272], make.normal(n, dtype=FP32)
+        yield Sample(f"bf16 to fp32, fp32 bias{word}", to_fp32, {"out_dtype": FP32})
     to_fp16 = make.normal(9, 512, dtype=FP16), make.normal(64, 512, dtype=FP16), make.normal(64, dtype=BF16)
     yield Sample("fp16 to bf16, bf16 bias", to_fp16, {"out_dtype": BF16})
     for rows in (1, 64, 4096):
