@@ -135,8 +135,9 @@ def main() -> None:
         if call[0] == "80 heads to one":
             paged.splits_of = lambda machine, tiles, steps: min(5, max(1, steps))
         ran[call[1].name] += 1
-        # weights are rounded to fp16 there
+        # weights are rounded to fp16 there, and scores in the thousands to 2^-13
         exact = call[1] is not PLAN and call[2][0].dtype == torch.float32
+        exact = exact and call[2][0].abs().max() < 100 if call[2][0].numel() else exact
         found = wrong_in(call, EXACT if exact else call[1].tolerance)
         wrong += [found] if found else []
     noticed = [wrong_in(call, OP.tolerance) for call in controls()]

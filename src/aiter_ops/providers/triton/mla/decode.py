@@ -42,7 +42,7 @@ def _launch(
     q: Tensor,
     kv_buffer: Tensor,
     out: Tensor,
-    lse: Tensor,
+    lse: Tensor | None,
     qo_indptr: Tensor,
     kv_indptr: Tensor,
     kv_indices: Tensor,
@@ -56,7 +56,7 @@ def _launch(
     causal: bool,
     plan: Tensor | None,
 ) -> None:
-    """Writes `out`, and `lse` [H, T] of all rows that are of a sequence."""
+    """Writes `out`, and `lse` [H, T], where it is given, of all rows that are of a sequence."""
     qo_indptr, kv_indptr = qo_indptr.contiguous(), kv_indptr.contiguous()
     kv_indices, kv_last_page_lens = kv_indices.contiguous(), kv_last_page_lens.contiguous()
     tokens, heads, width = q.shape
@@ -79,11 +79,14 @@ def _launch(
         parts = split_count(machine(), tile, batch, tiles, most_keys, fixed)
         slots, slot_rows, items = parts, tokens * heads, parts * batch
     split = planned or parts > 1
-    part = q.new_empty(slots * slot_rows * (value + 1), dtype=torch.float32) if split else lse
+    # what is not given is never read
+    none = q.new_empty(0, dtype=torch.float32)
+    part = q.new_empty(slots * slot_rows * (value + 1), dtype=torch.float32) if split else none
     schedule = plan.contiguous() if plan is not None and planned else qo_indptr
     weight = _WEIGHTS.get(q.dtype, tl.float16)
-    tensors = (q, kv_buffer, out, lse, part, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens)
-    scales = (lse if q_scale is None else q_scale, lse if kv_scale is None else kv_scale)
+    logs = none if lse is None else lse
+    tensors = (q, kv_buffer, out, logs, part, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens)
+    scales = (none if q_scale is None else q_scale, none if kv_scale is None else kv_scale)
     kv_page, kv_row = kv_buffer.stride(0), kv_buffer.stride(1)
     numbers = (parts, heads, tokens, slot_rows, tiles, page_size, int(causal), float(scale), float(logit_cap))
     strides = (q.stride(0), q.stride(1), kv_page, kv_row, out.stride(0), out.stride(1))
@@ -95,7 +98,7 @@ def _launch(
         items * tiles,
         (*tensors, *scales, schedule),
         (*numbers, *strides),
-        (*constants, q_scale is not None, kv_scale is not None, weight),
+        (*constants, q_scale is not None, kv_scale is not None, weight, lse is not None),
         tile.num_warps,
         tile.num_stages,
         tile.options,
@@ -105,9 +108,9 @@ def _launch(
         rows = -(-most_rows // merged.rows)
         _merge(
             batch * rows * -(-value // merged.columns),
-            (out, lse, part, qo_indptr, kv_indptr, kv_last_page_lens, schedule),
+            (out, logs, part, qo_indptr, kv_indptr, kv_last_page_lens, schedule),
             (parts, heads, tokens, slot_rows, rows, page_size, out.stride(0), out.stride(1)),
-            (merged.pieces, merged.rows, merged.columns, tile.step, value, planned),
+            (merged.pieces, merged.rows, merged.columns, tile.step, value, planned, lse is not None),
         )
 
 
@@ -129,9 +132,8 @@ def mla_decode(
     causal: bool = True,
     plan: Tensor | None = None,
 ) -> None:
-    lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
     _launch(
-        *(q, kv_buffer, out, lse, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens, max_q, scale),
+        *(q, kv_buffer, out, None, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens, max_q, scale),
         *(page_size, logit_cap, q_scale, kv_scale, causal, plan),
     )
 

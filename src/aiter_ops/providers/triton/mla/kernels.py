@@ -195,12 +195,13 @@ def decode_kernel(
     Q_SCALED: tl.constexpr,
     KV_SCALED: tl.constexpr,
     WEIGHT: tl.constexpr,
+    LSE: tl.constexpr,
 ):
     """ROWS rows (heads × queries) of a sequence over part of its keys, STEP at a time; a program an item.
 
     PLANNED: part p of a plan (see mla_decode_plan), all its sequences in turn; else part p of `parts` of one sequence,
-    of which those past its last key have nothing to do. A result over all keys goes to out and lse, one over some to a slot of part, where
-    merge_kernel finds it: [slots, slot_rows, VALUE], and behind that [slots, slot_rows], the lse in base 2.
+    of which those past its last key have nothing to do. A result over all keys goes to out and, with LSE, to lse, one over
+    some to a slot of part, where merge_kernel finds it: [slots, slot_rows, VALUE], and behind that [slots, slot_rows], the lse in base 2.
     q [tokens, heads, VALUE + REST], kv [pages, page_size, VALUE + REST] with the strides given. The first VALUE columns
     of a key are the value, so a tile of keys is read once for both products. WEIGHT: the dtype that weights and values
     are multiplied in; FP8 keys are widened to it for the second product, and for the first where q is not FP8.
@@ -277,7 +278,8 @@ def decode_kernel(
             if pieces == 1:
                 out_at = out_ptr + token * out_token + head * out_head
                 written(out_at, acc, acc_high, over, here, VALUE, BLOCK_VALUE, HALVES)
-                tl.store(lse_ptr + head * tokens + token, lse_of(peak, total), mask=here)
+                if LSE:
+                    tl.store(lse_ptr + head * tokens + token, lse_of(peak, total), mask=here)
             else:
                 at = slot.to(tl.int64) * slot_rows + row
                 written(part_ptr + at * VALUE, acc, acc_high, over, here, VALUE, BLOCK_VALUE, HALVES)
@@ -307,6 +309,7 @@ def merge_kernel(
     STEP: tl.constexpr,
     VALUE: tl.constexpr,
     PLANNED: tl.constexpr,
+    LSE: tl.constexpr,
 ):
     """COLUMNS columns of ROWS rows of a sequence from the slots of its parts, PIECES of them at a time.
 
@@ -357,5 +360,5 @@ def merge_kernel(
     head = (r % heads).to(tl.int64)
     out_at = out_ptr + (token * out_token + head * out_head)[:, None] + columns[None, :]
     tl.store(out_at, values.to(out_ptr.dtype.element_ty), mask=here[:, None] & within[None, :])
-    if chunk == 0:
+    if LSE and chunk == 0:
         tl.store(lse_ptr + head * tokens + token, lse_of(peak, total), mask=here)
