@@ -14,8 +14,8 @@ from aiter_ops.core.provider import Predicate
 from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.common import INTERPRETED
 from aiter_ops.providers.triton.launch import Launcher, as_rows, batch_invariant, fp8_predicate, machine
-from aiter_ops.providers.triton.tiles.gemm import DIES, family, k_first
-from aiter_ops.providers.triton.tiles.gemm_mx import MATRIX_UNITS_WITH_SCALES, mx_tile
+from aiter_ops.providers.triton.tiles.gemm import DIES, family
+from aiter_ops.providers.triton.tiles.gemm_mx import MATRIX_UNITS_WITH_SCALES, codes_first, mx_tile
 
 from .body import across, finished, of_tile, tile_of
 from .multiply import in_reach, too_wide
@@ -188,7 +188,7 @@ def multiply_mx(
         *(tile.rows, tile.columns, tile.depth, tile.group, DIES.get(family(target), 1), tile.swap, parts > 1),
         *(k % tile.depth == 0, shuffled, kind, prequant, native),
         *(target.arch.startswith("gfx9") and not INTERPRETED.value, bias is not None),
-        k_first(target, 1),
+        codes_first(target, tile, kind == "float" and not prequant),
     )
     grid = -(-m // tile.rows) * -(-n // tile.columns) * batch * parts
     bias_at = y if bias is None else bias.contiguous()
