@@ -99,3 +99,25 @@ def test_tiles_fit_their_machine(arch: str) -> None:
                     assert counts == sorted(counts, reverse=True)
                     assert counts[-1] == 1
     assert expand_tile(machine, 2, 20).columns == 32
+
+
+@pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
+def test_the_first_page_and_row_are_read_in_every_step(arch: str) -> None:
+    """Four blocks of latents in FP8: LLVM made of their columns offsets below zero, which buffers read as zeros."""
+    from aiter_ops.check.emulate import emulate
+    from aiter_ops.core.samples import Sample
+
+    machine, make, tokens = platform_for(arch), Make(), 3
+    code = machine.fp8_dtype
+    table = make.integers([0, tokens])
+    args = (
+        make.normal(tokens, 1, 576, dtype=code),
+        make.normal(256, 512, dtype=code),
+        make.normal(tokens, 1, 192),
+        make.normal(tokens, 1, 128),
+        *(table, table, make.integers(range(tokens))),
+    )
+    scales = {"kv_scale": torch.ones(1), "weight_scale": torch.full((2, 4), 512**-0.5)}
+    verdict = emulate(aiter_ops.get_op("gather_kv_b_proj"), Sample("four blocks", args, scales), machine).verdict
+    assert verdict is not None
+    assert verdict.ok, verdict.detail

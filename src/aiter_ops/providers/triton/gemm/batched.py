@@ -14,6 +14,7 @@ from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.common import amax_keep_nan, encode, inverse_of_made, scale_of, widen
 from aiter_ops.providers.triton.launch import Launcher, batch_invariant, fp8_predicate, machine
 from aiter_ops.providers.triton.quant.codes import divide
+from aiter_ops.providers.triton.tiles.gemm import k_first
 from aiter_ops.providers.triton.tiles.gemm_mx import fp8_batch_tile
 from aiter_ops.providers.triton.tiles.quant import next_power_of_two
 
@@ -48,13 +49,14 @@ def fp8_kernel(
     TURNED: tl.constexpr,
     TOP: tl.constexpr,
     BIAS: tl.constexpr,
+    K_FIRST: tl.constexpr,
 ):
     """y[b] = x[b] · w[b]ᵀ for ROWS rows and COLUMNS columns of one b; x is quantised a GROUP of columns at a time.
 
     x [B, m, groups·GROUP], w [B, n, groups·GROUP] FP8, y [B, m, n] with the strides given and unit stride in a row;
     bias [B, n] contiguous. BLOCK: a power of two that holds GROUP. FEW: products added before a sum is taken on in
     fp32; Hopper's matrix units keep few bits of FP8 sums. WHOLE: COLUMNS divides n. TURNED: w is the left factor of
-    the matrix instructions.
+    the matrix instructions. K_FIRST: see `summed`.
     """
     row_tiles = tl.cdiv(m, ROWS)
     column_tiles = tl.cdiv(n, COLUMNS)
@@ -65,14 +67,15 @@ def fp8_kernel(
 
     k = tl.arange(0, BLOCK)[None, :]
     i = tl.arange(0, ROWS)[:, None]
-    j = tl.arange(0, COLUMNS)[:, None]
+    j = tl.arange(0, COLUMNS)[None, :] if K_FIRST else tl.arange(0, COLUMNS)[:, None]
+    w_k = tl.arange(0, BLOCK)[:, None] if K_FIRST else k
     in_x = row + i < m
     in_w = column + j < n
     if BLOCK != GROUP:
         in_x = in_x & (k < GROUP)
-        in_w = in_w & (k < GROUP)
+        in_w = in_w & (w_k < GROUP)
     x_at = x_ptr + b * x_batch + row.to(tl.int64) * x_row + i * x_row + k
-    w_at = w_ptr + b * w_batch + column.to(tl.int64) * w_row + j * w_row + k
+    w_at = w_ptr + b * w_batch + column.to(tl.int64) * w_row + j * w_row + w_k
     total = tl.zeros([COLUMNS, ROWS] if TURNED else [ROWS, COLUMNS], tl.float32)
     for group in range(groups):
         if WHOLE and BLOCK == GROUP:
@@ -86,7 +89,7 @@ def fp8_kernel(
         if TURNED:
             total += tl.dot(w, q.T, max_num_imprecise_acc=FEW) * scale[None, :]
         else:
-            total += tl.dot(q, w.T, max_num_imprecise_acc=FEW) * scale[:, None]
+            total += tl.dot(q, w if K_FIRST else w.T, max_num_imprecise_acc=FEW) * scale[:, None]
     y = (total.T if TURNED else total) * tl.load(w_scale_ptr)
     j = tl.arange(0, COLUMNS)[None, :]
     mask = row + i < m
@@ -137,7 +140,7 @@ def bmm_a8w8_group_prequant(
     numbers = (m, n, x.stride(0), x.stride(1), w.stride(0), w.stride(1), y_batch, y_row, k // group_size)
     block = max(next_power_of_two(group_size), 32)
     shape = (group_size, block, min(block, 128), tile.rows, tile.columns, n % tile.columns == 0, tile.turned)
-    constants = (*shape, code_max(w.dtype), bias is not None)
+    constants = (*shape, code_max(w.dtype), bias is not None, k_first(machine(), 1))
     grid = batch * -(-m // tile.rows) * -(-n // tile.columns)
     _fp8(grid, (x, w, w_scale, bias_given, y), numbers, constants, tile.num_warps, tile.num_stages)
     return y

@@ -15,9 +15,9 @@ from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.common import INTERPRETED
 from aiter_ops.providers.triton.launch import Launcher, as_rows, batch_invariant, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.gemm import DIES, family
-from aiter_ops.providers.triton.tiles.gemm_mx import MATRIX_UNITS_WITH_SCALES, mx_tile
+from aiter_ops.providers.triton.tiles.gemm_mx import MATRIX_UNITS_WITH_SCALES, codes_first, mx_tile
 
-from .body import across, finished, tile_of
+from .body import across, finished, of_tile, tile_of
 from .multiply import in_reach, too_wide
 from .mx_body import added
 from .parts import add_parts
@@ -58,13 +58,14 @@ def mx_kernel(
     NATIVE: tl.constexpr,
     FAST: tl.constexpr,
     BIAS: tl.constexpr,
+    K_FIRST: tl.constexpr,
 ):
     """y = a · bᵀ + bias of a [batch, M, K] and MXFP4 b [batch, N, K/2], a tile of BM × BN a program, K in steps of BK.
 
     KIND of a: ``float``; ``fp8`` with a scale a row; ``mxfp4`` [M, K/2] with scales [M, K/32]. PREQUANT, NATIVE: see
     `added`. SPLIT: a program does only `chunk` steps, and y is [parts, M, N], the parts' sums. EVEN: BK divides K.
     SHUFFLED: b and its scales are as `shuffle_weight` and `shuffle_scale` leave them. FAST: the sum does not
-    heed scales of 255; they are looked for, and their rows and columns become NaN.
+    heed scales of 255; they are looked for, and their rows and columns become NaN. K_FIRST: see `summed`; codes are read so.
     """
     across_m, across_n = tl.cdiv(M, BM) if GROUP else 1, tl.cdiv(N, BN)
     pid = tl.program_id(0)
@@ -95,12 +96,12 @@ def mx_kernel(
     b_scale_base = b_scale_ptr + batch * b_scale_batch
     if SHUFFLED:
         b_base += n0.to(tl.int64) * (K // 2) + first * (BYTES * 16)
-        b_at = (rn // 16 * (8 * K) + rn % 16 * 16)[:, None] + (rb // 16 * 256 + rb % 16)[None, :]
+        b_at = of_tile(rn // 16 * (8 * K) + rn % 16 * 16, rb // 16 * 256 + rb % 16, K_FIRST)
         b_scale_base += n0.to(tl.int64) * (K // 32)
         b_scale_at = (rn // 32 * K + rn % 16 * 4 + rn // 16 % 2)[:, None]
     else:
         b_base += n0.to(tl.int64) * b_row + first * BYTES
-        b_at = rn[:, None] * b_row + rb[None, :]
+        b_at = rn[None, :] * b_row + rb[:, None] if K_FIRST else rn[:, None] * b_row + rb[None, :]
         b_scale_base += n0.to(tl.int64) * b_scale_row + first * (BK // 32)
         b_scale_at = rn[:, None] * b_scale_row + rs[None, :]
     acc = tl.zeros([BN, BM] if SWAP else [BM, BN], tl.float32)
@@ -121,11 +122,12 @@ def mx_kernel(
         else:
             left = K - step * BK
             a = tl.load(a_base + a_at, mask=there & (ra < left // (BK // A_BYTES))[None, :], other=0.0)
-            b = tl.load(b_base + b_at, mask=(rb < left // 2)[None, :], other=0)
+            b_inside = rb < left // 2
+            b = tl.load(b_base + b_at, mask=b_inside[:, None] if K_FIRST else b_inside[None, :], other=0)
             b_scale = tl.load(b_scale_base + b_scale_here, mask=(rs < left // 32)[None, :], other=0)
             if KIND == "mxfp4":
                 a_scale = tl.load(a_scale_base + a_scale_at, mask=(rs < left // 32)[None, :], other=0)
-        acc = added(acc, a, a_scale, b, b_scale, KIND, PREQUANT, NATIVE, SWAP, FAST)
+        acc = added(acc, a, a_scale, b, b_scale, KIND, PREQUANT, NATIVE, SWAP, FAST, K_FIRST)
         if FAST:
             top_a, top_b = tl.maximum(top_a, a_scale), tl.maximum(top_b, b_scale)
         a_base += A_BYTES
@@ -186,6 +188,7 @@ def multiply_mx(
         *(tile.rows, tile.columns, tile.depth, tile.group, DIES.get(family(target), 1), tile.swap, parts > 1),
         *(k % tile.depth == 0, shuffled, kind, prequant, native),
         *(target.arch.startswith("gfx9") and not INTERPRETED.value, bias is not None),
+        codes_first(target, tile, kind == "float" and not prequant),
     )
     grid = -(-m // tile.rows) * -(-n // tile.columns) * batch * parts
     bias_at = y if bias is None else bias.contiguous()

@@ -102,14 +102,14 @@ def rounded_to_mxfp4(x):
 
 
 @triton.jit
-def _step(acc, x, w, w_scale, low, high, SWAP: tl.constexpr, FAST: tl.constexpr):
+def _step(acc, x, w, w_scale, low, high, SWAP: tl.constexpr, FAST: tl.constexpr, K_FIRST: tl.constexpr):
     """acc + x · wᵀ for bf16 x [M, K] (fp32 in the interpreter) and MXFP4 w, given as it is or as its values."""
     if INTERPRETED or is_cuda():
         even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]))
         acc = summed(acc, even, low, SWAP, False)
         return summed(acc, odd, high, SWAP, False)
     else:
-        return tl.dot_scaled(x, None, "bf16", w.T, w_scale, "e2m1", acc, fast_math=FAST)
+        return tl.dot_scaled(x, None, "bf16", w if K_FIRST else w.T, w_scale, "e2m1", acc, fast_math=FAST)
 
 
 @triton.jit
@@ -124,19 +124,20 @@ def added(
     NATIVE: tl.constexpr,
     SWAP: tl.constexpr,
     FAST: tl.constexpr,
+    K_FIRST: tl.constexpr,
 ):
     """acc + x · wᵀ for MXFP4 w [N, K/2] with scales [N, K/32]; acc [M, N] fp32, or [N, M] with SWAP.
 
     KIND of x: ``float`` [M, K]; ``fp8`` [M, K]; ``mxfp4`` [M, K/2] with x_scale [M, K/32]. PREQUANT: floats are rounded
     to MXFP4 first. NATIVE: the matrix unit takes FP8 and FP4 with scales of blocks. FAST: scales of 255 may give any
-    sum, which saves AMD GPUs half of the instructions that make values of codes.
+    sum, which saves AMD GPUs half of the instructions that make values of codes. K_FIRST: w is [K/2, N], see `summed`.
     """
     low, high = w, w
     if INTERPRETED or is_cuda():
         low, high = values(w, w_scale)
     if KIND == "mxfp4":
         if NATIVE:
-            return tl.dot_scaled(x, x_scale, "e2m1", w.T, w_scale, "e2m1", acc, fast_math=FAST)
+            return tl.dot_scaled(x, x_scale, "e2m1", w if K_FIRST else w.T, w_scale, "e2m1", acc, fast_math=FAST)
         else:
             even, odd = values(x, x_scale)
             if INTERPRETED or is_cuda():
@@ -144,23 +145,23 @@ def added(
                 return summed(acc, odd, high, SWAP, False)
             else:
                 x = tl.reshape(tl.join(even, odd), [x.shape[0], x.shape[1] * 2])
-                return _step(acc, x, w, w_scale, low, high, SWAP, FAST)
+                return _step(acc, x, w, w_scale, low, high, SWAP, FAST, K_FIRST)
     elif KIND == "fp8":
         if NATIVE:
-            return tl.dot_scaled(x, None, "e4m3", w.T, w_scale, "e2m1", acc, fast_math=FAST)
+            return tl.dot_scaled(x, None, "e4m3", w if K_FIRST else w.T, w_scale, "e2m1", acc, fast_math=FAST)
         else:
             wide = x.to(tl.float32)
-            return _step(acc, wide if INTERPRETED else cut_to_bf16(wide), w, w_scale, low, high, SWAP, FAST)
+            return _step(acc, wide if INTERPRETED else cut_to_bf16(wide), w, w_scale, low, high, SWAP, FAST, K_FIRST)
     elif INTERPRETED:
         x = x.to(tl.float32)
-        return _step(acc, rounded_to_mxfp4(x) if PREQUANT else x, w, w_scale, low, high, SWAP, FAST)
+        return _step(acc, rounded_to_mxfp4(x) if PREQUANT else x, w, w_scale, low, high, SWAP, FAST, K_FIRST)
     elif PREQUANT:
-        return _step(acc, cut_to_bf16(rounded_to_mxfp4(x.to(tl.float32))), w, w_scale, low, high, SWAP, FAST)
+        return _step(acc, cut_to_bf16(rounded_to_mxfp4(x.to(tl.float32))), w, w_scale, low, high, SWAP, FAST, K_FIRST)
     elif x.dtype == tl.bfloat16:
-        return _step(acc, x, w, w_scale, low, high, SWAP, FAST)
+        return _step(acc, x, w, w_scale, low, high, SWAP, FAST, K_FIRST)
     else:
         # two bf16 hold an fp16; the rest of an Inf is any number
         upper = cut_to_bf16(x.to(tl.float32))
         lower = cut_to_bf16(tl.maximum(x.to(tl.float32) - upper.to(tl.float32), -1.0))
-        acc = _step(acc, upper, w, w_scale, low, high, SWAP, FAST)
-        return _step(acc, lower, w, w_scale, low, high, SWAP, FAST)
+        acc = _step(acc, upper, w, w_scale, low, high, SWAP, FAST, K_FIRST)
+        return _step(acc, lower, w, w_scale, low, high, SWAP, FAST, K_FIRST)

@@ -13,7 +13,14 @@ from aiter_ops.ops.mla.plan import parts_in
 from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.attention.padding import unseen
 from aiter_ops.providers.triton.launch import Launcher, batch_invariant, fp8_predicate, machine
-from aiter_ops.providers.triton.tiles.mla import WIDEST_VALUE, decode_tile, merge_tile, split_count, worth_a_plan
+from aiter_ops.providers.triton.tiles.mla import (
+    WIDEST_VALUE,
+    decode_tile,
+    keys_first,
+    merge_tile,
+    split_count,
+    worth_a_plan,
+)
 from aiter_ops.providers.triton.tiles.quant import next_power_of_two
 
 from .kernels import decode_kernel, merge_kernel
@@ -98,7 +105,14 @@ def _launch(
         items * tiles,
         (*tensors, *scales, schedule),
         (*numbers, *strides),
-        (*constants, q_scale is not None, kv_scale is not None, weight, lse is not None),
+        (
+            *constants,
+            q_scale is not None,
+            kv_scale is not None,
+            weight,
+            lse is not None,
+            keys_first(machine(), kv_buffer.element_size()),
+        ),
         tile.num_warps,
         tile.num_stages,
         tile.options,

@@ -14,7 +14,9 @@ from aiter_ops.ops import formulas as f
 from aiter_ops.ops.layout import unshuffled
 from aiter_ops.ops.mla.expand import BLOCK, scale_kind
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.gemm.body import of_tile
 from aiter_ops.providers.triton.launch import Launcher, fp8_predicate, machine
+from aiter_ops.providers.triton.tiles.gemm import k_first
 from aiter_ops.providers.triton.tiles.mla import expand_tile
 from aiter_ops.providers.triton.tiles.quant import next_power_of_two
 
@@ -66,12 +68,18 @@ def expand_kernel(
     DEPTH: tl.constexpr,
     SCALES: tl.constexpr,
     KV_SCALED: tl.constexpr,
+    K_FIRST: tl.constexpr,
+    COUNTED: tl.constexpr,
 ):
     """TOKENS tokens and COLUMNS columns of the key or the value of one head; the first of a key also copies its rope.
 
     k [T, heads, NOPE + ROPE], v [T, heads, VALUE] with the strides given. SCALES of the weight: ``none``, ``row`` or
     ``block``; a step of the latent columns lies in one block. The factors are multiplied in the latents' dtype where
-    both are FP8 or none is, else in the wider of the two.
+    both are FP8 or none is, else in the wider of the two. K_FIRST: see `gemm.body.summed`.
+
+    COUNTED: a step's columns are found from the loop's own counter. LLVM for AMD GPUs makes of a counter that the scales of
+    blocks follow too one that begins a step below zero, and adds the rest in the instruction; an offset of a buffer is
+    unsigned, so the first page and row would then be read as zeros. What it cannot take for a counter stays as it is.
     """
     KEY_TILES: tl.constexpr = (NOPE + COLUMNS - 1) // COLUMNS
     TILES: tl.constexpr = KEY_TILES + (VALUE + COLUMNS - 1) // COLUMNS
@@ -95,13 +103,18 @@ def expand_kernel(
     step = tl.arange(0, DEPTH)
     w_at = weight_ptr + row.to(tl.int64) * weight_row
     acc = tl.zeros([TOKENS, COLUMNS], tl.float32)
+    begin = 0
     for c in range(0, LATENT, DEPTH):
+        at = (c if COUNTED else begin) + step
         if LATENT % DEPTH == 0:
-            x = tl.load(kv_at[:, None] + (c + step)[None, :])
-            w = tl.load(w_at[:, None] + (c + step)[None, :])
+            x = tl.load(kv_at[:, None] + at[None, :])
+            w = tl.load(of_tile(w_at, at, K_FIRST))
         else:
-            x = tl.load(kv_at[:, None] + (c + step)[None, :], mask=(c + step)[None, :] < LATENT, other=0.0)
-            w = tl.load(w_at[:, None] + (c + step)[None, :], mask=(c + step)[None, :] < LATENT, other=0.0)
+            x = tl.load(kv_at[:, None] + at[None, :], mask=(c + step)[None, :] < LATENT, other=0.0)
+            inside = (c + step)[:, None] < LATENT if K_FIRST else (c + step)[None, :] < LATENT
+            w = tl.load(of_tile(w_at, at, K_FIRST), mask=inside, other=0.0)
+        if not COUNTED:
+            begin = tl.multiple_of(tl.minimum(begin + DEPTH, tl.maximum(batch, LATENT)), DEPTH)
         if x.dtype.primitive_bitwidth < w.dtype.primitive_bitwidth:
             x = x.to(w.dtype)
         if w.dtype.primitive_bitwidth < x.dtype.primitive_bitwidth:
@@ -109,12 +122,12 @@ def expand_kernel(
         if SCALES == "block":
             patches: tl.constexpr = (LATENT + PATCH - 1) // PATCH
             scale = tl.load(weight_scale_ptr + (row // PATCH) * patches + c // PATCH)
-            acc += tl.dot(x, w.T, input_precision="ieee") * scale[None, :]
+            acc += tl.dot(x, w if K_FIRST else w.T, input_precision="ieee") * scale[None, :]
         elif x.dtype.is_fp8():
             # Hopper's matrix units keep few bits of FP8 sums, which so are sums of one step
-            acc += tl.dot(x, w.T)
+            acc += tl.dot(x, w if K_FIRST else w.T)
         else:
-            acc = tl.dot(x, w.T, acc, input_precision="ieee")
+            acc = tl.dot(x, w if K_FIRST else w.T, acc, input_precision="ieee")
     if SCALES == "row":
         acc = acc * tl.load(weight_scale_ptr + row)[None, :]
     kv_scale = 1.0
@@ -182,7 +195,7 @@ def gather_kv_b_proj(
         -(-tokens // tile.tokens) * heads * tiles,
         (kv_buffer, weight, k, v, *tables, *scales),
         (batch, heads, kv_buffer.shape[1], *strides),
-        (*shape, kind, kv_scale is not None),
+        (*shape, kind, kv_scale is not None, k_first(machine(), element), machine().vendor != "amd" or kind != "block"),
         tile.num_warps,
         tile.num_stages,
         tile.options,

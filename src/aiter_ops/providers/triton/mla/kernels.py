@@ -52,6 +52,17 @@ def loaded(at, columns, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, AGAIN: t
 
 
 @triton.jit
+def keys_at(at, columns, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, K_FIRST: tl.constexpr):
+    """`loaded`; with K_FIRST [columns, keys], as `gemm.body.summed` says."""
+    if not K_FIRST:
+        return loaded(at, columns, WIDTH, BLOCK_WIDTH)
+    elif WIDTH == BLOCK_WIDTH:
+        return tl.load(at[None, :] + columns[:, None])
+    else:
+        return tl.load(at[None, :] + columns[:, None], mask=columns[:, None] < WIDTH, other=0.0)
+
+
+@triton.jit
 def stored(at, columns, values, inside, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
     """Writes rows that are `inside`, up to column WIDTH."""
     mask = inside[:, None]
@@ -84,6 +95,7 @@ def attended(
     PAGED: tl.constexpr,
     CAPPED: tl.constexpr,
     WEIGHT: tl.constexpr,
+    K_FIRST: tl.constexpr,
 ):
     """The rows of q at pointers `q_at` over the keys begin to end - 1, up to `furthest`, of the pages at `pages_ptr`.
 
@@ -114,31 +126,35 @@ def attended(
         # the next step's page numbers, for whose way from memory its keys need not wait
         place = tl.minimum(key + STEP, end - 1)
         page = tl.load(pages_ptr + (place // page_size if PAGED else place))
-        k = loaded(kv_at, columns, VALUE, BLOCK_VALUE * HALVES)
+        k = keys_at(kv_at, columns, VALUE, BLOCK_VALUE * HALVES, K_FIRST)
         wide = k.to(WEIGHT)
         if RELOADED:
             q = loaded(q_at, columns, VALUE, BLOCK_VALUE * HALVES, True)
-        score = tl.dot(q, k.T if q.dtype == k.dtype else wide.T, input_precision="ieee")
+        met = k if q.dtype == k.dtype else wide
+        score = tl.dot(q, met if K_FIRST else met.T, input_precision="ieee")
         if HALVES == 2:
-            k_high = loaded(kv_at, high, VALUE, BLOCK_VALUE * 2)
+            k_high = keys_at(kv_at, high, VALUE, BLOCK_VALUE * 2, K_FIRST)
             wide_high = k_high.to(WEIGHT)
             if RELOADED:
                 q_high = loaded(q_at, high, VALUE, BLOCK_VALUE * 2, True)
-            score = tl.dot(q_high, k_high.T if q.dtype == k.dtype else wide_high.T, score, input_precision="ieee")
+            met = k_high if q.dtype == k.dtype else wide_high
+            score = tl.dot(q_high, met if K_FIRST else met.T, score, input_precision="ieee")
         if REST > 0:
-            k_rest = loaded(kv_at + VALUE, rest, REST, BLOCK_REST)
+            k_rest = keys_at(kv_at + VALUE, rest, REST, BLOCK_REST, K_FIRST).to(q.dtype)
             if RELOADED:
                 q_rest = loaded(q_at + VALUE, rest, REST, BLOCK_REST, True)
-            score = tl.dot(q_rest, k_rest.to(q.dtype).T, score, input_precision="ieee")
+            score = tl.dot(q_rest, k_rest if K_FIRST else k_rest.T, score, input_precision="ieee")
         score = score * factor
         if CAPPED:
             score = capped(score, cap * LOG2_E)
         score = tl.where((key[None, :] <= furthest[:, None]) & (key < end)[None, :], score, float("-inf"))
         weights, decay, peak, total = stepped(score, peak, total)
         weights = weights.to(WEIGHT)
-        acc = tl.dot(weights, wide, acc * decay[:, None], input_precision="ieee")
+        acc = tl.dot(weights, wide.T if K_FIRST else wide, acc * decay[:, None], input_precision="ieee")
         if HALVES == 2:
-            acc_high = tl.dot(weights, wide_high, acc_high * decay[:, None], input_precision="ieee")
+            acc_high = tl.dot(
+                weights, wide_high.T if K_FIRST else wide_high, acc_high * decay[:, None], input_precision="ieee"
+            )
     return acc, acc_high, peak, total
 
 
@@ -196,6 +212,7 @@ def decode_kernel(
     KV_SCALED: tl.constexpr,
     WEIGHT: tl.constexpr,
     LSE: tl.constexpr,
+    K_FIRST: tl.constexpr,
 ):
     """ROWS rows (heads × queries) of a sequence over part of its keys, STEP at a time; a program an item.
 
@@ -265,6 +282,7 @@ def decode_kernel(
                 PAGED,
                 CAPPED,
                 WEIGHT,
+                K_FIRST,
             )
             over = inverse_total(total)
             if KV_SCALED:

@@ -121,7 +121,9 @@ def product(
                 exponents = tl.load(w_scale_at)
             else:
                 exponents = tl.load(w_scale_at, mask=(group * 32 < K - step * BK)[None, :], other=0)
-            acc = added(acc, a, exponents, w, exponents, "fp8" if CODES else "float", False, MX == "native", SWAP, FAST)
+            acc = added(
+                acc, a, exponents, w, exponents, "fp8" if CODES else "float", False, MX == "native", SWAP, FAST, K_FIRST
+            )
             if FAST:
                 top = tl.maximum(top, exponents)
             w_scale_at += BK // 32 * w_scale_step

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from aiter_ops.core.platforms import Platform
-from aiter_ops.providers.triton.tiles.gemm import LEAST_STEPS, MOST_PARTS, Choices, ProductTile, family
+from aiter_ops.providers.triton.tiles.gemm import LEAST_STEPS, MOST_PARTS, Choices, ProductTile, family, k_first
 from aiter_ops.providers.triton.tiles.quant import next_power_of_two
 
 MATRIX_UNITS_WITH_SCALES = ("gfx950", "gfx1250")
@@ -39,6 +39,13 @@ TWO = {
     "gfx11": T(32, 64, 128, 8, 1),
 }
 """For more than 16 rows of fp16, which are taken as two bf16 and need more registers."""
+
+
+def codes_first(machine: Platform, tile: ProductTile, plain: bool) -> bool:
+    """Whether packed weights are read as [K/2, N] (`gemm.body.summed`). plain: activations are floats, taken as they are; with
+    16 rows of those it takes registers of one or two waves of six on gfx942.
+    """
+    return k_first(machine, 1) and not (plain and tile.rows <= 16)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from aiter_ops.core.platforms import Platform
 
-from .gemm import Options, family
+from .gemm import Options, family, k_first
 from .quant import next_power_of_two
 
 WIDEST_VALUE = 512
@@ -55,6 +55,7 @@ _CDNA = {
     (1, 1): T(64, 32, 8, 2, 1, 0, options=_MFMA16),
     (4, 4): T(16, 16, 8, 1, 2, 16, options=_MFMA16),
 }
+_UNSTAGED = replace(_CDNA[2, 2], num_stages=1)
 _RDNA = {
     (2, 2): T(16, 16, 8, 1, 2, 0, reloaded=True),
     (2, 1): T(16, 16, 8, 1, 2, 0, reloaded=True),
@@ -64,9 +65,9 @@ _RDNA = {
 _HOPPER = T(64, 64, 8, 2, 2, 64)
 TILES: dict[str, dict[tuple[int, int], T]] = {
     "sm90": {(2, 2): _HOPPER, (2, 1): _HOPPER, (1, 1): replace(_HOPPER, num_stages=3), (4, 4): T(16, 16, 8, 1, 2, 16)},
-    "gfx942": _CDNA,
+    "gfx942": {**_CDNA, (2, 2): _UNSTAGED, (1, 1): replace(_CDNA[1, 1], step=16)},
     "gfx950": {pair: replace(tile, planned_rows=min(tile.rows, 32)) for pair, tile in _CDNA.items()},
-    "gfx90a": {**_CDNA, (2, 2): T(64, 16, 8, 1, 2, 32, options=_MFMA16)},
+    "gfx90a": {**_CDNA, (2, 2): _UNSTAGED},
     "gfx11": {**_RDNA, (2, 2): T(16, 16, 16, 2, 2, 0, reloaded=True)},
     "gfx12": _RDNA,
     "other": {pair: T(16, 16 if pair == (4, 4) else 32, 4, 2, 2, 16) for pair in _RDNA},
@@ -74,8 +75,20 @@ TILES: dict[str, dict[tuple[int, int], T]] = {
 """By family, and bytes of an element of q and of the cache."""
 
 
-FEW = {"sm90": {(2, 2): T(16, 32, 4, 3, 2, 16, per_unit=2), (1, 1): T(16, 32, 4, 3, 2, 16, per_unit=2)}}
-"""Likewise for at most 16 rows, where a family has another: Hopper's 64 rows would be 48 of nothing."""
+FEW: dict[str, tuple[int, dict[tuple[int, int], T]]] = {
+    "sm90": (16, {(2, 2): T(16, 32, 4, 3, 2, 16, per_unit=2), (1, 1): T(16, 32, 4, 3, 2, 16, per_unit=2)}),
+    "gfx942": (32, {pair: _CDNA[pair] for pair in ((2, 2), (1, 1))}),
+}
+"""By family, for at most so many rows the tiles that are others: Hopper's 64 rows would be 48 of nothing; on gfx942 64 rows
+leave no registers to keep as many keys in flight.
+"""
+
+
+def keys_first(machine: Platform, kv_bytes: int) -> bool:
+    """Whether decoding reads keys as [columns, keys] (`gemm.body.summed`). Of fp32, whose values are read so from LDS too, it
+    takes more cycles.
+    """
+    return kv_bytes < 4 and k_first(machine, kv_bytes)
 
 
 @dataclass(frozen=True)
@@ -146,9 +159,11 @@ def decode_tile(machine: Platform, q_bytes: int, kv_bytes: int, rows: int, plann
     """The tile for sequences of at most `rows` rows; planned: one that follows a plan, where its family does."""
     tiles = TILES[family(machine)]
     tile = tiles.get((q_bytes, kv_bytes), tiles[4, 4])
-    if rows <= 16:
-        tile = FEW.get(family(machine), {}).get((q_bytes, kv_bytes), tile)
     most = tile.planned_rows if planned and tile.planned_rows else tile.rows
+    few, others = FEW.get(family(machine), (0, {}))
+    if min(rows, most) <= few and (q_bytes, kv_bytes) in others:
+        tile = others[q_bytes, kv_bytes]
+        most = tile.planned_rows if planned and tile.planned_rows else tile.rows
     # Hopper's matrix instructions have 64 rows
     return tile if machine.vendor == "nvidia" else replace(tile, rows=min(most, max(16, next_power_of_two(rows))))
 
