@@ -126,10 +126,10 @@ def test_random_registers_tell_instructions_apart(old, new, differ):
 @pytest.mark.parametrize(
     ("kind", "states", "other", "why"),
     [
-        ("operand", 8, None, "same register"),
-        ("operand", 7, None, None),  # too few to say that it follows what the inputs hold
+        ("operand", 16, None, "same register"),
+        ("operand", 15, None, None),  # too few to say that it follows what the inputs hold
         ("operand", 8, (3, b"once something else"), None),
-        ("operation", 8, None, None),
+        ("operation", 16, None, None),
     ],
 )
 def test_registers_are_the_same_in_many_states_of_all_inputs(kind, states, other, why):

@@ -66,7 +66,7 @@ ARGUMENTS = (
 _OUTWARD = ("_store_", "ds_write", "ds_add", "_atomic_", "_lds_")
 
 
-MANY = 8
+MANY = 16
 """States of a register over all inputs from which on it counts as one that follows what the inputs hold."""
 
 

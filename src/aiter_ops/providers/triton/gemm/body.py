@@ -12,6 +12,8 @@ def tile_of(pid, across_m, across_n, GROUP: tl.constexpr, DIES: tl.constexpr):
     cache. GROUP 0: there is one row of tiles, and none of them is asked for. DIES: consecutive programs go to that many
     dies in turn, each with a cache of its own; each gets a contiguous part of the tiles.
     """
+    tl.assume(pid >= 0)  # so that divisions need no signs
+    tl.assume(across_n > 0)
     if DIES > 1:
         total = across_m * across_n
         die, turn = pid % DIES, pid // DIES
@@ -24,6 +26,7 @@ def tile_of(pid, across_m, across_n, GROUP: tl.constexpr, DIES: tl.constexpr):
         width = GROUP * across_n
         first = pid // width * GROUP
         high = tl.minimum(across_m - first, GROUP)
+        tl.assume(high > 0)
         return first + pid % width % high, pid % width // high
 
 
