@@ -1,8 +1,8 @@
 """Mutates single instructions of the machine code of ops and counts what verification catches.
 
-    python tools/mutation_control.py [--as gfx942] [--most 200] [--json FILE] [--list] [OP ...]
+    python tools/mutation_control.py [--as gfx942] [--most 200] [--seed 0] [--json FILE] [--list] [OP ...]
 
-Mutants of the programs of one sample, of large programs a sample of them drawn with a fixed seed, are run on every input of
+Mutants of the programs of one sample, of large programs a sample of them drawn with a given seed, are run on every input of
 `aiter-ops verify --emulate` that reaches the same program. What survives is run on values drawn anew, on rows rescaled, and on
 other sizes (tools/mutation_cases.py): what they catch verification has missed. The rest is missed too, but for what keeps the
 program's meaning by an argument (check/survivors.py). The same call gives the same table.
@@ -35,7 +35,7 @@ MOST_ALIKE = 3
 """Further inputs of verification that arguments are asked over, beside those of other values and sizes."""
 
 
-def control(case: Case, arch: str, most: int | None) -> dict[str, Any] | None:
+def control(case: Case, arch: str, most: int | None, seed: int = 0) -> dict[str, Any] | None:
     """Counts of one op's mutants: caught by verification and how, kept the meaning and why, missed and why. None: the target
     serves no sample of the case.
     """
@@ -45,7 +45,7 @@ def control(case: Case, arch: str, most: int | None) -> dict[str, Any] | None:
         return None
     whole = [m for m in mutants_of(op, sample, target) if m.kernel not in case.without]
     most = most or len(whole)
-    found = [whole[i] for i in sorted(random.Random(0).sample(range(len(whole)), min(most, len(whole))))]
+    found = [whole[i] for i in sorted(random.Random(seed).sample(range(len(whole)), min(most, len(whole))))]
     first = [s for s in every if s.name.startswith(sample.name)]
     alike = [s for s in every if s not in first and _reaches(op, s, target, found)]
     # the small ones first, which catch most
@@ -124,13 +124,14 @@ def main() -> None:
     parser.add_argument("ops", nargs="*", default=list(dict.fromkeys(c.op for c in CASES)), metavar="OP")
     parser.add_argument("--as", dest="arch", default="gfx942")
     parser.add_argument("--most", type=int, default=200, help="mutants of an op; 0: all")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--json", type=Path, help="write everything there")
     parser.add_argument("--list", action="store_true", help="print every survivor")
     given = parser.parse_args()
     made = []
     for case in (c for name in given.ops for c in cases_of(name, given.arch)):
         before = time.process_time()
-        if (row := control(case, given.arch, given.most)) is None:
+        if (row := control(case, given.arch, given.most, given.seed)) is None:
             print(f"{case.op}, {given.arch}: not served", flush=True)
             continue
         made.append(row)

@@ -73,6 +73,22 @@ def test_buffer_accesses_beyond_the_records_vanish():
     assert launch(body).tolist() == [7] * 16 + [0] * 48 + [8] * 16 + [1] * 48 + [0] * 128
 
 
+@pytest.mark.parametrize("access", ["buffer_load_dword v3, v1", "buffer_store_dword v2, v1"])
+def test_offsets_below_zero_do_not_come_inside_by_wrapping(access):
+    body = """
+    s_mov_b32 s6, 1024
+    s_mov_b32 s7, 0x27000
+    v_mov_b32_e32 v2, 7
+    v_mov_b32_e32 v1, {}
+    {}, s[4:7], 0 offen offset:256
+    s_waitcnt vmcnt(0)
+    """
+    for beyond in ("0x80000000", -1000):  # of lanes that are masked; below zero with the sum, too
+        launch(body.format(beyond, access))
+    with pytest.raises(EmulationError, match="only if it wrapped"):
+        launch(body.format(-128, access))
+
+
 @pytest.mark.parametrize("wait", ["s_waitcnt vmcnt(0)", "s_waitcnt lgkmcnt(0)", ""])
 def test_a_load_must_be_waited_for(wait):
     body = f"v_mov_b32_e32 v1, 0\nglobal_load_dword v2, v1, s[4:5]\n{wait}\nv_add_u32_e32 v3, v2, v2"

@@ -140,7 +140,8 @@ def _store(w: Waves, ins: Instruction, data: Operand, addresses: U64, active: ND
 
 def _buffer(w: Waves, ins: Instruction) -> None:
     """data, [offset], descriptor, scalar offset. Raw buffers without stride or swizzling: beyond num_records loads give
-    0 and stores are dropped; an access that lies across the end is an error here.
+    0 and stores are dropped; an access that lies across the end is an error here, and so is one whose offsets begin below
+    zero: their sum does not wrap, so the access would be dropped.
     """
     if "idxen" in ins.mods:
         raise Unsupported("idxen of a buffer instruction")
@@ -160,6 +161,8 @@ def _buffer(w: Waves, ins: Instruction) -> None:
     inside = offset + size <= records
     if (~inside & (offset < records) & w.exec).any():
         raise EmulationError("a buffer access across the end of its records")
+    if ((offset >= 1 << 32) & (offset + size - (1 << 32) <= records) & w.exec).any():
+        raise EmulationError("a buffer's offsets whose sum would be inside only if it wrapped")
     addresses = base[:, None] + offset.astype(np.uint64)
     if data is None:
         _load_to_lds(w, ins, addresses, inside & w.exec, size)
