@@ -39,7 +39,8 @@ def test_every_release_serves_wide_rows(release: str, install_aiter: Install) ->
     install_aiter(machine)
     assert GREEDY.implementations["aiter"].unmet(machine) is None
     served = serve(GREEDY, cases(GREEDY, machine, (), wide()), release)
-    assert served == [s.name for s in wide()][:-1]
+    own = [s.name for s in wide()]
+    assert [name for name in served if name in own] == own[:-1]
 
 
 def test_releases_that_ran_on_the_default_stream_are_not_called() -> None:
