@@ -1,4 +1,4 @@
-"""What the kernels of several families share: device functions for quantisation, and new tensors for scales.
+"""What the kernels of several families share: device functions for quantisation and for places, and new tensors for scales.
 
 They follow `aiter_ops.ops.formulas` to the bit where a format is exact (NaN, Inf, floors, powers of two, saturation).
 Quantisers and gated activations divide by the scale with the rounding of a division (`quant.codes.divide`). The norms
@@ -40,6 +40,13 @@ def widen(x):
 
 FP16_OVERFLOWS = tl.constexpr(65520.0)
 """From here on fp32 rounds to infinity in fp16."""
+
+
+@triton.jit
+def divided(a, b):
+    """a // b and a % b of 32-bit numbers that are not negative, which take half of the instructions where nobody asks for signs."""
+    quotient = (tl.cast(a, tl.uint32) // tl.cast(b, tl.uint32)).to(tl.int32)
+    return quotient, a - quotient * b
 
 
 @triton.jit

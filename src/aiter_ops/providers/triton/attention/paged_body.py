@@ -7,7 +7,7 @@ of the tile and head r % heads. Scores are in base 2 (see `softmax`). Windows th
 import triton
 import triton.language as tl
 
-from aiter_ops.providers.triton.common import encode, inverse_of
+from aiter_ops.providers.triton.common import divided, encode, inverse_of
 from aiter_ops.providers.triton.gemm.body import of_tile
 
 from .softmax import LOG2_E, capped, inverse_total, joined, lse_of, stepped
@@ -34,16 +34,21 @@ def keys_of(used, rows, first, last, left, right, step, LEFT: tl.constexpr):
     not `OPEN`, or may be.
     """
     end = tl.minimum(used, used - rows + last + right)
-    begin = tl.maximum(used - rows + first - left, 0) // step * step if LEFT else 0
+    begin = 0
+    if LEFT:
+        before, _ = divided(tl.maximum(used - rows + first - left, 0), step)
+        begin = before * step
     return begin, end
 
 
 @triton.jit
 def share_of(begin, end, splits, split, step):
     """The keys of one of `splits` parts, and how many parts there are: whole steps each, two at least."""
-    steps = tl.cdiv(tl.maximum(end - begin, 0), step)
-    each = tl.maximum(tl.cdiv(steps, splits), 2)
-    parts = tl.maximum(tl.cdiv(steps, each), 1)
+    steps, _ = divided(tl.maximum(end - begin, 0) + step - 1, step)
+    each, _ = divided(steps + splits - 1, splits)
+    each = tl.maximum(each, 2)
+    parts, _ = divided(steps + each - 1, each)
+    parts = tl.maximum(parts, 1)
     start = begin + split * each * step
     return start, tl.minimum(end, start + each * step), parts
 

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from aiter_ops.ops.attention.paged_plan import OVERHEAD as _OVERHEAD
 from aiter_ops.ops.attention.paged_plan import WIDTH as _WIDTH
+from aiter_ops.providers.triton.common import divided
 
 from .paged_body import descale, in_fp16, keys_of, sequence_of, share_of, stored, summed_values
 from .softmax import LOG2_E
@@ -278,9 +279,9 @@ def paged_kernel(
             b += next_head // kv_heads
             kv_head = next_head % kv_heads
     else:
-        of_head = pid % (kv_heads * tiles_head)
-        rest = pid // (kv_heads * tiles_head)
-        split, tile = rest % splits, rest // splits
+        rest, of_head = divided(pid, kv_heads * tiles_head)
+        kv_head, tile_head = divided(of_head, tiles_head)
+        tile, split = divided(rest, splits)
         b, within = tile, 0
         if many != 0:
             b, within = sequence_of(cu_ptr, tile, batch, M // heads_tile)
@@ -297,8 +298,8 @@ def paged_kernel(
                 numbers,
                 strides,
                 b,
-                of_head // tiles_head,
-                of_head % tiles_head * heads_tile,
+                kv_head,
+                tile_head * heads_tile,
                 first_row,
                 q_first,
                 rows,

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from aiter_ops.providers.triton.common import divided
+
 from .paged_body import descale, keys_of, sequence_of, share_of, stored
 from .paged_kernels import FREE, OVERHEAD, PLAN_WIDTH
 from .softmax import joined
@@ -58,27 +60,28 @@ def merge_kernel(
 
     tile_rows, step: M and N of the kernel that made the parts. programs: 0 without a plan.
     """
-    pid = tl.program_id(0)
-    tokens_tile = tile_rows // heads_tile
+    tokens_tile, _ = divided(tile_rows, heads_tile)
     rows_done = heads_tile * (tokens_tile if many != 0 else few)
-    r = pid % rows_done
-    of_head = pid // rows_done % (kv_heads * tiles_head)
-    tile = pid // rows_done // (kv_heads * tiles_head)
-    kv_head, part_head = of_head // tiles_head, of_head % tiles_head * heads_tile
+    head_tiles = kv_heads * tiles_head
+    rest, r = divided(tl.program_id(0), rows_done)
+    tile, of_head = divided(rest, head_tiles)
+    kv_head, tile_head = divided(of_head, tiles_head)
     b, within = tile, 0
     if many != 0:
         b, within = sequence_of(cu_ptr, tile, batch, tokens_tile)
     first_row = within * tokens_tile
     q_first = tl.load(cu_ptr + b)
     rows = tl.load(cu_ptr + b + 1) - q_first
-    token, head_in = first_row + r // heads_tile, part_head + r % heads_tile
+    token_in, head_in = divided(r, heads_tile)
+    token, head_in = first_row + token_in, tile_head * heads_tile + head_in
     if programs > 0:
         sequence = plan_ptr + (programs + b) * PLAN_WIDTH
         units = tl.load(sequence + 1)
         share = tl.load(sequence + 3)
         start = tl.load(sequence) + kv_head * (units + OVERHEAD)
-        first = start // share
-        parts = tl.where(units > 0, (start + units - 1) // share - first + 1, 0)
+        first, _ = divided(start, share)
+        last, _ = divided(start + units - 1, share)
+        parts = tl.where(units > 0, last - first + 1, 0)
     else:
         used = tl.load(used_ptr + b)
         last_row = tl.minimum(first_row + tokens_tile, rows)
@@ -96,7 +99,7 @@ def merge_kernel(
             inside = part < parts
             # of a plan the part that begins a head is in the second slot of its program, the others in the first
             of_plan = 2 * (first + part) + (part == 0).to(tl.int32)
-            slot = tl.where(programs > 0, of_plan, (first + part) * (kv_heads * tiles_head) + of_head)
+            slot = tl.where(programs > 0, of_plan, (first + part) * head_tiles + of_head)
             at_part = parts_ptr + slot.to(tl.int64) * (tile_rows * (WIDTH + 2))
             peaks = tl.load(at_part + tile_rows * WIDTH + r, mask=inside, other=float("-inf"))
             totals = tl.load(at_part + tile_rows * (WIDTH + 1) + r, mask=inside, other=0.0)

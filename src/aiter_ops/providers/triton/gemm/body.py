@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from aiter_ops.providers.triton.common import divided
+
 
 @triton.jit
 def tile_of(pid, across_m, across_n, GROUP: tl.constexpr, DIES: tl.constexpr):
@@ -12,22 +14,20 @@ def tile_of(pid, across_m, across_n, GROUP: tl.constexpr, DIES: tl.constexpr):
     cache. GROUP 0: there is one row of tiles, and none of them is asked for. DIES: consecutive programs go to that many
     dies in turn, each with a cache of its own; each gets a contiguous part of the tiles.
     """
-    tl.assume(pid >= 0)  # so that divisions need no signs
-    tl.assume(across_n > 0)
     if DIES > 1:
         total = across_m * across_n
-        die, turn = pid % DIES, pid // DIES
-        pid = die * (total // DIES) + tl.minimum(die, total % DIES) + turn
+        turn, die = divided(pid, DIES)
+        each, more = divided(total, DIES)
+        pid = die * each + tl.minimum(die, more) + turn
     if GROUP == 0:
         return tl.zeros([], tl.int32), pid
     elif GROUP == 1:
-        return pid // across_n, pid % across_n
+        return divided(pid, across_n)
     else:
-        width = GROUP * across_n
-        first = pid // width * GROUP
-        high = tl.minimum(across_m - first, GROUP)
-        tl.assume(high > 0)
-        return first + pid % width % high, pid % width // high
+        block, within = divided(pid, GROUP * across_n)
+        first = block * GROUP
+        column, row = divided(within, tl.minimum(across_m - first, GROUP))
+        return first + row, column
 
 
 @triton.jit
