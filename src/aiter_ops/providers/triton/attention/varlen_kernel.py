@@ -7,6 +7,8 @@ weights and the sum of weighted values of each row. Steps that every row sees wh
 import triton
 import triton.language as tl
 
+from aiter_ops.providers.triton.common import divided
+
 from .softmax import LOG2_E, capped, inverse_total, lse_of, stepped
 
 
@@ -182,11 +184,10 @@ def varlen_kernel(
     scale_head; v's codes meet weights in fp16, or bf16 where BF16. K_FIRST: see `gemm.body.summed`.
     """
     tile = tl.program_id(0)
-    some = tile // (blocks * together)
-    within = tile % (blocks * together)
-    block = blocks - 1 - within // together
-    pair = some * together + within % together
-    sequence, head = pair // heads, pair % heads
+    some, within = divided(tile, blocks * together)
+    turn, of_some = divided(within, together)
+    block = blocks - 1 - turn
+    sequence, head = divided(some * together + of_some, heads)
     i = tl.arange(0, ROWS)
     wide = tl.arange(0, DV_BLOCK)
     out_at = out_ptr + head.to(tl.int64) * out_head + wide[None, :]
@@ -206,7 +207,8 @@ def varlen_kernel(
         return
     k_begin = tl.load(k_ends_ptr + sequence)
     keys = tl.load(k_ends_ptr + sequence + 1) - k_begin
-    k_head_at = (head // group).to(tl.int64)
+    kv_head, _ = divided(head, group)
+    k_head_at = kv_head.to(tl.int64)
 
     # where the queries stand, which keys each sees, and which some of them see, and all of them
     shift = keys - queries
@@ -236,7 +238,7 @@ def varlen_kernel(
         slope = tl.load(alibi_ptr + sequence * alibi_row + head) * LOG2_E
     out_scale = 1.0
     if CODED:
-        of_scale = sequence * scale_row + (head // group) * scale_head
+        of_scale = sequence * scale_row + kv_head * scale_head
         scale = scale * tl.load(q_scale_ptr + of_scale) * tl.load(k_scale_ptr + of_scale)
         out_scale = tl.load(v_scale_ptr + of_scale)
 

@@ -8,7 +8,7 @@ taken apart in registers.
 import triton
 import triton.language as tl
 
-from aiter_ops.providers.triton.common import widen
+from aiter_ops.providers.triton.common import divided, widen
 
 
 @triton.jit
@@ -20,7 +20,8 @@ def place_in_grid(program, heads, TOKENS: tl.constexpr, HEADS: tl.constexpr):
         first_token, first_head = program, 0
     else:
         blocks = tl.cdiv(heads, HEADS)
-        first_token, first_head = program // blocks, (program % blocks) * HEADS
+        first_token, block = divided(program, blocks)
+        first_head = block * HEADS
     token = first_token * TOKENS + tl.arange(0, TOKENS)
     head = first_head + tl.arange(0, HEADS)
     return token, head.to(tl.int64)[None, :, None]

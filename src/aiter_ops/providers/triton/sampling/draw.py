@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.common import divided
 from aiter_ops.providers.triton.launch import Launcher, as_rows, machine
 from aiter_ops.providers.triton.tiles.sampling import MOST_LISTED, sample_tile
 
@@ -55,8 +56,8 @@ def race_kernel(
     first; where a row is one part, its column goes to tokens [R] instead. CUT: `info` of `search` holds; then a row
     whose token is drawn already keeps it. given: bit 2 min_p.
     """
-    row = (tl.program_id(0) // parts).to(tl.int64)
-    part = tl.program_id(0) % parts
+    row, part = divided(tl.program_id(0), parts)
+    row = row.to(tl.int64)
     cut = LEAST_KEY
     if CUT:
         cut = tl.load(info_ptr + row * INFO + 6)

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.common import divided
 from aiter_ops.providers.triton.launch import Launcher, as_rows, machine
 from aiter_ops.providers.triton.tiles.sampling import SampleTile, sample_tile
 
@@ -33,8 +34,8 @@ def peak_kernel(
     is the largest key of each part. With it ranked is int64 [R, parts]: -key, then the first column that has it, so that
     the least is the row's; where a row is one part, its column goes to tokens [R] instead.
     """
-    row = (tl.program_id(0) // parts).to(tl.int64)
-    part = tl.program_id(0) % parts
+    row, part = divided(tl.program_id(0), parts)
+    row = row.to(tl.int64)
     row_ptr = logits_ptr + row * stride
     first, lane = part * chunk, tl.arange(0, BLOCK)
     end = tl.minimum(first + chunk, columns)
