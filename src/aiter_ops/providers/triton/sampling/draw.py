@@ -10,11 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import divided
 from aiter_ops.providers.triton.launch import Launcher, as_rows, machine
 from aiter_ops.providers.triton.tiles.sampling import MOST_LISTED, sample_tile
 
-from .largest import least, peak
+from .largest import least, peak, rank
 from .numbers import (
     EXACT,
     LEAST_KEY,
@@ -52,18 +51,18 @@ def race_kernel(
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program runs the race of `chunk` columns of a row: ranked [R, parts] int64, `packed` race and column of the
+    """A program runs the race of `chunk` columns of a row: ranked [R, PARTS] int64, `packed` race and column of the
     first; where a row is one part, its column goes to tokens [R] instead. CUT: `info` of `search` holds; then a row
     whose token is drawn already keeps it. given: bit 2 min_p.
     """
-    row, part = divided(tl.program_id(0), parts)
-    row = row.to(tl.int64)
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    part = tl.program_id(0) % parts
     cut = LEAST_KEY
     if CUT:
         cut = tl.load(info_ptr + row * INFO + 6)
         if tl.load(info_ptr + row * INFO + 5) != 0:
             if parts > 1:
-                tl.store(ranked_ptr + row * parts + part, tl.load(tokens_ptr + row).to(tl.int64))
+                rank(ranked_ptr, tl.load(tokens_ptr + row).to(tl.int64), row, part, parts, PARTS)
             return
     _, largest, scale, plain = row_facts(peaks_ptr, temperature_ptr, row, parts, PARTS)
     lowest = LEAST_T
@@ -91,7 +90,7 @@ def race_kernel(
     if parts == 1:
         tl.store(tokens_ptr + row, column)
     else:
-        tl.store(ranked_ptr + row * parts + part, packed(won, column))
+        rank(ranked_ptr, packed(won, column), row, part, parts, PARTS)
 
 
 _count, _refine, _collect, _settle, _race = (
@@ -116,7 +115,7 @@ def sample(
     tile = sample_tile(machine(), count, columns)
     tokens = logits.new_empty((count,), dtype=torch.int32)
     peaks = logits.new_empty((count, tile.parts), dtype=torch.int32)
-    ranked = logits.new_empty((count, tile.parts), dtype=torch.int64)
+    ranked = logits.new_empty((count, tile.most_parts), dtype=torch.int64)
     temperature, seeds, offsets = temperature.contiguous(), seeds.contiguous(), offsets.contiguous()
     given = (top_k is not None) + 2 * (top_p is not None) + 4 * (min_p is not None)
     k = peaks if top_k is None else top_k.contiguous()

@@ -18,8 +18,6 @@ Triton counts a histogram by ballots of a warp, whose cost grows with the bins: 
 import triton
 import triton.language as tl
 
-from aiter_ops.providers.triton.common import divided
-
 from .numbers import (
     LEAST_T,
     exponents,
@@ -183,8 +181,8 @@ def count_kernel(
     BLOCK: tl.constexpr,
 ):
     """counts [R, parts, BINS] int32 of the columns that can be drawn. peaks: [R, parts]."""
-    row, part = divided(tl.program_id(0), parts)
-    row = row.to(tl.int64)
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    part = tl.program_id(0) % parts
     _, largest, scale, plain = row_facts(peaks_ptr, temperature_ptr, row, parts, PARTS)
     k, p = limits(top_k_ptr, top_p_ptr, given, row, columns)
     if plain | ((k == columns) & (p == 1.0)):
@@ -221,8 +219,8 @@ def refine_kernel(
     """finer [R, parts, BINS] int32, the refined histogram of rows that need one, and masses [R, parts, 2] int64 of its
     first and last bin.
     """
-    row, part = divided(tl.program_id(0), parts)
-    row = row.to(tl.int64)
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    part = tl.program_id(0) % parts
     _, largest, scale, plain = row_facts(peaks_ptr, temperature_ptr, row, parts, PARTS)
     k, p = limits(top_k_ptr, top_p_ptr, given, row, columns)
     if plain | ((k == columns) & (p == 1.0)):
@@ -291,8 +289,8 @@ def collect_kernel(
     columns before the bins of the top-p threshold, and of those between them and the k-th's bin. keys and places
     [R, LIST] int32: the candidates' keys, and columns with `NEAR_P` and `NEAR_K`.
     """
-    row, part = divided(tl.program_id(0), parts)
-    row = row.to(tl.int64)
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    part = tl.program_id(0) % parts
     _, largest, scale, plain = row_facts(peaks_ptr, temperature_ptr, row, parts, PARTS)
     k, p = limits(top_k_ptr, top_p_ptr, given, row, columns)
     bin = tl.arange(0, BINS)
