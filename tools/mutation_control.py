@@ -20,13 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from mutation_cases import CASES, Case, cases_of, resized, sample_of
 
 from aiter_ops.amdgcn import EmulationError
 from aiter_ops.check.emulate import emulate, inputs, refusal
 from aiter_ops.check.mutate import Mutant, caught, means, mutants_of
-from aiter_ops.check.survivors import arguments, more_inputs
+from aiter_ops.check.survivors import arguments, elements, more_inputs
 from aiter_ops.core.op import Op, get_op
 from aiter_ops.core.platforms import Platform, platform_for
 from aiter_ops.core.samples import Sample
@@ -49,7 +48,7 @@ def control(case: Case, arch: str, most: int | None, seed: int = 0) -> dict[str,
     first = [s for s in every if s.name.startswith(sample.name)]
     alike = [s for s in every if s not in first and _reaches(op, s, target, found)]
     # the small ones first, which catch most
-    hows = {m: caught(op, sorted([*first, *alike], key=_elements), target, m) for m in found}
+    hows = {m: caught(op, sorted([*first, *alike], key=elements), target, m) for m in found}
     left = [m for m, how in hows.items() if how is None]
     values = [s for s in more_inputs(op, sample) if _right(op, s, target)]
     sizes = [s for s in resized(case, sample) if _right(op, s, target) and _reaches(op, s, target, found)]
@@ -95,11 +94,6 @@ def lower_bound(hits: int, of: int, doubt: float = 0.05) -> float:
         tail = sum(math.comb(of, k) * p**k * (1 - p) ** (of - k) for k in range(hits, of + 1))
         low, high = (low, p) if tail > doubt else (p, high)
     return low
-
-
-def _elements(sample: Sample) -> int:
-    """Of all tensors of a sample."""
-    return sum(a.numel() for a in (*sample.args, *sample.kwargs.values()) if isinstance(a, torch.Tensor))
 
 
 def _right(op: Op, sample: Sample, target: Platform) -> bool:

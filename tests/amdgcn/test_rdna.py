@@ -1,29 +1,14 @@
-"""What waves of 32 lanes do otherwise: masks, lane moves, counters, pairs of instructions, halves of registers, scratch."""
+"""What waves of 32 lanes do otherwise: masks, lane moves, pairs of instructions, halves of registers, scratch."""
 
 import numpy as np
 import pytest
 
 from aiter_ops.amdgcn import EmulationError, Machine, Memory, Pointer, Unsupported, coverage, parse
 
+from .rdna_launch import RDNA, STORE, launch
 from .snippets import execute, text
 
 LANE = np.arange(32, dtype=np.uint32)
-RDNA = ("gfx1100", "gfx1201")
-HEAD = {
-    "gfx1100": "s_load_b64 s[4:5], s[0:1], null\ns_waitcnt lgkmcnt(0)\n",
-    "gfx1201": "s_load_b64 s[4:5], s[0:1], 0x0\ns_wait_kmcnt 0x0\n",
-}
-STORE = "v_lshlrev_b32_e32 v1, 2, v0\nglobal_store_b32 v1, v2, s[4:5]"
-
-
-def launch(
-    body: str, lanes: int = 32, grid=1, target: str = "gfx1100", scratch: int = 0, size: int = 1024
-) -> np.ndarray:
-    """Run with one tensor, whose address is in s[4:5]; the tensor afterwards, as 32-bit words."""
-    memory, data = Memory(), np.zeros(size, np.uint8)
-    address = memory.add(data)
-    Machine(parse(text(HEAD[target] + body, lanes, 1, target, scratch)), memory, 1024).run(grid, [Pointer(address)])
-    return data.view(np.uint32)
 
 
 @pytest.mark.parametrize("target", RDNA)
@@ -223,84 +208,6 @@ def test_approximate_functions_of_scalar_registers():
     assert got == [-0.25, float(np.float32(2.5**-0.5)), 16.0, -2.0, 2.0]
     with pytest.raises(Unsupported, match="modifiers"):
         execute("s_cvt_f32_u32 s6, -s2", target="gfx1201")
-
-
-# --- counters and barriers ----------------------------------------------------------------------------------------------
-
-LOAD = "v_mov_b32_e32 v1, 0\nglobal_store_b32 v1, v1, s[4:5]\nglobal_load_b32 v2, v1, s[4:5]\n{}\nv_add_nc_u32_e32 v3, v2, v2"
-
-
-@pytest.mark.parametrize(
-    ("target", "wait", "enough"),
-    [
-        ("gfx1100", "s_waitcnt vmcnt(0)", True),
-        ("gfx1100", "s_waitcnt lgkmcnt(0)", False),
-        ("gfx1100", "s_waitcnt_vscnt null, 0x0", False),
-        ("gfx1100", "s_waitcnt vmcnt(1)", False),
-        ("gfx1201", "s_wait_loadcnt 0x0", True),
-        ("gfx1201", "s_wait_loadcnt_dscnt 0x0", True),
-        ("gfx1201", "s_wait_loadcnt_dscnt 0x100", False),
-        ("gfx1201", "s_wait_dscnt 0x0", False),
-        ("gfx1201", "s_wait_kmcnt 0x0", False),
-        ("gfx1201", "s_wait_storecnt 0x0", False),
-        ("gfx1201", "s_wait_storecnt_dscnt 0x0", False),
-    ],
-)
-def test_a_load_is_waited_for_by_its_own_counter(target, wait, enough):
-    if enough:
-        launch(LOAD.format(wait), target=target)
-    else:
-        with pytest.raises(EmulationError, match="v2 is used while a load to it is outstanding"):
-            launch(LOAD.format(wait), target=target)
-
-
-def test_a_counter_of_another_target_is_an_error():
-    with pytest.raises(Unsupported, match="counter"):
-        launch("s_wait_loadcnt 0x0")
-    with pytest.raises(Unsupported, match="counter"):
-        launch("s_waitcnt_vscnt s6, 0x0")
-
-
-LDS = """
-    v_lshlrev_b32_e32 v1, 2, v0
-    v_xor_b32_e32 v3, 0x80, v1
-    ds_store_b32 v1, v0
-    {wait}
-    {barrier}
-    ds_load_b32 v2, v3
-    {wait_again}
-"""
-
-
-@pytest.mark.parametrize(
-    ("target", "wait", "barrier", "said"),
-    [
-        ("gfx1100", "s_waitcnt lgkmcnt(0)", "s_barrier\nbuffer_gl0_inv", None),
-        ("gfx1100", "s_waitcnt lgkmcnt(0)", "", "another wave"),
-        ("gfx1100", "", "s_barrier", "barrier while an LDS write"),
-        ("gfx1201", "s_wait_dscnt 0x0", "s_barrier_signal -1\ns_barrier_wait -1", None),
-        ("gfx1201", "", "s_barrier_signal -1\ns_barrier_wait -1", "barrier while an LDS write"),
-        ("gfx1201", "s_wait_dscnt 0x0", "s_barrier_wait -1", "without a signal"),
-        ("gfx1201", "s_wait_dscnt 0x0", "s_barrier_signal -1", "between the signal"),
-        ("gfx1201", "s_wait_dscnt 0x0", "", "another wave"),
-    ],
-)
-def test_lds_between_waves(target, wait, barrier, said):
-    again = "s_waitcnt lgkmcnt(0)" if target == "gfx1100" else "s_wait_dscnt 0x0"
-    body = LDS.format(wait=wait, barrier=barrier, wait_again=again) + STORE
-    if said is None:
-        assert launch(body, 64, target=target)[:64].tolist() == [i ^ 32 for i in range(64)]
-    else:
-        with pytest.raises(EmulationError, match=said):
-            launch(body, 64, target=target)
-
-
-def test_nothing_follows_after_the_registers_are_given_back():
-    launch("s_nop 0\ns_sendmsg sendmsg(MSG_DEALLOC_VGPRS)")
-    with pytest.raises(EmulationError, match="given back"):
-        launch("s_sendmsg sendmsg(MSG_DEALLOC_VGPRS)\nv_mov_b32_e32 v2, 0")
-    with pytest.raises(Unsupported, match="message"):
-        launch("s_sendmsg sendmsg(MSG_INTERRUPT)")
 
 
 # --- entry, scratch, buffers, tables --------------------------------------------------------------------------------------

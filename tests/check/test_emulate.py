@@ -27,19 +27,7 @@ from aiter_ops.check.support import promised
 
 TARGET = platform_for("gfx942")
 QUICK = ("rms_norm", "add_rms_norm", "silu_and_mul", "group_quant", "per_token_quant")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_here(tmp_path_factory):
-    """Kernels are kept where TRITON_CACHE_DIR says, else in a folder of this run that its workers share."""
-    import triton
-
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    with triton.knobs.cache.scope():
-        triton.knobs.cache.dir = os.environ.get("TRITON_CACHE_DIR") or str(folder / "kernels")
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_here")
 
 
 def check_all(name: str, arch: str = "gfx942", step: int = 1) -> int:

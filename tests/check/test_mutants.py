@@ -26,16 +26,7 @@ from aiter_ops.check.watch import Seen, may_differ, random_waves
 from aiter_ops.check.window import Window
 
 TARGET = platform_for("gfx942")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_here(tmp_path_factory):
-    import triton
-
-    before = triton.knobs.cache.dir
-    triton.knobs.cache.dir = str(tmp_path_factory.mktemp("kernels"))
-    yield
-    triton.knobs.cache.dir = before
+pytestmark = pytest.mark.usefixtures("compiled_here")
 
 
 def of(name: str):

@@ -22,16 +22,7 @@ from aiter_ops.check.watch import may_differ, random_waves
 from aiter_ops.check.window import Window
 
 RDNA = ("gfx1100", "gfx1201")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_here(tmp_path_factory):
-    import triton
-
-    before = triton.knobs.cache.dir
-    triton.knobs.cache.dir = str(tmp_path_factory.mktemp("kernels"))
-    yield
-    triton.knobs.cache.dir = before
+pytestmark = pytest.mark.usefixtures("compiled_here")
 
 
 def of(arch: str):

@@ -272,7 +272,7 @@ def means(how: str) -> str:
         ("undefined", ("undefined", "takes part in")),
         ("wait", ("outstanding",)),
         ("LDS race", ("LDS byte",)),
-        ("memory", ("outside", "misaligned", "across the end", "not a multiple of 8")),
+        ("memory", ("outside", "misaligned", "across the end", "only if it wrapped", "not a multiple of 8")),
     )
     return next((mean for mean, some in words if any(word in how for word in some)), "control")
 

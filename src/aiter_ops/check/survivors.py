@@ -13,7 +13,8 @@ over inputs of other values and, where the same program serves them, of other si
 - ``sizes``: the straight run of instructions around it (up to 48 before and 64 after, without a branch) makes the same
   accesses and leaves the same in every register that is read later, on registers of random bits, but for those that hold
   sizes or indices, which are not negative and up to eight times as large as any seen, for divisors, which are not zero, and
-  for those that depend on wave and lane alone. So of the steps of an integer division: a better estimate is not needed where corrections follow.
+  for those that depend on wave and lane alone. So of the steps of an integer division: a better estimate is not needed where
+  corrections follow.
 - ``thrown away``: wherever the changed instruction writes something else, anything may stand: undefined values put there
   reach no store, address, EXEC or branch, with all inputs.
 - ``bound``: it changes the number of records of a buffer descriptor, which bounds nothing here but the offset 0x80000000 of
@@ -30,7 +31,7 @@ What has none of these is an unexplained survivor.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,8 @@ def arguments(
     found: dict[Mutant, str | None] = {m: why for m in seen if (why := _same(seen[m]))}
     # rounding to fp16 hides last bits of a quotient from a window: a division of floats is no division of sizes
     open_ = [m for m in seen if m not in found and not in_quotient(m, programs[m])]
-    found |= dict.fromkeys(_same_for_sizes(op, inputs, others, target, open_), "sizes")
+    of_open = {m: programs[m] for m in open_}
+    found |= dict.fromkeys(_same_for_sizes(op, every, len(inputs), target, of_open), "sizes")
     every.sort(key=elements)  # an argument ends where the first input is against it
     stored = _Stored(op, target)
     for m in mutants:
@@ -241,12 +243,13 @@ def _follow(seen: Seen, ran: list[list[Rows]]) -> bool:
 
 
 def _same_for_sizes(
-    op: Op, inputs: Sequence[Sample], others: Sequence[Sample], target: Platform, mutants: Sequence[Mutant]
+    op: Op, every: Sequence[Sample], alike: int, target: Platform, programs: Mapping[Mutant, Program]
 ) -> list[Mutant]:
-    """The mutants whose windows leave the same in every register that is read later, whatever the sizes and values are."""
-    programs = _programs(op, inputs[0], target, mutants)
+    """The mutants whose windows leave the same in every register that is read later, whatever the sizes and values are.
+    alike: how many of the inputs, from the first on, are of one size.
+    """
     windows = [_Observed(m, Window.around(p, m.place, loads)) for m, p in programs.items() for loads in (True, False)]
-    for sample in (*inputs, *others):
+    for sample in every:
         for one in windows:
             one.start()
 
@@ -262,7 +265,7 @@ def _same_for_sizes(
         emulate(op, sample, target, prepare=prepare)
     kept: list[Mutant] = []
     for one in windows:
-        if one.mutant not in kept and one.same(len(inputs)):
+        if one.mutant not in kept and one.same(alike):
             kept.append(one.mutant)
     return kept
 

@@ -44,7 +44,7 @@ FP16_OVERFLOWS = tl.constexpr(65520.0)
 
 @triton.jit
 def divided(a, b):
-    """a // b and a % b of 32-bit numbers that are not negative, which take half of the instructions where nobody asks for signs."""
+    """a // b and a % b of 32-bit numbers that are not negative: a division of signed ones would take care of signs."""
     quotient = (tl.cast(a, tl.uint32) // tl.cast(b, tl.uint32)).to(tl.int32)
     return quotient, a - quotient * b
 

@@ -8,7 +8,7 @@ shuffled value: between X places; of a shuffled key X), by_head, and by_run (of 
 import triton
 import triton.language as tl
 
-from aiter_ops.providers.triton.common import encode, inverse_of
+from aiter_ops.providers.triton.common import divided, encode, inverse_of
 from aiter_ops.providers.triton.quant.codes import divide
 
 
@@ -16,10 +16,8 @@ from aiter_ops.providers.triton.quant.codes import divide
 def find(slot_ptr, token, slots, block_size):
     """Whether the tokens have a slot, its block and its place there, in 64 bits. A cache has fewer than 2^31 slots."""
     slot = tl.load(slot_ptr + token, mask=token < slots, other=-1).to(tl.int32)
-    # a division of signed numbers would take care of signs, and slots below 0 are not used
-    number, size = (slot & 0x7FFFFFFF).to(tl.uint32), block_size.to(tl.uint32)
-    block = number // size
-    return slot >= 0, block.to(tl.int64), (number - block * size).to(tl.int64)
+    block, place = divided(slot & 0x7FFFFFFF, block_size)  # slots below 0 are not used
+    return slot >= 0, block.to(tl.int64), place.to(tl.int64)
 
 
 @triton.jit

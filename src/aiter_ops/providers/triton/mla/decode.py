@@ -86,14 +86,13 @@ def _launch(
         parts = split_count(machine(), tile, batch, tiles, most_keys, fixed)
         slots, slot_rows, items = parts, tokens * heads, parts * batch
     split = planned or parts > 1
-    # what is not given is never read
-    none = q.new_empty(0, dtype=torch.float32)
-    part = q.new_empty(slots * slot_rows * (value + 1), dtype=torch.float32) if split else none
+    # it also stands for other tensors that are not given, which are never read
+    logs = q.new_empty(0, dtype=torch.float32) if lse is None else lse
+    part = q.new_empty(slots * slot_rows * (value + 1), dtype=torch.float32) if split else logs
     schedule = plan.contiguous() if plan is not None and planned else qo_indptr
     weight = _WEIGHTS.get(q.dtype, tl.float16)
-    logs = none if lse is None else lse
     tensors = (q, kv_buffer, out, logs, part, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens)
-    scales = (none if q_scale is None else q_scale, none if kv_scale is None else kv_scale)
+    scales = (logs if q_scale is None else q_scale, logs if kv_scale is None else kv_scale)
     kv_page, kv_row = kv_buffer.stride(0), kv_buffer.stride(1)
     numbers = (parts, heads, tokens, slot_rows, tiles, page_size, int(causal), float(scale), float(logit_cap))
     strides = (q.stride(0), q.stride(1), kv_page, kv_row, out.stride(0), out.stride(1))
