@@ -15,7 +15,7 @@ from aiter_ops.providers.triton.launch import Launcher, machine
 from aiter_ops.providers.triton.rope.body import place_in_grid
 from aiter_ops.providers.triton.rope.rotary import steps
 from aiter_ops.providers.triton.tiles.kv_cache import value_tile
-from aiter_ops.providers.triton.tiles.rope import head_tile, warps
+from aiter_ops.providers.triton.tiles.rope import head_tile, uneven, warps
 
 from .body import copy_rows, find
 from .layouts import block_size_of, scaled, step, strides, together, top, unwritable
@@ -146,7 +146,9 @@ def concat_and_cache_mla(
     slots = slot_mapping.shape[0]
     if slots == 0:
         return
-    tile, small = head_tile(1, kv_c.shape[1]), head_tile(1, k_pe.shape[-1])
+    # both parts hold as many tokens; masks of columns one by one would fill the scalar registers of AMD's GPUs
+    scattered = uneven(kv_c.shape[1], k_pe.shape[-1])
+    tile, small = head_tile(1, kv_c.shape[1], scattered), head_tile(1, k_pe.shape[-1], scattered)
     tokens = min(tile.tokens, small.tokens)
     numbers = (slots, cache.shape[1], kv_c.stride(0), k_pe.stride(0), cache.stride(0), cache.stride(1))
     widths = kv_c.shape[1], tile.size, k_pe.shape[-1], small.size
