@@ -19,7 +19,7 @@ from aiter_ops.core.platforms import Platform
 from aiter_ops.core.samples import Sample
 
 from .emulate import emulate
-from .registers import parts, table_of, target_of
+from .registers import parts, reads, table_of, target_of, writes
 
 SWAPS = {
     "v_add_f32": "v_sub_f32",
@@ -253,9 +253,22 @@ def mutants_of(op: Op, sample: Sample, target: Platform) -> list[Mutant]:
                     new = instruction(line)
                 except Unsupported:
                     continue
+                if ins.name == "v_mov_b32" and kind == "constant" and _of_float(program, place):
+                    line = re.sub(r", 1$", ", 1.0", line)  # as a float an integer 1 is 2^-149
+                    new = instruction(line)
                 if line != ins.text and all(part.name in known for part in parts(new)):
                     found.setdefault(Mutant(program.name, number, place, kind, ins.text, line, program.target))
     return list(found)
+
+
+def _of_float(program: Program, place: int) -> bool:
+    """Whether what an instruction writes is next named by one that takes it for fp32."""
+    target = target_of(program.target)
+    written = writes(program.code[place], target)
+    later = program.code[place + 1 :]
+    return next(
+        (re.search("_f32|v_mfma", ins.name) is not None for ins in later if written & reads(ins, target)), False
+    )
 
 
 MEANS = ("numbers", "memory", "undefined", "wait", "LDS race", "control")

@@ -40,6 +40,15 @@ def samples(make: Make) -> Iterator[Sample]:
     yield Sample("strided 6x3x80", strided)
     wide, lse_a, b, lse_b = parts(5, 8, 40)
     yield Sample("sliced 5x4x37", (wide[:, ::2, 3:], lse_a[::2], b[:, :4, :37], lse_b[4:]))
+    for tokens, heads in ((145, 7), (61, 12)):
+        a, lse_a, b, lse_b = parts(tokens, heads, 40, FP32)
+        wide = (
+            make.normal(tokens, heads + 2, 45, dtype=FP32),
+            make.normal(heads, tokens, 43, dtype=FP32).transpose(0, 1),
+        )
+        a, b = wide[0][:, 1:-1, 3:43].copy_(a), wide[1][..., :40].copy_(b)
+        lse_b = make.normal(tokens, heads + 3, dtype=FP32)[:, :heads].t().copy_(lse_b)
+        yield Sample(f"rows and heads apart {tokens}x{heads}x40 fp32", (a, lse_a, b, lse_b))
     yield Sample("zero rows", parts(0, 4, 64))
     yield Sample("DeepSeek-V3 4096x16x128", parts(4096, 16, 128), size="model")
     yield Sample("Llama-3-8B 64x32x128", parts(64, 32, 128), size="model")

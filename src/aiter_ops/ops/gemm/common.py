@@ -18,8 +18,11 @@ a tile that a load or a thread does is where the last row or column of a result 
 columns in such of 32 and of every fourth. Columns end in the first, a later and the only step, most near its end.
 """
 
-MANY = (1304, 150, 301)
-"""A product of 21 by 3 tiles of 64 by 64, whose order has two whole groups of rows and a part of one, in three steps."""
+MANY = (2072, 150)
+"""Rows of a and of b of a product of 33 by 3 tiles of 64 by 64: programs in four whole groups of rows of tiles and one more."""
+
+BATCHES = ((5, 150, 70, 125), (37, 65, 40, 29), *((2, *shape) for shape in TAILS[1:]))
+"""The same of batches: some with three tiles of rows and of columns, and some in numbers that divisions by those do not end with."""
 
 
 def factors(op: str, a: Tensor, b: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -73,10 +76,11 @@ def flops(a: Tensor, b: Tensor) -> int:
 
 
 def spaced(x: Tensor, width: int) -> Tensor:
-    """x [rows, K] with rows that begin `width` apart; what lies between them is NaN."""
-    apart = torch.full((x.shape[0], width), float("nan"), device=x.device).to(x.dtype)
-    apart[:, : x.shape[1]] = x
-    return apart[:, : x.shape[1]]
+    """x [..., K] with rows that begin `width` apart; what lies between them is NaN, of integers the largest."""
+    between = float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).max
+    apart = torch.full((*x.shape[:-1], width), between, device=x.device).to(x.dtype)
+    apart[..., : x.shape[-1]] = x
+    return apart[..., : x.shape[-1]]
 
 
 def drawn_codes(make: Make, *shape: int, dtype: torch.dtype = FN) -> Tensor:
@@ -90,9 +94,9 @@ def drawn_scale(make: Make, *shape: int) -> Tensor:
 
 
 def rows_apart(codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """codes [rows, K] and their scales [rows, ...] with the codes of a row 2^5, 2^4, … 2^0 times smaller in turn, and its scale
-    as much larger: the products are as large as before, and what is added to a sum of codes shows where they are small.
+    """codes [rows, K] and their scales [rows, ...] with the codes of a row 2^8, 2^4 and 1 times smaller in turn, and its scale as
+    much larger: the products are as large as before, and what is added to a sum of codes shows where they are small.
     """
-    power = (torch.arange(codes.shape[0], device=codes.device) % 6 - 5).float().exp2()[:, None]
+    power = (4.0 * (torch.arange(codes.shape[0], device=codes.device) % 3 - 2)).exp2()[:, None]
     small = codes.float() * power
     return (small.round() if codes.dtype == INT8 else small).to(codes.dtype), scale / power

@@ -79,6 +79,21 @@ def _shapes(make: Make) -> Iterator[tuple[str, Tensor, tuple[Tensor, Tensor]]]:
     yield "strided 6x256", make.transposed(6, 256, FP16), strided
     expanded = packed[:1].expand(20, -1), scale[:1].expand(20, -1)
     yield "sliced 6x256, expanded weight", make.sliced(6, 256, FP16), expanded
+    for rows, n, k in ODD:
+        yield f"odd {rows}x{k}, N {n}", c.spaced(make.normal(rows, k), 304), _apart(drawn_mxfp4(make, n, k))
+
+
+ODD = (
+    (280, 150, 288),
+    (*c.MANY, BLOCK),
+    *((rows, n, BLOCK * -(-k // BLOCK)) for rows, n, k in c.TAILS),
+)
+"""Rows of a and of b, and columns: `TAILS` in whole blocks, three steps, and an order of many tiles."""
+
+
+def _apart(factor: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Codes and scales in rows that lie apart."""
+    return c.spaced(factor[0], 168), c.spaced(factor[1], 13)
 
 
 MODELS = (("gpt-oss", 1, 5120, 2880), ("DeepSeek-V3", 1, 7168, 16384), ("DeepSeek-V3", 64, 24576, 1536))
@@ -109,6 +124,10 @@ def a8_samples(make: Make) -> Iterator[Sample]:
 
     for name, a, b in _shapes(make):
         yield Sample(name, order(*call(a, b)))
+    for rows, n, k in ODD:
+        a, b = make.normal(rows, k), _apart(drawn_mxfp4(make, n, k))
+        a, *rest = order(*call(a, b, FNUZ))
+        yield Sample(f"odd fnuz {rows}x{k}, N {n}", (c.spaced(a, 304), *rest))
     yield Sample("fnuz 9x256, N 48", call(make.normal(9, 256), drawn_mxfp4(make, 48, 256), FNUZ))
     yield Sample(
         "odd 33x288, N 45, to fp32", call(make.normal(33, 288), drawn_mxfp4(make, 45, 288)), {"out_dtype": FP32}
@@ -136,6 +155,10 @@ def a4_samples(make: Make) -> Iterator[Sample]:
     yield Sample("one row without dimensions", call((256,), 48))
     yield Sample("zero rows", call((0, 64), 32))
     yield Sample("strided 6x256", tuple(t.t().contiguous().t() for t in call((6, 256), 48)))
+    for rows, n, k in ODD:
+        a, b, a_scale, b_scale = call((rows, k), n)
+        (a, a_scale), (b, b_scale) = _apart((a, a_scale)), _apart((b, b_scale))
+        yield Sample(f"odd {rows}x{k}, N {n}, bias", (a, b, a_scale, b_scale, make.normal(n)))
     yield Sample("shuffled 6x512, N 64", call((6, 512), 64, True), tail)
     yield Sample("shuffled 40x256, N 96", call((40, 256), 96, True), tail)
     for model, rows, n, k in MODELS:

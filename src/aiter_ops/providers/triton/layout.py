@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from aiter_ops.core.platforms import Platform
+from aiter_ops.core.provider import Predicate
 from aiter_ops.ops.layout import BYTES, GATE_UP, ScaleLayout, WeightLayout
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.common import divided
 from aiter_ops.providers.triton.launch import Launcher
 
 BLOCK = 1024
@@ -21,9 +26,10 @@ def place_of(n, c, N, C, KIND: tl.constexpr, GATE_UP: tl.constexpr):
 
     KIND: rows of a tile whose columns lie apart; ``scale`` and ``scale4`` for the tiles of 32 × 8 and 32 × 4 scales.
     """
+    n, c = tl.cast(n, tl.uint32), tl.cast(c, tl.uint32)
     if GATE_UP:
-        up, at = n // (N // 2), n % (N // 2)
-        n = at // 16 * 32 + up * 16 + at % 16
+        up, at = divided(n, N // 2)
+        n = tl.cast(at, tl.uint32) // 16 * 32 + up * 16 + at % 16
     if KIND == "scale":
         inside = (c % 4 * 16 + n % 16) * 4 + c // 4 % 2 * 2 + n // 16 % 2
         return (n // 32 * (C // 8) + c // 8) * 256 + inside
@@ -33,11 +39,10 @@ def place_of(n, c, N, C, KIND: tl.constexpr, GATE_UP: tl.constexpr):
         return (n // KIND * C + c) * KIND + n % KIND
 
 
-@triton.jit(do_not_specialize=["total", "N", "C"])
+@triton.jit(do_not_specialize=["N", "C"])
 def move_kernel(
     from_ptr,
     to_ptr,
-    total,
     N,
     C,
     KIND: tl.constexpr,
@@ -46,16 +51,17 @@ def move_kernel(
     WORDS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """BLOCK of `total` pieces of WORDS elements; planes of N rows and C pieces. BACK: the inverse permutation."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    plane = at // (N * C)
-    rest = (at % (N * C)).to(tl.int32)
-    moved = plane * (N * C) + place_of(rest // C, rest % C, N, C, KIND, GATE_UP)
+    """BLOCK pieces of WORDS elements of a plane of N rows and C pieces, fewer than 2^31. BACK: the inverse permutation."""
+    plane, block = divided(tl.program_id(0), tl.cdiv(N * C, BLOCK))
+    at = block * BLOCK + tl.arange(0, BLOCK)
+    n, c = divided(at, C)
+    moved = place_of(n, c, N, C, KIND, GATE_UP)
     word = tl.arange(0, WORDS)[None, :]
-    inside = (at < total)[:, None]
+    inside = (at < N * C)[:, None]
     source, target = (moved, at) if BACK else (at, moved)
-    piece = tl.load(from_ptr + source[:, None] * WORDS + word, mask=inside, other=0)
-    tl.store(to_ptr + target[:, None] * WORDS + word, piece, mask=inside)
+    first = plane.to(tl.int64) * (N * C)
+    piece = tl.load(from_ptr + (first + source)[:, None] * WORDS + word, mask=inside, other=0)
+    tl.store(to_ptr + (first + target)[:, None] * WORDS + word, piece, mask=inside)
 
 
 @triton.jit(do_not_specialize=["total", "scales"])
@@ -75,7 +81,7 @@ def fnuz_kernel(w_ptr, scale_ptr, q_ptr, out_ptr, total, scales, BLOCK: tl.const
         tl.store(out_ptr + at, scale * 2.0, mask=at < scales)
 
 
-_move, _fnuz = Launcher(move_kernel, free=3), Launcher(fnuz_kernel, free=2)
+_move, _fnuz = Launcher(move_kernel, free=2), Launcher(fnuz_kernel, free=2)
 
 
 def _moved(x: Tensor, kind: int | str, layout: str, back: bool) -> Tensor:
@@ -87,10 +93,15 @@ def _moved(x: Tensor, kind: int | str, layout: str, back: bool) -> Tensor:
     words = BYTES // 4 if isinstance(kind, int) else 1
     pieces = x.shape[-1] * x.element_size() // BYTES if words > 1 else x.shape[-1]
     dtype = torch.int32 if words > 1 else torch.uint8
-    total, block = x.numel() // x.shape[-1] * pieces, BLOCK // words
+    rows, block = x.shape[-2], BLOCK // words
     constants = (kind, layout.endswith(GATE_UP), back, words, block)
-    _move(-(-total // block), (x.view(dtype), out.view(dtype)), (total, x.shape[-2], pieces), constants)
+    grid = math.prod(x.shape[:-2]) * -(-rows * pieces // block)
+    _move(grid, (x.view(dtype), out.view(dtype)), (rows, pieces), constants)
     return out
+
+
+def _large(target: Platform) -> Predicate:
+    return lambda x, layout: "planes of 2^31 elements or more" if math.prod(x.shape[-2:]) >= 2**31 else None
 
 
 def _rows(layout: str) -> int:
@@ -101,22 +112,22 @@ def _scales(layout: str) -> str:
     return "scale4" if layout == "shuffled_32x4" else "scale"
 
 
-@PROVIDER.implements("shuffle_weight", batch_invariant=True)
+@PROVIDER.implements("shuffle_weight", refuses=_large, batch_invariant=True)
 def shuffle_weight(w: Tensor, layout: WeightLayout = "shuffled_16x16") -> Tensor:
     return _moved(w, _rows(layout), layout, back=False)
 
 
-@PROVIDER.implements("unshuffle_weight", batch_invariant=True)
+@PROVIDER.implements("unshuffle_weight", refuses=_large, batch_invariant=True)
 def unshuffle_weight(w: Tensor, layout: WeightLayout = "shuffled_16x16") -> Tensor:
     return _moved(w, _rows(layout), layout, back=True)
 
 
-@PROVIDER.implements("shuffle_scale", batch_invariant=True)
+@PROVIDER.implements("shuffle_scale", refuses=_large, batch_invariant=True)
 def shuffle_scale(scale: Tensor, layout: ScaleLayout = "shuffled_32x8") -> Tensor:
     return _moved(scale, _scales(layout), layout, back=False)
 
 
-@PROVIDER.implements("unshuffle_scale", batch_invariant=True)
+@PROVIDER.implements("unshuffle_scale", refuses=_large, batch_invariant=True)
 def unshuffle_scale(scale: Tensor, layout: ScaleLayout = "shuffled_32x8") -> Tensor:
     return _moved(scale, _scales(layout), layout, back=True)
 

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.common import divided
 from aiter_ops.providers.triton.launch import Launcher, machine
 from aiter_ops.providers.triton.tiles.attention import merge_tile
 
@@ -36,9 +37,10 @@ def merge_kernel(
 ):
     """a, b [tokens, heads, SIZE] with the strides given and unit stride in a head; out and lse contiguous."""
     LOG2_E: tl.constexpr = 1.4426950408889634
-    flat = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    row, head = flat // heads, flat % heads
+    flat = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row, head = divided(flat, heads)
     there = row < tokens
+    flat, row, head = flat.to(tl.int64), row.to(tl.int64), head.to(tl.int64)
     column = tl.arange(0, BLOCK)[None, :]
     inside = there[:, None]
     if BLOCK != SIZE:

@@ -11,7 +11,7 @@ from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.ops.formulas import code_max
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import amax_keep_nan, encode, inverse_of_made, scale_of, widen
+from aiter_ops.providers.triton.common import amax_keep_nan, divided, encode, inverse_of_made, scale_of, widen
 from aiter_ops.providers.triton.launch import Launcher, batch_invariant, fp8_predicate, machine
 from aiter_ops.providers.triton.quant.codes import divide
 from aiter_ops.providers.triton.tiles.gemm import k_first
@@ -60,10 +60,9 @@ def fp8_kernel(
     """
     row_tiles = tl.cdiv(m, ROWS)
     column_tiles = tl.cdiv(n, COLUMNS)
-    tile = tl.program_id(0) // row_tiles
-    row = (tl.program_id(0) % row_tiles) * ROWS
-    column = (tile % column_tiles) * COLUMNS
-    b = (tile // column_tiles).to(tl.int64)
+    tile, row_tile = divided(tl.program_id(0), row_tiles)
+    outer, column_tile = divided(tile, column_tiles)
+    row, column, b = row_tile * ROWS, column_tile * COLUMNS, outer.to(tl.int64)
 
     k = tl.arange(0, BLOCK)[None, :]
     i = tl.arange(0, ROWS)[:, None]

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.common import divided
 from aiter_ops.providers.triton.launch import Launcher, batch_invariant, machine
 from aiter_ops.providers.triton.tiles.gemm import k_first
 from aiter_ops.providers.triton.tiles.gemm_mx import plain_batch_tile
@@ -49,10 +50,9 @@ def plain_kernel(
     """
     row_tiles = tl.cdiv(m, ROWS)
     column_tiles = tl.cdiv(n, COLUMNS)
-    tile = tl.program_id(0) // row_tiles
-    row = (tl.program_id(0) % row_tiles) * ROWS
-    column = (tile % column_tiles) * COLUMNS
-    b = (tile // column_tiles).to(tl.int64)
+    tile, row_tile = divided(tl.program_id(0), row_tiles)
+    outer, column_tile = divided(tile, column_tiles)
+    row, column, b = row_tile * ROWS, column_tile * COLUMNS, outer.to(tl.int64)
 
     step = tl.arange(0, DEPTH)[None, :]
     i = tl.arange(0, ROWS)[:, None]

@@ -12,7 +12,7 @@ from torch import Tensor
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import INTERPRETED
+from aiter_ops.providers.triton.common import INTERPRETED, divided
 from aiter_ops.providers.triton.launch import Launcher, as_rows, batch_invariant, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.gemm import DIES, family
 from aiter_ops.providers.triton.tiles.gemm_mx import MATRIX_UNITS_WITH_SCALES, codes_first, mx_tile
@@ -68,9 +68,7 @@ def mx_kernel(
     heed scales of 255; they are looked for, and their rows and columns become NaN. K_FIRST: see `summed`; codes are read so.
     """
     across_m, across_n = tl.cdiv(M, BM) if GROUP else 1, tl.cdiv(N, BN)
-    pid = tl.program_id(0)
-    outer = pid // (across_m * across_n)
-    pid = pid % (across_m * across_n)
+    outer, pid = divided(tl.program_id(0), across_m * across_n)
     first, last = 0, tl.cdiv(K, BK)
     batch = outer.to(tl.int64)
     if SPLIT:

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from aiter_ops.providers.triton.common import divided
 from aiter_ops.providers.triton.launch import Launcher, machine
 
 from .body import finished, wait_for_last
@@ -39,8 +40,8 @@ def parts_kernel(
     program. EARLY: started while the product still runs.
     """
     wide = tl.cdiv(N, BLOCK)
-    row = tl.program_id(0) // wide
-    col = tl.program_id(0) % wide * BLOCK + tl.arange(0, BLOCK)
+    row, block = divided(tl.program_id(0), wide)
+    col = block * BLOCK + tl.arange(0, BLOCK)
     there = col < N
     at = row.to(tl.int64) * N + col
     if EARLY:

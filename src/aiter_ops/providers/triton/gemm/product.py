@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from aiter_ops.providers.triton.common import divided
+
 from .body import across, finished, let_next_start, of_tile, summed, tile_of
 
 
@@ -62,8 +64,7 @@ def product_kernel(
     if EARLY:
         let_next_start()
     if SPLIT:
-        part = pid // (across_m * across_n)
-        pid = pid % (across_m * across_n)
+        part, pid = divided(pid, across_m * across_n)
         first = part * chunk
         last = tl.minimum(first + chunk, last)
     tile_m, tile_n = tile_of(pid, across_m, across_n, GROUP, DIES)
