@@ -104,6 +104,8 @@ def plain_batch_tile(machine: Platform, batch: int, m: int, n: int, k: int, size
         most = 64 // size
     else:
         most = 128 // size if rows * columns >= 8192 else 256 // size
+        if size == 4 and k % most:  # masks of columns one by one would not fit the scalar registers
+            most //= 2
     depth = max(16, min(next_power_of_two(k), most))
     stages = (3 if rows * columns >= 8192 else 4) if nvidia else 2
     return Tile(rows, columns, 8 if rows * columns >= 16384 else 4, stages, nvidia and rows < 64), depth
