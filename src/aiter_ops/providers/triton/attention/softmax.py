@@ -7,6 +7,8 @@ is (peak, total): the largest score so far, and the sum of exp2(score - peak); t
 import triton
 import triton.language as tl
 
+from aiter_ops.providers.triton.common import inverse_of_made
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -58,8 +60,8 @@ def joined(peak, total, other_peak, other_total):
 
 @triton.jit
 def inverse_total(total):
-    """1 / total, and 0 for rows that saw nothing."""
-    return tl.where(total == 0.0, 0.0, 1.0 / tl.where(total == 0.0, 1.0, total))
+    """1 / total, and 0 for rows that saw nothing. Of any other row the largest weight is 1."""
+    return tl.where(total == 0.0, 0.0, inverse_of_made(total))
 
 
 @triton.jit
