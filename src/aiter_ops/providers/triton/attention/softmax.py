@@ -60,8 +60,10 @@ def joined(peak, total, other_peak, other_total):
 
 @triton.jit
 def inverse_total(total):
-    """1 / total, and 0 for rows that saw nothing. Of any other row the largest weight is 1."""
-    return tl.where(total == 0.0, 0.0, inverse_of_made(total))
+    """1 / total. Of a row that saw nothing, whose sums are all zero, a number that leaves them so; of any other the largest
+    weight is about 1.
+    """
+    return inverse_of_made(tl.maximum(total, 2.0**-64))
 
 
 @triton.jit

@@ -12,6 +12,7 @@ from aiter_ops.providers.triton.attention.softmax import (
     power_of,
     stepped,
 )
+from aiter_ops.providers.triton.division import divided_by
 
 KEYS = tl.constexpr(BLOCK)
 """Keys of a plan's block."""
@@ -26,11 +27,13 @@ def key_count(kv_indptr_ptr, last_ptr, b, page_size):
 
 
 @triton.jit
-def share_of(keys, splits, STEP: tl.constexpr):
-    """Steps of STEP keys that each of so many splits does, and how many splits have any, or 1."""
-    steps = tl.cdiv(keys, STEP)
-    each = tl.maximum(tl.cdiv(steps, splits), 1)
-    return each, tl.maximum(tl.cdiv(steps, each), 1)
+def share_of(keys, splits, by_splits, shift, STEP: tl.constexpr):
+    """Steps of STEP keys that each of so many splits does, at least one, and how many there are; by_splits, shift:
+    `division.inverse` of their number.
+    """
+    steps = (keys + STEP - 1).to(tl.uint32) // STEP
+    each, _ = divided_by(steps.to(tl.int32) + splits - 1, splits, by_splits, shift)
+    return tl.maximum(each, 1), steps.to(tl.int32)
 
 
 @triton.jit
@@ -168,7 +171,13 @@ def written(at, acc, acc_high, over, here, VALUE: tl.constexpr, BLOCK_VALUE: tl.
         stored(at, high, acc_high * over[:, None], here, VALUE, BLOCK_VALUE * 2)
 
 
-@triton.jit(do_not_specialize=["parts", "heads", "tokens", "slot_rows", "tiles", "page_size", "causal", "scale", "cap"])
+DIVISORS = ("by_parts", "parts_shift", "by_heads", "heads_shift", "by_tiles", "tiles_shift")
+MERGE_FREE = ("parts", "heads", "tokens", "slot_rows", "tiles", "page_size", *DIVISORS)
+DECODE_FREE = (*MERGE_FREE, "causal", "scale", "cap")
+"""The first numbers of the kernels: what no compilation follows from. by_..., ..._shift: `division.inverse` of a number."""
+
+
+@triton.jit(do_not_specialize=DECODE_FREE)
 def decode_kernel(
     q_ptr,
     kv_ptr,
@@ -188,6 +197,12 @@ def decode_kernel(
     slot_rows,
     tiles,
     page_size,
+    by_parts,
+    parts_shift,
+    by_heads,
+    heads_shift,
+    by_tiles,
+    tiles_shift,
     causal,
     scale,
     cap,
@@ -223,14 +238,12 @@ def decode_kernel(
     of a key are the value, so a tile of keys is read once for both products. WEIGHT: the dtype that weights and values
     are multiplied in; FP8 keys are widened to it for the second product, and for the first where q is not FP8.
     """
-    tile = tl.program_id(0) % tiles
-    item = tl.program_id(0) // tiles
+    item, tile = divided_by(tl.program_id(0), tiles, by_tiles, tiles_shift)
     if PLANNED:
         part = item
         first_b, last_b = tl.load(plan_ptr + 4 * part), tl.load(plan_ptr + 4 * part + 2)
     else:
-        part = item % parts
-        first_b = item // parts
+        first_b, part = divided_by(item, parts, by_parts, parts_shift)
         last_b = first_b + 1
     factor = scale * LOG2_E
     if Q_SCALED:
@@ -247,14 +260,16 @@ def decode_kernel(
             end = tl.where(b == last_b - 1, tl.minimum(tl.load(plan_ptr + 4 * part + 3) * KEYS, keys), keys)
             busy = begin < end
         else:
-            each, pieces = share_of(keys, parts, STEP)
+            each, steps = share_of(keys, parts, by_parts, parts_shift, STEP)
             begin = part * each * STEP
             end = tl.minimum(begin + each * STEP, keys)
-            busy = part < pieces
+            # without keys the first part writes that there are none
+            busy = (part == 0) | (begin < keys)
         if busy & (tile * ROWS < queries * heads):
             # rows past the last are done as the last, and not written
             row = tl.minimum(r, queries * heads - 1)
-            query, head = row // heads, (row % heads).to(tl.int64)
+            query, head = divided_by(row, heads, by_heads, heads_shift)
+            head = head.to(tl.int64)
             here = r == row
             token = (start + query).to(tl.int64)
             furthest = keys - 1 - (queries - 1 - query) * causal
@@ -291,9 +306,11 @@ def decode_kernel(
             if PLANNED:
                 # of two slots of a part the second is for a sequence that begins in it
                 slot = 2 * part + tl.where(part == tl.load(plan_ptr + 4 * parts + 2 * b), 1, 0)
-                pieces = tl.load(plan_ptr + 4 * parts + 2 * b + 1)
                 row = r
-            if pieces == 1:
+                alone = tl.load(plan_ptr + 4 * parts + 2 * b + 1) == 1
+            else:
+                alone = steps <= each
+            if alone:
                 out_at = out_ptr + token * out_token + head * out_head
                 written(out_at, acc, acc_high, over, here, VALUE, BLOCK_VALUE, HALVES)
                 if LSE:
@@ -304,7 +321,7 @@ def decode_kernel(
                 tl.store(part_ptr + lses_at(parts, slot_rows, VALUE, PLANNED) + at, power_of(peak, total), mask=here)
 
 
-@triton.jit(do_not_specialize=["parts", "heads", "tokens", "slot_rows", "tiles", "page_size"])
+@triton.jit(do_not_specialize=MERGE_FREE)
 def merge_kernel(
     out_ptr,
     lse_ptr,
@@ -319,6 +336,12 @@ def merge_kernel(
     slot_rows,
     tiles,
     page_size,
+    by_parts,
+    parts_shift,
+    by_heads,
+    heads_shift,
+    by_tiles,
+    tiles_shift,
     out_token,
     out_head,
     PIECES: tl.constexpr,
@@ -334,34 +357,37 @@ def merge_kernel(
     A sequence done in one piece is there already; one without keys that a plan left out gets zeros and -inf.
     """
     CHUNKS: tl.constexpr = (VALUE + COLUMNS - 1) // COLUMNS
-    chunk = tl.program_id(0) % CHUNKS
-    tile = tl.program_id(0) // CHUNKS
-    b = tile // tiles
-    r = tile % tiles * ROWS + tl.arange(0, ROWS)
+    program = tl.program_id(0).to(tl.uint32)
+    chunk = (program % CHUNKS).to(tl.int32)
+    b, tile = divided_by((program // CHUNKS).to(tl.int32), tiles, by_tiles, tiles_shift)
+    r = tile * ROWS + tl.arange(0, ROWS)
     start = tl.load(qo_indptr_ptr + b)
     here = r < (tl.load(qo_indptr_ptr + b + 1) - start) * heads
     if PLANNED:
         first = tl.load(plan_ptr + 4 * parts + 2 * b)
-        pieces = tl.load(plan_ptr + 4 * parts + 2 * b + 1)
+        steps, each = tl.load(plan_ptr + 4 * parts + 2 * b + 1), 1
+        alone = steps == 1
     else:
         _, keys = key_count(kv_indptr_ptr, last_ptr, b, page_size)
-        _, pieces = share_of(keys, parts, STEP)
+        each, steps = share_of(keys, parts, by_parts, parts_shift, STEP)
+        alone = steps <= each
         first = 0
-    if pieces == 1:
+    if alone:
         return
     part_lse_ptr = part_ptr + lses_at(parts, slot_rows, VALUE, PLANNED)
     columns = chunk * COLUMNS + tl.arange(0, COLUMNS)
     within = columns < VALUE
+    j = tl.arange(0, PIECES)
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for done in range(0, pieces, PIECES):
-        j = done + tl.arange(0, PIECES)
+    # a piece has `each` steps; of a plan pieces are what is counted
+    for _ in range(0, steps, PIECES * each):
         if PLANNED:
             at = (2 * (first + j) + tl.where(j == 0, 1, 0)).to(tl.int64)[:, None] * slot_rows + r[None, :]
         else:
             at = j.to(tl.int64)[:, None] * slot_rows + (start * heads + r)[None, :]
-        there = (j < pieces)[:, None] & here[None, :]
+        there = (j * each < steps)[:, None] & here[None, :]
         power = tl.load(part_lse_ptr + at, mask=there, other=float("-inf"))
         values = tl.load(
             part_ptr + at[:, :, None] * VALUE + columns[None, None, :],
@@ -373,9 +399,10 @@ def merge_kernel(
         mine, other = tl.exp2(peak - base), tl.exp2(power - base[None, :])
         peak, total = best, total * mine + tl.sum(other, axis=0)
         acc = acc * mine[:, None] + tl.sum(values * other[:, :, None], axis=0)
+        j += PIECES
     values = acc * inverse_total(total)[:, None]
-    token = (start + r // heads).to(tl.int64)
-    head = (r % heads).to(tl.int64)
+    query, head = divided_by(r, heads, by_heads, heads_shift)
+    token, head = (start + query).to(tl.int64), head.to(tl.int64)
     out_at = out_ptr + (token * out_token + head * out_head)[:, None] + columns[None, :]
     tl.store(out_at, values.to(out_ptr.dtype.element_ty), mask=here[:, None] & within[None, :])
     if LSE and chunk == 0:
