@@ -65,7 +65,8 @@ def _sliced(make: Make, lengths: Sequence[int], heads: tuple[int, int], size: in
 
 def small(make: Make) -> Iterator[Sample]:
     """Every feature, in sizes that any CPU does at once."""
-    ragged = packed(make, (5, 17, 33), (5, 17, 33), (4, 2), (32, 32), FP32)
+    # rows of no sequence in more than one tile
+    ragged = packed(make, (5, 17, 33), (5, 17, 33), (4, 2), (32, 32), FP32, padding=140)
     yield Sample("fp32 ragged 55x4x32", ragged)
     longer = packed(make, (3, 0, 40, 6), (19, 7, 70, 0), (4, 2), (64, 64), FP16)
     yield Sample("fp16 longer keys, empty sequences, sinks", longer, {"sinks": make.normal(4, dtype=FP32)})
@@ -92,11 +93,11 @@ def small(make: Make) -> Iterator[Sample]:
 
 def steps(make: Make) -> Sample:
     """Steps over keys of every kind, several of each: at the left edge of a window, whole, at the diagonal; rows of no
-    sequence; rows of all sizes, with scores on both sides of zero, all above it and all below; q, k and v with strides of their
-    own.
+    sequence, and such as see no key; rows of all sizes, with scores on both sides of zero, all above it and all below;
+    q, k and v with strides of their own.
     """
-    lengths = (5, 0, 150, 1), (33, 7, 260, 1)
-    *wide, q_ends, k_ends, _, most_k, scale = packed(make, *lengths, (12, 6), (48, 64), FP32, padding=3)
+    lengths = (5, 0, 150, 1, 20), (33, 7, 260, 1, 11)
+    *wide, q_ends, k_ends, _, most_k, scale = packed(make, *lengths, (12, 4), (48, 64), FP32, padding=70)
     q, k, v = (t[:, :, :32] for t in wide)
     q *= sizes(make, len(q))[:, None, None]
     k[:, :, 0] = 16

@@ -68,9 +68,10 @@ def inverse_total(total):
 
 @triton.jit
 def power_of(peak, total):
-    """The logarithm of the sum of exponentials in base 2; -inf for rows that saw nothing, inf for scores of inf."""
-    power = peak + tl.log2(tl.where(total == 0.0, 1.0, total))
-    return tl.where(total == 0.0, float("-inf"), tl.where(peak == float("inf"), peak, power))
+    """The logarithm of the sum of exponentials in base 2; -inf for rows that saw nothing, whose peak and logarithm are that,
+    and inf for scores of inf.
+    """
+    return tl.where(peak == float("inf"), peak, peak + tl.log2(total))
 
 
 @triton.jit

@@ -120,12 +120,12 @@ def _launch(
     )
     if split:
         merged = merge_tile(parts, value, planned)
-        rows = -(-most_rows // merged.rows)
+        rows, once = -(-most_rows // merged.rows), not planned and parts <= merged.pieces
         _merge(
             batch * rows * -(-value // merged.columns),
             (out, logs, part, qo_indptr, kv_indptr, kv_last_page_lens, schedule),
             (*counts, rows, page_size, *inverses, *inverse(rows), out.stride(0), out.stride(1)),
-            (merged.pieces, merged.rows, merged.columns, tile.step, value, planned, lse is not None),
+            (*(merged.pieces, merged.rows, merged.columns, tile.step, value, planned, lse is not None), once),
         )
 
 

@@ -242,16 +242,18 @@ def decode_kernel(
     if PLANNED:
         part = item
         first_b, last_b = tl.load(plan_ptr + 4 * part), tl.load(plan_ptr + 4 * part + 2)
+        sequences = last_b - first_b
     else:
         first_b, part = divided_by(item, parts, by_parts, parts_shift)
-        last_b = first_b + 1
+        sequences = 1
     factor = scale * LOG2_E
     if Q_SCALED:
         factor = factor * tl.load(q_scale_ptr)
     if KV_SCALED:
         factor = factor * tl.load(kv_scale_ptr)
     r = tile * ROWS + tl.arange(0, ROWS)
-    for b in range(first_b, last_b):
+    for turn in range(0, sequences):
+        b = first_b + turn
         start = tl.load(qo_indptr_ptr + b)
         queries = tl.load(qo_indptr_ptr + b + 1) - start
         page_at, keys = key_count(kv_indptr_ptr, last_ptr, b, page_size)
@@ -351,8 +353,10 @@ def merge_kernel(
     VALUE: tl.constexpr,
     PLANNED: tl.constexpr,
     LSE: tl.constexpr,
+    ONCE: tl.constexpr,
 ):
-    """COLUMNS columns of ROWS rows of a sequence from the slots of its parts, PIECES of them at a time.
+    """COLUMNS columns of ROWS rows of a sequence from the slots of its parts, PIECES of them at a time (ONCE: there are no
+    more).
 
     A sequence done in one piece is there already; one without keys that a plan left out gets zeros and -inf.
     """
@@ -382,7 +386,7 @@ def merge_kernel(
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, COLUMNS], tl.float32)
     # a piece has `each` steps; of a plan pieces are what is counted
-    for _ in range(0, steps, PIECES * each):
+    for _ in range(0, 1 if ONCE else steps, 1 if ONCE else PIECES * each):
         if PLANNED:
             at = (2 * (first + j) + tl.where(j == 0, 1, 0)).to(tl.int64)[:, None] * slot_rows + r[None, :]
         else:
@@ -394,12 +398,18 @@ def merge_kernel(
             mask=there[:, :, None] & within[None, None, :],
             other=0.0,
         )
-        best = tl.maximum(peak, tl.max(power, axis=0))
+        best = tl.max(power, axis=0)
+        if not ONCE:
+            best = tl.maximum(peak, best)
         base = tl.where(best == float("-inf"), 0.0, best)
-        mine, other = tl.exp2(peak - base), tl.exp2(power - base[None, :])
-        peak, total = best, total * mine + tl.sum(other, axis=0)
-        acc = acc * mine[:, None] + tl.sum(values * other[:, :, None], axis=0)
-        j += PIECES
+        weights = tl.exp2(power - base[None, :])
+        if not ONCE:
+            before = tl.exp2(peak - base)
+            total, acc = total * before, acc * before[:, None]
+            j += PIECES
+        peak = best
+        total += tl.sum(weights, axis=0)
+        acc += tl.sum(values * weights[:, :, None], axis=0)
     values = acc * inverse_total(total)[:, None]
     query, head = divided_by(r, heads, by_heads, heads_shift)
     token, head = (start + query).to(tl.int64), head.to(tl.int64)
