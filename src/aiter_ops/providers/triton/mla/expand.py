@@ -101,9 +101,9 @@ def expand_kernel(
     total = tl.load(cu_seqlens_ptr + batch)
     if block * TOKENS >= total:
         return
-    t = block * TOKENS + tl.arange(0, TOKENS)
-    here = t < total
-    t = tl.minimum(t, total - 1)
+    token = block * TOKENS + tl.arange(0, TOKENS)
+    here = token < total
+    t = tl.minimum(token, total - 1)
     b = sequence_of(t, cu_seqlens_ptr, batch, stride)
     page, place = divided_by(t - tl.load(cu_seqlens_ptr + b), page_size, by_page, page_shift)
     page = tl.load(pages_ptr + tl.load(kv_indptr_ptr + b) + page)
@@ -148,7 +148,7 @@ def expand_kernel(
         kv_scale = tl.load(kv_scale_ptr)
         acc = acc * kv_scale
     mask = here[:, None] & (column < width)[None, :]
-    token = t.to(tl.int64)
+    token = token.to(tl.int64)
     if is_key:
         k_at = k_ptr + token * k_token + head.to(tl.int64) * k_head
         tl.store(k_at[:, None] + column[None, :], acc.to(k_ptr.dtype.element_ty), mask=mask)
