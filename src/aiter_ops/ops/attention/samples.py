@@ -65,8 +65,7 @@ def _sliced(make: Make, lengths: Sequence[int], heads: tuple[int, int], size: in
 
 def small(make: Make) -> Iterator[Sample]:
     """Every feature, in sizes that any CPU does at once."""
-    # rows of no sequence in more than one tile
-    ragged = packed(make, (5, 17, 33), (5, 17, 33), (4, 2), (32, 32), FP32, padding=140)
+    ragged = packed(make, (5, 17, 33), (5, 17, 33), (4, 2), (32, 32), FP32)
     yield Sample("fp32 ragged 55x4x32", ragged)
     longer = packed(make, (3, 0, 40, 6), (19, 7, 70, 0), (4, 2), (64, 64), FP16)
     yield Sample("fp16 longer keys, empty sequences, sinks", longer, {"sinks": make.normal(4, dtype=FP32)})
@@ -77,6 +76,9 @@ def small(make: Make) -> Iterator[Sample]:
     yield Sample("not causal, window of 4 and 6", sides, {"causal": False, "window": [4, 6]})
     shared = packed(make, (21, 2, 5), (21, 30, 5), (6, 1), (96, 96), FP16)
     yield Sample("fp16 MQA, ALiBi by sequence", shared, {"alibi": slopes(make, 3, 6)})
+    # what all rows see ends with the sequence or with the window; rows of no sequence in more tiles than it has
+    right = packed(make, (70, 9), (101, 40), (3, 1), (32, 32), FP32, padding=173)
+    yield Sample("fp32 not causal, window of 40 to the right", right, {"causal": False, "window": [-1, 40]})
     yield Sample("192 and 128, padding", packed(make, (12, 7), (12, 31), (2, 2), (192, 128), padding=5))
     yield Sample("more queries than keys", packed(make, (40, 9), (11, 3), (4, 2), (64, 64), FP16))
     yield Sample("decode 3x4x128", packed(make, (1, 1, 1), (1, 9, 70), (4, 1), (128, 128)))
@@ -97,7 +99,7 @@ def steps(make: Make) -> Sample:
     q, k and v with strides of their own.
     """
     lengths = (5, 0, 150, 1, 20), (33, 7, 260, 1, 11)
-    *wide, q_ends, k_ends, _, most_k, scale = packed(make, *lengths, (12, 4), (48, 64), FP32, padding=70)
+    *wide, q_ends, k_ends, _, most_k, scale = packed(make, *lengths, (12, 4), (48, 64), FP32, padding=3)
     q, k, v = (t[:, :, :32] for t in wide)
     q *= sizes(make, len(q))[:, None, None]
     k[:, :, 0] = 16

@@ -150,7 +150,8 @@ def attended(
         score = score * factor
         if CAPPED:
             score = capped(score, cap * LOG2_E)
-        score = tl.where((key[None, :] <= furthest[:, None]) & (key < end)[None, :], score, float("-inf"))
+        # a part ends with a step, or with the sequence, which no row sees beyond
+        score = tl.where(key[None, :] <= furthest[:, None], score, float("-inf"))
         weights, decay, peak, total = stepped(score, peak, total)
         weights = weights.to(WEIGHT)
         acc = tl.dot(weights, wide.T if K_FIRST else wide, acc * decay[:, None], input_precision="ieee")
