@@ -77,7 +77,7 @@ def small(make: Make) -> Iterator[Sample]:
     shared = packed(make, (21, 2, 5), (21, 30, 5), (6, 1), (96, 96), FP16)
     yield Sample("fp16 MQA, ALiBi by sequence", shared, {"alibi": slopes(make, 3, 6)})
     # what all rows see ends with the sequence or with the window; rows of no sequence in more tiles than it has
-    right = packed(make, (70, 9), (101, 40), (3, 1), (32, 32), FP32, padding=173)
+    right = packed(make, (70, 9, 3), (101, 40, 3), (3, 1), (32, 32), FP32, padding=173)
     yield Sample("fp32 not causal, window of 40 to the right", right, {"causal": False, "window": [-1, 40]})
     yield Sample("192 and 128, padding", packed(make, (12, 7), (12, 31), (2, 2), (192, 128), padding=5))
     yield Sample("more queries than keys", packed(make, (40, 9), (11, 3), (4, 2), (64, 64), FP16))
@@ -104,7 +104,7 @@ def steps(make: Make) -> Sample:
     q *= sizes(make, len(q))[:, None, None]
     k[:, :, 0] = 16
     # longer than the longest: blocks of queries that no sequence has
-    arguments = q, k, v, q_ends, k_ends, 300, most_k, scale
+    arguments = q, k, v, q_ends, k_ends, 350, most_k, scale
     return Sample("fp32 window of 130, padding, rows of all sizes", arguments, {"window": [130, -1]})
 
 
