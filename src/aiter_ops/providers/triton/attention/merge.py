@@ -14,6 +14,8 @@ from aiter_ops.providers.triton.division import MOST, divided_by, inverse
 from aiter_ops.providers.triton.launch import Launcher, machine
 from aiter_ops.providers.triton.tiles.attention import merge_tile
 
+from .softmax import inverse_total
+
 FREE = ("tokens", "heads", "by_heads", "heads_shift")
 """The first numbers of the kernel: what no compilation follows from."""
 
@@ -62,12 +64,11 @@ def merge_kernel(
     base = tl.where(top == float("-inf"), 0.0, top)
     a_weight, b_weight = tl.exp2((a_lse - base) * LOG2_E), tl.exp2((b_lse - base) * LOG2_E)
     total = a_weight + b_weight
-    share = tl.where(total == 0.0, 1.0, total)
-    a_weight, b_weight = (a_weight / share)[:, None], (b_weight / share)[:, None]
+    over = inverse_total(total)
+    a_weight, b_weight = (a_weight * over)[:, None], (b_weight * over)[:, None]
     out = tl.where(a_weight == 0.0, 0.0, a_weight * a) + tl.where(b_weight == 0.0, 0.0, b_weight * b)
     tl.store(out_ptr + (flat * SIZE)[:, None] + column, out.to(out_ptr.dtype.element_ty), mask=inside)
-    lse = base + tl.where(total == 0.0, float("-inf"), tl.log(share))
-    tl.store(lse_ptr + head * tokens + row, lse, mask=there)
+    tl.store(lse_ptr + head * tokens + row, base + tl.log(total), mask=there)
 
 
 _merge = Launcher(merge_kernel, len(FREE))
