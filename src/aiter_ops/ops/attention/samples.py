@@ -98,7 +98,7 @@ def steps(make: Make) -> Sample:
     sequence, and such as see no key; rows of all sizes, with scores on both sides of zero, all above it and all below;
     q, k and v with strides of their own.
     """
-    lengths = (5, 0, 150, 1, 20), (33, 7, 260, 1, 11)
+    lengths = (5, 0, 150, 3, 20), (33, 7, 260, 0, 11)
     *wide, q_ends, k_ends, _, most_k, scale = packed(make, *lengths, (12, 4), (48, 64), FP32, padding=3)
     q, k, v = (t[:, :, :32] for t in wide)
     q *= sizes(make, len(q))[:, None, None]

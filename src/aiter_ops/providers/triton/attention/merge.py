@@ -66,7 +66,8 @@ def merge_kernel(
     total = a_weight + b_weight
     over = inverse_total(total)
     a_weight, b_weight = (a_weight * over)[:, None], (b_weight * over)[:, None]
-    out = tl.where(a_weight == 0.0, 0.0, a_weight * a) + tl.where(b_weight == 0.0, 0.0, b_weight * b)
+    # a part without keys adds nothing, whatever it holds
+    out = a_weight * tl.where(a_weight == 0.0, 0.0, a) + b_weight * tl.where(b_weight == 0.0, 0.0, b)
     tl.store(out_ptr + (flat * SIZE)[:, None] + column, out.to(out_ptr.dtype.element_ty), mask=inside)
     tl.store(lse_ptr + head * tokens + row, base + tl.log(total), mask=there)
 

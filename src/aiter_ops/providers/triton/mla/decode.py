@@ -24,7 +24,8 @@ from aiter_ops.providers.triton.tiles.mla import (
 )
 from aiter_ops.providers.triton.tiles.quant import next_power_of_two
 
-from .kernels import DECODE_FREE, MERGE_FREE, decode_kernel, merge_kernel
+from .kernels import DECODE_FREE, MERGE_FREE, decode_kernel
+from .merge import merge_kernel
 from .plan import mla_decode_plan
 
 _decode = Launcher(decode_kernel, len(DECODE_FREE))
