@@ -79,6 +79,8 @@ def small(make: Make) -> Iterator[Sample]:
     # what all rows see ends with the sequence or with the window; rows of no sequence in more tiles than it has
     right = packed(make, (70, 9, 3), (101, 40, 3), (3, 1), (32, 32), FP32, padding=173)
     yield Sample("fp32 not causal, window of 40 to the right", right, {"causal": False, "window": [-1, 40]})
+    narrow = packed(make, (40, 3), (75, 50), (2, 1), (32, 32), FP32)
+    yield Sample("fp32 window of 20, shorter than a step", narrow, {"window": [20, -1]})
     yield Sample("192 and 128, padding", packed(make, (12, 7), (12, 31), (2, 2), (192, 128), padding=5))
     yield Sample("more queries than keys", packed(make, (40, 9), (11, 3), (4, 2), (64, 64), FP16))
     yield Sample("decode 3x4x128", packed(make, (1, 1, 1), (1, 9, 70), (4, 1), (128, 128)))
