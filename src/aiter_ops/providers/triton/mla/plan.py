@@ -26,7 +26,8 @@ def blocks_of(qo_indptr_ptr, kv_indptr_ptr, last_ptr, b, batch, page_size):
     at = tl.minimum(b, batch - 1)
     _, keys = key_count(kv_indptr_ptr, last_ptr, at, page_size)
     rows = tl.load(qo_indptr_ptr + at + 1) - tl.load(qo_indptr_ptr + at)
-    blocks = tl.where((rows > 0) & (b < batch), (keys + KEYS - 1) // KEYS, 0)
+    blocks = ((keys + KEYS - 1).to(tl.uint32) // KEYS).to(tl.int32)
+    blocks = tl.where((rows > 0) & (b < batch), blocks, 0)
     return blocks, tl.where(blocks > 0, blocks + COST, 0)
 
 
