@@ -75,6 +75,23 @@ def _latent_slots(make: Make) -> Iterator[tuple[Any, ...]]:
         yield c, pe, make.normal(blocks, size + 2, 80, dtype=torch.float32)[:, :size], slots, None
 
 
+def _plans(make: Make) -> Iterator[tuple[Any, ...]]:
+    """Other sequences, parts, pages and heads."""
+    for lengths, rows, size, heads, programs in (
+        ((5000, 1, 0, 700), (1, 1, 1, 2), 16, 128, 40),
+        ((64, 65, 128), (0, 1, 3), 1, 16, 5),
+        ((3,) * 300, (1,) * 300, 2, 16, 77),
+    ):
+        indptr, _, last, _ = tables(make, lengths, size)
+        yield starts(make, rows), indptr, last, heads, size, max(rows), programs
+
+
+def _states(make: Make) -> Iterator[tuple[Any, ...]]:
+    for tokens, heads in ((70, 5), (1, 1), (33, 16)):
+        a, b = (make.normal(tokens, heads, 40, dtype=torch.float32) for _ in range(2))
+        yield a, make.normal(heads, tokens, dtype=torch.float32), b, make.normal(heads, tokens, dtype=torch.float32)
+
+
 def _gathered(make: Make) -> Iterator[tuple[Any, ...]]:
     """Sequences of other lengths in pages of other sizes, and other numbers of heads."""
     fp32 = torch.float32
@@ -132,10 +149,12 @@ CASES = (
     Case("shuffle_scale", "experts 5x160x88", ({5: 2, 160: 480}, {88: 8, 160: 32}, {5: 9, 88: 104})),
     Case("unshuffle_scale", "experts 5x160x88", ({5: 2, 160: 480}, {88: 8, 160: 32}, {5: 9, 88: 104})),
     Case("to_fp8_fnuz", "block scales", ({200: 320}, {200: 7, 2: 1})),
-    Case("merge_attn_states", "rows and heads apart 145x7x40"),
     Case("flash_attn_varlen", "fp32 ragged", others=_prefills),
     Case("paged_attention", "mixed", others=_pages),
     Case("mla_decode", "several rows a sequence", others=_latents),
+    Case("mla_decode_lse", "several rows a sequence", others=_latents, without=("decode_kernel",)),  # mla_decode's
+    Case("mla_decode_plan", "several rows, none in some", others=_plans),
+    Case("merge_attn_states", "fp32", others=_states),
     Case("rotary_embedding", "GPT-J", ({37: 70}, {37: 9, 4480: 8192}, {37: 1, 2240: 4096})),
     Case("topk_softmax", "37x64 fp32", ({37: 70}, {37: 1})),
     Case("grouped_topk", "37x64 fp32", ({37: 70}, {37: 1})),

@@ -8,6 +8,7 @@ import torch
 import aiter_ops
 from aiter_ops.core.platforms import platform_for
 from aiter_ops.core.samples import Make
+from aiter_ops.ops.mla.plan import BLOCK
 from aiter_ops.ops.mla.samples import DEEPSEEK, call
 
 from .test_triton_quant import in_interpreter
@@ -94,6 +95,8 @@ def test_tiles_fit_their_machine(arch: str) -> None:
                 assert tile.num_warps * machine.wave_size <= 1024
                 assert tile.rows & (tile.rows - 1) == tile.step & (tile.step - 1) == 0
                 assert 16 <= tile.rows <= 64
+                # steps of a part end where it does
+                assert tile.step <= BLOCK
                 if not planned:
                     counts = [split_count(machine, tile, b, -(-rows // tile.rows), 10**6, False) for b in (1, 9, 1000)]
                     assert counts == sorted(counts, reverse=True)

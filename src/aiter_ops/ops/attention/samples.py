@@ -76,6 +76,11 @@ def small(make: Make) -> Iterator[Sample]:
     yield Sample("not causal, window of 4 and 6", sides, {"causal": False, "window": [4, 6]})
     shared = packed(make, (21, 2, 5), (21, 30, 5), (6, 1), (96, 96), FP16)
     yield Sample("fp16 MQA, ALiBi by sequence", shared, {"alibi": slopes(make, 3, 6)})
+    # what all rows see ends with the sequence or with the window; rows of no sequence in more tiles than it has
+    right = packed(make, (70, 9, 3), (101, 40, 3), (3, 1), (32, 32), FP32, padding=173)
+    yield Sample("fp32 not causal, window of 40 to the right", right, {"causal": False, "window": [-1, 40]})
+    narrow = packed(make, (40, 3), (75, 50), (2, 1), (32, 32), FP32)
+    yield Sample("fp32 window of 20, shorter than a step", narrow, {"window": [20, -1]})
     yield Sample("192 and 128, padding", packed(make, (12, 7), (12, 31), (2, 2), (192, 128), padding=5))
     yield Sample("more queries than keys", packed(make, (40, 9), (11, 3), (4, 2), (64, 64), FP16))
     yield Sample("decode 3x4x128", packed(make, (1, 1, 1), (1, 9, 70), (4, 1), (128, 128)))
@@ -92,16 +97,16 @@ def small(make: Make) -> Iterator[Sample]:
 
 def steps(make: Make) -> Sample:
     """Steps over keys of every kind, several of each: at the left edge of a window, whole, at the diagonal; rows of no
-    sequence; rows of all sizes, with scores on both sides of zero, all above it and all below; q, k and v with strides of their
-    own.
+    sequence, and such as see no key; rows of all sizes, with scores on both sides of zero, all above it and all below;
+    q, k and v with strides of their own.
     """
-    lengths = (5, 0, 150, 1), (33, 7, 260, 1)
-    *wide, q_ends, k_ends, _, most_k, scale = packed(make, *lengths, (12, 6), (48, 64), FP32, padding=3)
+    lengths = (5, 0, 150, 3, 20), (33, 7, 260, 0, 11)
+    *wide, q_ends, k_ends, _, most_k, scale = packed(make, *lengths, (12, 4), (48, 64), FP32, padding=3)
     q, k, v = (t[:, :, :32] for t in wide)
     q *= sizes(make, len(q))[:, None, None]
     k[:, :, 0] = 16
     # longer than the longest: blocks of queries that no sequence has
-    arguments = q, k, v, q_ends, k_ends, 300, most_k, scale
+    arguments = q, k, v, q_ends, k_ends, 350, most_k, scale
     return Sample("fp32 window of 130, padding, rows of all sizes", arguments, {"window": [130, -1]})
 
 

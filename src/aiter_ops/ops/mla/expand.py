@@ -121,11 +121,12 @@ def _samples(make: Make) -> Iterator[Sample]:
         return (buffer, weight, *outputs, starts(make, lengths), indptr, indices), named
 
     small, odd = (64, 16, 32, 32), (40, 8, 24, 20)
-    yield Sample("ragged, pages of 3", *call((70, 1, 33, 0, 90), 3, small, page_size=3))
+    yield Sample("ragged, pages of 3", *call((70, 1, 33, 0, 90), 5, small, page_size=3))
     yield Sample("odd sizes, pages of 4, padding", *call((9, 0, 6), 3, odd, FP16, page_size=4, padding=2))
-    yield Sample("pages of 16, NaN in rows of nobody", *call((37, 5), 2, small, FP16, page_size=16, spoil=True))
+    yield Sample("pages of 16, NaN in rows of nobody", *call((37, 5), 2, small, page_size=16, spoil=True))
     yield Sample("one row", *call((1,), 1, small))
     yield Sample("zero rows", *call((0, 0), 2, small))
+    yield Sample("rows of nobody alone", *call((0, 0), 2, small, padding=3))
     yield Sample("shuffled weight", *call((40, 20), 2, small, FP16, layout="shuffled_16x16"))
     args, named = call((12, 7), 2, small, FP16)
     wide = make.normal(args[0].shape[0], 1, 2, 83, dtype=FP16)[:, :, 1:, 2:82]

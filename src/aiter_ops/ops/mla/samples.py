@@ -111,10 +111,12 @@ def far_apart(make: Make, made: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple
 
 def lse_samples(make: Make) -> Iterator[Sample]:
     yield Sample("ragged, H 4", *call(make, (70, 1, 33, 129)))
-    yield Sample("zero-length sequences and padding", *call(make, (0, 40, 0, 3), (1, 1, 0, 1), dtype=FP16, padding=2))
-    yield Sample("several rows a sequence", *far_apart(make, call(make, (150, 65, 0, 2), (9, 1, 2, 4), heads=6)))
+    yield Sample("zero-length sequences and padding", *call(make, (0, 40, 0, 3), (1, 1, 0, 1), dtype=FP16, padding=600))
+    # tiles and parts that are no powers of two, and rows that see no key in a sequence of several parts
+    lengths = (180, 0, 2, 19), (9, 2, 4, 22)
+    yield Sample("several rows a sequence", *far_apart(make, call(make, *lengths, heads=6)))
     yield Sample("several rows, not causal", *call(make, (20, 65, 2), (3, 1, 4), causal=False))
-    yield Sample("pages of 16, NaN in rows of nobody", *call(make, (37, 16, 5), page_size=16, dtype=FP16, spoil=True))
+    yield Sample("pages of 16, NaN in rows of nobody", *call(make, (150, 0, 37, 16, 5), page_size=16, spoil=True))
     yield Sample("logit cap", *call(make, (50, 7), (2, 1), logit_cap=1.5))
     yield Sample("zero rows", *call(make, (3, 0), (0, 0)))
     yield Sample("DeepSeek widths, bf16", *call(make, (70, 3), heads=16, widths=DEEPSEEK, dtype=BF16))

@@ -7,23 +7,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from aiter_ops.providers.triton.division import divided_by, inverse
 from aiter_ops.providers.triton.launch import Launcher
 
-BLOCK = 1024
+BLOCK = 256
+FREE = ("tokens", "sequences", "blocks", "by_blocks", "blocks_shift")
+"""The first numbers of the kernel: what no compilation follows from."""
 
 
-@triton.jit(do_not_specialize=["tokens", "sequences", "heads"])
-def unseen_kernel(lse_ptr, ends_ptr, tokens, sequences, heads, BLOCK: tl.constexpr):
-    """-inf to lse [heads, tokens] at the tokens from ends[sequences] on, of all heads at BLOCK tokens a program."""
-    first, last = tl.program_id(0) * BLOCK, tl.load(ends_ptr + sequences)
-    at = first + tl.arange(0, BLOCK)
-    if tl.minimum(first + BLOCK, tokens) > last:  # most calls have no padding
-        for _ in range(heads):
-            tl.store(lse_ptr + at, tl.full([BLOCK], float("-inf"), tl.float32), mask=(at >= last) & (at < tokens))
-            lse_ptr += tokens
+@triton.jit(do_not_specialize=FREE)
+def unseen_kernel(lse_ptr, ends_ptr, tokens, sequences, blocks, by_blocks, blocks_shift, BLOCK: tl.constexpr):
+    """-inf to lse [heads, tokens] at the tokens from ends[sequences] on; a program does one of the `blocks` of a head.
+    by_blocks, blocks_shift: `division.inverse` of their number.
+    """
+    head, block = divided_by(tl.program_id(0), blocks, by_blocks, blocks_shift)
+    at = block * BLOCK + tl.arange(0, BLOCK)
+    mask = (at >= tl.load(ends_ptr + sequences)) & (at < tokens)
+    tl.store(lse_ptr + head.to(tl.int64) * tokens + at, tl.full([BLOCK], float("-inf"), tl.float32), mask=mask)
 
 
-_unseen = Launcher(unseen_kernel, free=3)
+_unseen = Launcher(unseen_kernel, len(FREE))
 
 
 def unseen(q: Tensor, ends: Tensor) -> Tensor:
@@ -33,6 +36,7 @@ def unseen(q: Tensor, ends: Tensor) -> Tensor:
     lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
     if lse.numel():
         ends = ends.contiguous()
-        numbers = (q.shape[0], ends.shape[0] - 1, q.shape[1])
-        _unseen(-(-q.shape[0] // BLOCK), (lse, ends), numbers, (BLOCK,))
+        blocks = -(-q.shape[0] // BLOCK)
+        numbers = (q.shape[0], ends.shape[0] - 1, blocks, *inverse(blocks))
+        _unseen(q.shape[1] * blocks, (lse, ends), numbers, (BLOCK,))
     return lse

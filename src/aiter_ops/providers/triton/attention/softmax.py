@@ -7,6 +7,8 @@ is (peak, total): the largest score so far, and the sum of exp2(score - peak); t
 import triton
 import triton.language as tl
 
+from aiter_ops.providers.triton.common import inverse_of_made
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -58,15 +60,18 @@ def joined(peak, total, other_peak, other_total):
 
 @triton.jit
 def inverse_total(total):
-    """1 / total, and 0 for rows that saw nothing."""
-    return tl.where(total == 0.0, 0.0, 1.0 / tl.where(total == 0.0, 1.0, total))
+    """1 / total. Of a row that saw nothing, whose sums are all zero, a number that leaves them so; of any other the largest
+    weight is about 1.
+    """
+    return inverse_of_made(tl.maximum(total, 2.0**-64))
 
 
 @triton.jit
 def power_of(peak, total):
-    """The logarithm of the sum of exponentials in base 2; -inf for rows that saw nothing, inf for scores of inf."""
-    power = peak + tl.log2(tl.where(total == 0.0, 1.0, total))
-    return tl.where(total == 0.0, float("-inf"), tl.where(peak == float("inf"), peak, power))
+    """The logarithm of the sum of exponentials in base 2; -inf for rows that saw nothing, whose peak and logarithm are that,
+    and inf for scores of inf.
+    """
+    return tl.where(peak == float("inf"), peak, peak + tl.log2(total))
 
 
 @triton.jit

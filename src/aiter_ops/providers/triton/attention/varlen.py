@@ -11,18 +11,19 @@ from torch import Tensor
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.division import inverse
 from aiter_ops.providers.triton.launch import Launcher, batch_invariant, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.attention import SIZES, attention_tile, halves, together
 from aiter_ops.providers.triton.tiles.gemm import WIDEST, k_first
 from aiter_ops.providers.triton.tiles.norm import next_power_of_two
 
-from .varlen_kernel import varlen_kernel
+from .varlen_kernel import FREE, varlen_kernel
 
 LOG2_E = 1.4426950408889634
 FARTHEST = 2**30
 """No window reaches farther, so that positions and ends of windows add up in 32 bits."""
 
-_varlen = Launcher(varlen_kernel, 6)
+_varlen = Launcher(varlen_kernel, len(FREE))
 
 
 def _in_reach(t: Tensor) -> Tensor:
@@ -81,16 +82,19 @@ def start(
         alibi = alibi.contiguous()
         alibi_row = heads if alibi.dim() == 2 else 0
     coded, scale_row, scale_head = _scales(scales, sequences, k.shape[1])
-    numbers = (tokens, sequences, blocks, at_once, left, right, heads, group, scale * LOG2_E, softcap * LOG2_E)
+    divisors = blocks, at_once, heads // at_once, group
+    inverses = (number for divisor in divisors for number in inverse(divisor))
+    numbers = (tokens, sequences, *divisors, left, right, *inverses, scale * LOG2_E, softcap * LOG2_E)
     strides = (*(s for t in (q, k, v, out) for s in t.stride()[:2]), alibi_row, scale_row, scale_head)
     padded = (size, *halves(size), value_size, max(next_power_of_two(value_size), 16))
     features = (softcap > 0, alibi is not None, sinks is not None, scales is not None)
+    orders = k_first(target, k.element_size()), at_once < heads
     terms = (q if alibi is None else alibi, q if sinks is None else sinks.contiguous())
     _varlen(
         (sequences + fill) * heads * blocks,
         (q, k, v, q_ends, k_ends, *terms, *(coded or (q, q, q)), out, out if lse is None else lse),
         (*numbers, *strides),
-        (*padded, tile.rows, tile.keys, *features, tile.bf16, lse is not None, k_first(target, k.element_size())),
+        (*padded, tile.rows, tile.keys, *features, tile.bf16, lse is not None, *orders),
         tile.num_warps,
         tile.num_stages,
         tile.options,

@@ -7,7 +7,7 @@ weights and the sum of weighted values of each row. Steps that every row sees wh
 import triton
 import triton.language as tl
 
-from aiter_ops.providers.triton.common import divided
+from aiter_ops.providers.triton.division import divided_by
 
 from .softmax import LOG2_E, capped, inverse_total, lse_of, stepped
 
@@ -124,7 +124,23 @@ def over_keys(
     return values, peak, total
 
 
-@triton.jit(do_not_specialize=["tokens", "sequences", "blocks", "together", "left", "right"])
+FREE = (
+    *("tokens", "sequences", "blocks", "together", "parts", "group", "left", "right"),
+    *(
+        "by_blocks",
+        "blocks_shift",
+        "by_together",
+        "together_shift",
+        "by_parts",
+        "parts_shift",
+        "by_group",
+        "group_shift",
+    ),
+)
+"""The first numbers of the kernel: what no compilation follows from."""
+
+
+@triton.jit(do_not_specialize=FREE)
 def varlen_kernel(
     q_ptr,
     k_ptr,
@@ -142,10 +158,18 @@ def varlen_kernel(
     sequences,
     blocks,
     together,
+    parts,
+    group,
     left,
     right,
-    heads,
-    group,
+    by_blocks,
+    blocks_shift,
+    by_together,
+    together_shift,
+    by_parts,
+    parts_shift,
+    by_group,
+    group_shift,
     scale,
     cap,
     q_row,
@@ -173,21 +197,24 @@ def varlen_kernel(
     BF16: tl.constexpr,
     LSE: tl.constexpr,
     K_FIRST: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """ROWS queries of one head: q [tokens, heads, D], k [Tk, Hk, D], v [Tk, Hk, DV] and out [tokens, heads, DV] with
     the strides given and unit stride in a head; lse [heads, tokens], contiguous.
 
-    blocks: of queries of the longest sequence; the last, which see most keys, are done first, and `together` heads (a
-    divisor of `heads`) at a time. One more sequence than `sequences`, where it is started: the rows of none, set to
+    blocks: of queries of the longest sequence; the last, which see most keys, are done first, and `together` heads at a
+    time, in `parts` (PARTS: more than one) of a sequence's heads. group: heads to a head of k. Each of these four comes
+    with its `division.inverse`. One more sequence than `sequences`, where it is started: the rows of none, set to
     zero. left, right: ends of the window, at most 2^30 away. D_MAIN + D_REST columns hold D, DV_BLOCK hold DV.
     scale, cap: with the factor log2(e). CODED: scales [sequences, Hk] of q, k and v with the strides scale_row and
     scale_head; v's codes meet weights in fp16, or bf16 where BF16. K_FIRST: see `gemm.body.summed`.
     """
-    tile = tl.program_id(0)
-    some, within = divided(tile, blocks * together)
-    turn, of_some = divided(within, together)
+    turn, head = divided_by(tl.program_id(0), together, by_together, together_shift)
+    sequence, turn = divided_by(turn, blocks, by_blocks, blocks_shift)
+    if PARTS:
+        sequence, part = divided_by(sequence, parts, by_parts, parts_shift)
+        head += part * together
     block = blocks - 1 - turn
-    sequence, head = divided(some * together + of_some, heads)
     i = tl.arange(0, ROWS)
     wide = tl.arange(0, DV_BLOCK)
     out_at = out_ptr + head.to(tl.int64) * out_head + wide[None, :]
@@ -207,7 +234,7 @@ def varlen_kernel(
         return
     k_begin = tl.load(k_ends_ptr + sequence)
     keys = tl.load(k_ends_ptr + sequence + 1) - k_begin
-    kv_head, _ = divided(head, group)
+    kv_head, _ = divided_by(head, group, by_group, group_shift)
     k_head_at = kv_head.to(tl.int64)
 
     # where the queries stand, which keys each sees, and which some of them see, and all of them
@@ -218,7 +245,7 @@ def varlen_kernel(
     lowest, highest = row + shift, tl.minimum(row + ROWS, queries) - 1 + shift
     first = tl.maximum(lowest - left, 0) // KEYS * KEYS
     last = tl.maximum(tl.minimum(highest + right + 1, keys), 0)
-    whole_from = tl.maximum(tl.cdiv(tl.maximum(highest - left, 0), KEYS) * KEYS, first)
+    whole_from = tl.maximum((tl.maximum(highest - left, 0) + KEYS - 1) & -KEYS, first)
     whole = tl.maximum(tl.maximum(tl.minimum(lowest + right + 1, keys), 0) // KEYS * KEYS, whole_from)
 
     main, rest = tl.arange(0, D_MAIN), D_MAIN + tl.arange(0, max(D_REST, 1))

@@ -12,6 +12,7 @@ from aiter_ops.ops import formulas as f
 from aiter_ops.ops.mla.plan import parts_in
 from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.attention.padding import unseen
+from aiter_ops.providers.triton.division import inverse
 from aiter_ops.providers.triton.launch import Launcher, batch_invariant, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.mla import (
     WIDEST_VALUE,
@@ -23,11 +24,12 @@ from aiter_ops.providers.triton.tiles.mla import (
 )
 from aiter_ops.providers.triton.tiles.quant import next_power_of_two
 
-from .kernels import decode_kernel, merge_kernel
+from .kernels import DECODE_FREE, MERGE_FREE, decode_kernel
+from .merge import merge_kernel
 from .plan import mla_decode_plan
 
-_decode = Launcher(decode_kernel, free=9)
-_merge = Launcher(merge_kernel, free=6)
+_decode = Launcher(decode_kernel, len(DECODE_FREE))
+_merge = Launcher(merge_kernel, len(MERGE_FREE))
 
 _WEIGHTS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
@@ -94,7 +96,8 @@ def _launch(
     tensors = (q, kv_buffer, out, logs, part, qo_indptr, kv_indptr, kv_indices, kv_last_page_lens)
     scales = (logs if q_scale is None else q_scale, logs if kv_scale is None else kv_scale)
     kv_page, kv_row = kv_buffer.stride(0), kv_buffer.stride(1)
-    numbers = (parts, heads, tokens, slot_rows, tiles, page_size, int(causal), float(scale), float(logit_cap))
+    counts, inverses = (parts, heads, tokens, slot_rows), (*inverse(parts), *inverse(heads))
+    numbers = (*counts, tiles, page_size, *inverses, *inverse(tiles), int(causal), float(scale), float(logit_cap))
     strides = (q.stride(0), q.stride(1), kv_page, kv_row, out.stride(0), out.stride(1))
     blocks = next_power_of_two(max(value, 16)), next_power_of_two(max(rest, 16))
     halves = min(tile.halves, blocks[0] // 16)
@@ -118,12 +121,12 @@ def _launch(
     )
     if split:
         merged = merge_tile(parts, value, planned)
-        rows = -(-most_rows // merged.rows)
+        rows, once = -(-most_rows // merged.rows), not planned and parts <= merged.pieces
         _merge(
             batch * rows * -(-value // merged.columns),
             (out, logs, part, qo_indptr, kv_indptr, kv_last_page_lens, schedule),
-            (parts, heads, tokens, slot_rows, rows, page_size, out.stride(0), out.stride(1)),
-            (merged.pieces, merged.rows, merged.columns, tile.step, value, planned, lse is not None),
+            (*counts, rows, page_size, *inverses, *inverse(rows), out.stride(0), out.stride(1)),
+            (*(merged.pieces, merged.rows, merged.columns, tile.step, value, planned, lse is not None), once),
         )
 
 

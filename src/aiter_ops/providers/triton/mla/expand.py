@@ -14,6 +14,7 @@ from aiter_ops.ops import formulas as f
 from aiter_ops.ops.layout import unshuffled
 from aiter_ops.ops.mla.expand import BLOCK, scale_kind
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.division import divided_by, inverse
 from aiter_ops.providers.triton.gemm.body import of_tile
 from aiter_ops.providers.triton.launch import Launcher, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.gemm import k_first
@@ -25,19 +26,24 @@ PATCH = tl.constexpr(BLOCK)
 
 
 @triton.jit
-def sequence_of(t, cu_seqlens_ptr, batch):
-    """The sequence that each of the tokens t is of: the last that starts at or before it. `batch` >= 1."""
-    low = tl.zeros_like(t)
-    high = tl.zeros_like(t) + batch
-    for _ in range(32):
-        middle = (low + high) // 2
-        after = tl.load(cu_seqlens_ptr + middle) > t
-        high = tl.where(after & (high - low > 1), middle, high)
-        low = tl.where(after | (high - low <= 1), low, middle)
-    return low
+def sequence_of(t, cu_seqlens_ptr, batch, stride):
+    """The sequence that each of the tokens t is of: the last that starts at or before it. stride: the largest power of two
+    below `batch`, 0 for one sequence.
+    """
+    b = tl.zeros_like(t)
+    while stride > 0:
+        further = b + stride
+        start = tl.load(cu_seqlens_ptr + further, mask=further < batch, other=2**31 - 1)
+        b = tl.where(start <= t, further, b)
+        stride = stride >> 1
+    return b
 
 
-@triton.jit(do_not_specialize=["batch", "heads", "page_size"])
+FREE = ("batch", "stride", "heads", "page_size", "by_heads", "heads_shift", "by_page", "page_shift")
+"""The first numbers of the kernel: what no compilation follows from."""
+
+
+@triton.jit(do_not_specialize=FREE)
 def expand_kernel(
     kv_ptr,
     weight_ptr,
@@ -49,8 +55,13 @@ def expand_kernel(
     kv_scale_ptr,
     weight_scale_ptr,
     batch,
+    stride,
     heads,
     page_size,
+    by_heads,
+    heads_shift,
+    by_page,
+    page_shift,
     kv_page,
     kv_row,
     weight_row,
@@ -73,7 +84,8 @@ def expand_kernel(
 ):
     """TOKENS tokens and COLUMNS columns of the key or the value of one head; the first of a key also copies its rope.
 
-    k [T, heads, NOPE + ROPE], v [T, heads, VALUE] with the strides given. SCALES of the weight: ``none``, ``row`` or
+    k [T, heads, NOPE + ROPE], v [T, heads, VALUE] with the strides given. stride: see `sequence_of`. by_..., ..._shift: `division.inverse` of heads
+    and page_size. SCALES of the weight: ``none``, ``row`` or
     ``block``; a step of the latent columns lies in one block. The factors are multiplied in the latents' dtype where
     both are FP8 or none is, else in the wider of the two. K_FIRST: see `gemm.body.summed`.
 
@@ -83,18 +95,19 @@ def expand_kernel(
     """
     KEY_TILES: tl.constexpr = (NOPE + COLUMNS - 1) // COLUMNS
     TILES: tl.constexpr = KEY_TILES + (VALUE + COLUMNS - 1) // COLUMNS
-    tile = tl.program_id(0) % TILES
-    head = tl.program_id(0) // TILES % heads
+    program = tl.program_id(0).to(tl.uint32)
+    tile = (program % TILES).to(tl.int32)
+    block, head = divided_by((program // TILES).to(tl.int32), heads, by_heads, heads_shift)
     total = tl.load(cu_seqlens_ptr + batch)
-    t = (tl.program_id(0) // (TILES * heads)) * TOKENS + tl.arange(0, TOKENS)
-    if (tl.program_id(0) // (TILES * heads)) * TOKENS >= total:
+    if block * TOKENS >= total:
         return
-    here = t < total
-    t = tl.minimum(t, total - 1)
-    b = sequence_of(t, cu_seqlens_ptr, batch)
-    place = t - tl.load(cu_seqlens_ptr + b)
-    page = tl.load(pages_ptr + tl.load(kv_indptr_ptr + b) + place // page_size)
-    kv_at = kv_ptr + page.to(tl.int64) * kv_page + (place % page_size).to(tl.int64) * kv_row
+    token = block * TOKENS + tl.arange(0, TOKENS)
+    here = token < total
+    t = tl.minimum(token, total - 1)
+    b = sequence_of(t, cu_seqlens_ptr, batch, stride)
+    page, place = divided_by(t - tl.load(cu_seqlens_ptr + b), page_size, by_page, page_shift)
+    page = tl.load(pages_ptr + tl.load(kv_indptr_ptr + b) + page)
+    kv_at = kv_ptr + page.to(tl.int64) * kv_page + place.to(tl.int64) * kv_row
 
     is_key = tile < KEY_TILES
     column = tl.where(is_key, tile, tile - KEY_TILES) * COLUMNS + tl.arange(0, COLUMNS)
@@ -135,7 +148,7 @@ def expand_kernel(
         kv_scale = tl.load(kv_scale_ptr)
         acc = acc * kv_scale
     mask = here[:, None] & (column < width)[None, :]
-    token = t.to(tl.int64)
+    token = token.to(tl.int64)
     if is_key:
         k_at = k_ptr + token * k_token + head.to(tl.int64) * k_head
         tl.store(k_at[:, None] + column[None, :], acc.to(k_ptr.dtype.element_ty), mask=mask)
@@ -150,7 +163,7 @@ def expand_kernel(
         tl.store(v_at[:, None] + column[None, :], acc.to(v_ptr.dtype.element_ty), mask=mask)
 
 
-_expand = Launcher(expand_kernel, free=3)
+_expand = Launcher(expand_kernel, len(FREE))
 
 
 def _refusal(target: Platform) -> Predicate:
@@ -180,6 +193,7 @@ def gather_kv_b_proj(
     if tokens == 0 or batch == 0:
         return
     latent, kind = weight.shape[1], scale_kind(weight, weight_scale)
+    page_size, stride = kv_buffer.shape[1], (1 << (batch - 1).bit_length()) >> 1
     nope, rope = weight.shape[0] // heads - value, kv_buffer.shape[-1] - latent
     weight = unshuffled(weight, layout)
     element = max(kv_buffer.element_size(), weight.element_size())
@@ -194,7 +208,7 @@ def gather_kv_b_proj(
     _expand(
         -(-tokens // tile.tokens) * heads * tiles,
         (kv_buffer, weight, k, v, *tables, *scales),
-        (batch, heads, kv_buffer.shape[1], *strides),
+        (batch, stride, heads, page_size, *inverse(heads), *inverse(page_size), *strides),
         (*shape, kind, kv_scale is not None, k_first(machine(), element), machine().vendor != "amd" or kind != "block"),
         tile.num_warps,
         tile.num_stages,

@@ -1,4 +1,4 @@
-"""The kernels of MLA decoding: attention over part of a sequence's keys, and the merge of such parts."""
+"""The kernel of MLA decoding, attention over part of a sequence's keys, and what it shares with the merge of such parts."""
 
 import triton
 import triton.language as tl
@@ -12,6 +12,7 @@ from aiter_ops.providers.triton.attention.softmax import (
     power_of,
     stepped,
 )
+from aiter_ops.providers.triton.division import divided_by
 
 KEYS = tl.constexpr(BLOCK)
 """Keys of a plan's block."""
@@ -26,11 +27,13 @@ def key_count(kv_indptr_ptr, last_ptr, b, page_size):
 
 
 @triton.jit
-def share_of(keys, splits, STEP: tl.constexpr):
-    """Steps of STEP keys that each of so many splits does, and how many splits have any, or 1."""
-    steps = tl.cdiv(keys, STEP)
-    each = tl.maximum(tl.cdiv(steps, splits), 1)
-    return each, tl.maximum(tl.cdiv(steps, each), 1)
+def share_of(keys, splits, by_splits, shift, STEP: tl.constexpr):
+    """Steps of STEP keys that each of so many splits does, at least one, and how many there are; by_splits, shift:
+    `division.inverse` of their number.
+    """
+    steps = (keys + STEP - 1).to(tl.uint32) // STEP
+    each, _ = divided_by(steps.to(tl.int32) + splits - 1, splits, by_splits, shift)
+    return tl.maximum(each, 1), steps.to(tl.int32)
 
 
 @triton.jit
@@ -147,7 +150,8 @@ def attended(
         score = score * factor
         if CAPPED:
             score = capped(score, cap * LOG2_E)
-        score = tl.where((key[None, :] <= furthest[:, None]) & (key < end)[None, :], score, float("-inf"))
+        # a part ends with a step, or with the sequence, which no row sees beyond
+        score = tl.where(key[None, :] <= furthest[:, None], score, float("-inf"))
         weights, decay, peak, total = stepped(score, peak, total)
         weights = weights.to(WEIGHT)
         acc = tl.dot(weights, wide.T if K_FIRST else wide, acc * decay[:, None], input_precision="ieee")
@@ -168,7 +172,13 @@ def written(at, acc, acc_high, over, here, VALUE: tl.constexpr, BLOCK_VALUE: tl.
         stored(at, high, acc_high * over[:, None], here, VALUE, BLOCK_VALUE * 2)
 
 
-@triton.jit(do_not_specialize=["parts", "heads", "tokens", "slot_rows", "tiles", "page_size", "causal", "scale", "cap"])
+DIVISORS = ("by_parts", "parts_shift", "by_heads", "heads_shift", "by_tiles", "tiles_shift")
+MERGE_FREE = ("parts", "heads", "tokens", "slot_rows", "tiles", "page_size", *DIVISORS)
+DECODE_FREE = (*MERGE_FREE, "causal", "scale", "cap")
+"""The first numbers of the kernels: what no compilation follows from. by_..., ..._shift: `division.inverse` of a number."""
+
+
+@triton.jit(do_not_specialize=DECODE_FREE)
 def decode_kernel(
     q_ptr,
     kv_ptr,
@@ -188,6 +198,12 @@ def decode_kernel(
     slot_rows,
     tiles,
     page_size,
+    by_parts,
+    parts_shift,
+    by_heads,
+    heads_shift,
+    by_tiles,
+    tiles_shift,
     causal,
     scale,
     cap,
@@ -223,22 +239,22 @@ def decode_kernel(
     of a key are the value, so a tile of keys is read once for both products. WEIGHT: the dtype that weights and values
     are multiplied in; FP8 keys are widened to it for the second product, and for the first where q is not FP8.
     """
-    tile = tl.program_id(0) % tiles
-    item = tl.program_id(0) // tiles
+    item, tile = divided_by(tl.program_id(0), tiles, by_tiles, tiles_shift)
     if PLANNED:
         part = item
         first_b, last_b = tl.load(plan_ptr + 4 * part), tl.load(plan_ptr + 4 * part + 2)
+        sequences = last_b - first_b
     else:
-        part = item % parts
-        first_b = item // parts
-        last_b = first_b + 1
+        first_b, part = divided_by(item, parts, by_parts, parts_shift)
+        sequences = 1
     factor = scale * LOG2_E
     if Q_SCALED:
         factor = factor * tl.load(q_scale_ptr)
     if KV_SCALED:
         factor = factor * tl.load(kv_scale_ptr)
     r = tile * ROWS + tl.arange(0, ROWS)
-    for b in range(first_b, last_b):
+    for turn in range(0, sequences):
+        b = first_b + turn
         start = tl.load(qo_indptr_ptr + b)
         queries = tl.load(qo_indptr_ptr + b + 1) - start
         page_at, keys = key_count(kv_indptr_ptr, last_ptr, b, page_size)
@@ -247,14 +263,16 @@ def decode_kernel(
             end = tl.where(b == last_b - 1, tl.minimum(tl.load(plan_ptr + 4 * part + 3) * KEYS, keys), keys)
             busy = begin < end
         else:
-            each, pieces = share_of(keys, parts, STEP)
+            each, steps = share_of(keys, parts, by_parts, parts_shift, STEP)
             begin = part * each * STEP
             end = tl.minimum(begin + each * STEP, keys)
-            busy = part < pieces
+            # without keys the first part writes that there are none
+            busy = (part == 0) | (begin < keys)
         if busy & (tile * ROWS < queries * heads):
             # rows past the last are done as the last, and not written
             row = tl.minimum(r, queries * heads - 1)
-            query, head = row // heads, (row % heads).to(tl.int64)
+            query, head = divided_by(row, heads, by_heads, heads_shift)
+            head = head.to(tl.int64)
             here = r == row
             token = (start + query).to(tl.int64)
             furthest = keys - 1 - (queries - 1 - query) * causal
@@ -291,9 +309,11 @@ def decode_kernel(
             if PLANNED:
                 # of two slots of a part the second is for a sequence that begins in it
                 slot = 2 * part + tl.where(part == tl.load(plan_ptr + 4 * parts + 2 * b), 1, 0)
-                pieces = tl.load(plan_ptr + 4 * parts + 2 * b + 1)
                 row = r
-            if pieces == 1:
+                alone = tl.load(plan_ptr + 4 * parts + 2 * b + 1) == 1
+            else:
+                alone = steps <= each
+            if alone:
                 out_at = out_ptr + token * out_token + head * out_head
                 written(out_at, acc, acc_high, over, here, VALUE, BLOCK_VALUE, HALVES)
                 if LSE:
@@ -302,81 +322,3 @@ def decode_kernel(
                 at = slot.to(tl.int64) * slot_rows + row
                 written(part_ptr + at * VALUE, acc, acc_high, over, here, VALUE, BLOCK_VALUE, HALVES)
                 tl.store(part_ptr + lses_at(parts, slot_rows, VALUE, PLANNED) + at, power_of(peak, total), mask=here)
-
-
-@triton.jit(do_not_specialize=["parts", "heads", "tokens", "slot_rows", "tiles", "page_size"])
-def merge_kernel(
-    out_ptr,
-    lse_ptr,
-    part_ptr,
-    qo_indptr_ptr,
-    kv_indptr_ptr,
-    last_ptr,
-    plan_ptr,
-    parts,
-    heads,
-    tokens,
-    slot_rows,
-    tiles,
-    page_size,
-    out_token,
-    out_head,
-    PIECES: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    STEP: tl.constexpr,
-    VALUE: tl.constexpr,
-    PLANNED: tl.constexpr,
-    LSE: tl.constexpr,
-):
-    """COLUMNS columns of ROWS rows of a sequence from the slots of its parts, PIECES of them at a time.
-
-    A sequence done in one piece is there already; one without keys that a plan left out gets zeros and -inf.
-    """
-    CHUNKS: tl.constexpr = (VALUE + COLUMNS - 1) // COLUMNS
-    chunk = tl.program_id(0) % CHUNKS
-    tile = tl.program_id(0) // CHUNKS
-    b = tile // tiles
-    r = tile % tiles * ROWS + tl.arange(0, ROWS)
-    start = tl.load(qo_indptr_ptr + b)
-    here = r < (tl.load(qo_indptr_ptr + b + 1) - start) * heads
-    if PLANNED:
-        first = tl.load(plan_ptr + 4 * parts + 2 * b)
-        pieces = tl.load(plan_ptr + 4 * parts + 2 * b + 1)
-    else:
-        _, keys = key_count(kv_indptr_ptr, last_ptr, b, page_size)
-        _, pieces = share_of(keys, parts, STEP)
-        first = 0
-    if pieces == 1:
-        return
-    part_lse_ptr = part_ptr + lses_at(parts, slot_rows, VALUE, PLANNED)
-    columns = chunk * COLUMNS + tl.arange(0, COLUMNS)
-    within = columns < VALUE
-    peak = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for done in range(0, pieces, PIECES):
-        j = done + tl.arange(0, PIECES)
-        if PLANNED:
-            at = (2 * (first + j) + tl.where(j == 0, 1, 0)).to(tl.int64)[:, None] * slot_rows + r[None, :]
-        else:
-            at = j.to(tl.int64)[:, None] * slot_rows + (start * heads + r)[None, :]
-        there = (j < pieces)[:, None] & here[None, :]
-        power = tl.load(part_lse_ptr + at, mask=there, other=float("-inf"))
-        values = tl.load(
-            part_ptr + at[:, :, None] * VALUE + columns[None, None, :],
-            mask=there[:, :, None] & within[None, None, :],
-            other=0.0,
-        )
-        best = tl.maximum(peak, tl.max(power, axis=0))
-        base = tl.where(best == float("-inf"), 0.0, best)
-        mine, other = tl.exp2(peak - base), tl.exp2(power - base[None, :])
-        peak, total = best, total * mine + tl.sum(other, axis=0)
-        acc = acc * mine[:, None] + tl.sum(values * other[:, :, None], axis=0)
-    values = acc * inverse_total(total)[:, None]
-    token = (start + r // heads).to(tl.int64)
-    head = (r % heads).to(tl.int64)
-    out_at = out_ptr + (token * out_token + head * out_head)[:, None] + columns[None, :]
-    tl.store(out_at, values.to(out_ptr.dtype.element_ty), mask=here[:, None] & within[None, :])
-    if LSE and chunk == 0:
-        tl.store(lse_ptr + head * tokens + token, lse_of(peak, total), mask=here)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from aiter_ops.ops.mla.plan import OVERHEAD, part_count, plan_size
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.common import divided
+from aiter_ops.providers.triton.division import divided_by, inverse
 from aiter_ops.providers.triton.launch import Launcher
 
 from .kernels import KEYS, key_count
@@ -24,11 +26,12 @@ def blocks_of(qo_indptr_ptr, kv_indptr_ptr, last_ptr, b, batch, page_size):
     at = tl.minimum(b, batch - 1)
     _, keys = key_count(kv_indptr_ptr, last_ptr, at, page_size)
     rows = tl.load(qo_indptr_ptr + at + 1) - tl.load(qo_indptr_ptr + at)
-    blocks = tl.where((rows > 0) & (b < batch), (keys + KEYS - 1) // KEYS, 0)
+    blocks = ((keys + KEYS - 1).to(tl.uint32) // KEYS).to(tl.int32)
+    blocks = tl.where((rows > 0) & (b < batch), blocks, 0)
     return blocks, tl.where(blocks > 0, blocks + COST, 0)
 
 
-@triton.jit(do_not_specialize=["batch", "parts", "page_size"])
+@triton.jit(do_not_specialize=["batch", "parts", "page_size", "by_parts", "parts_shift"])
 def plan_kernel(
     qo_indptr_ptr,
     kv_indptr_ptr,
@@ -37,15 +40,19 @@ def plan_kernel(
     batch,
     parts,
     page_size,
+    by_parts,
+    parts_shift,
     SEQUENCES: tl.constexpr,
 ):
-    """One part of the plan; the first program also writes what it says of sequences. See mla_decode_plan."""
+    """One part of the plan; the first program also writes what it says of sequences. See mla_decode_plan. by_parts,
+    parts_shift: `division.inverse` of parts.
+    """
     lane = tl.arange(0, SEQUENCES)
     sums = tl.zeros([SEQUENCES], tl.int32)
     for begin in range(0, batch, SEQUENCES):
         _, cost = blocks_of(qo_indptr_ptr, kv_indptr_ptr, last_ptr, begin + lane, batch, page_size)
         sums += cost
-    share = tl.maximum(tl.cdiv(tl.sum(sums, axis=0), parts), 1)
+    share = tl.maximum(divided_by(tl.sum(sums, axis=0) + parts - 1, parts, by_parts, parts_shift)[0], 1)
 
     part = tl.program_id(0)
     low = part * share
@@ -71,8 +78,8 @@ def plan_kernel(
         last_lies = tl.where(count > 0, tl.sum(tl.where(ending, lies, 0), axis=0), last_lies)
         last_blocks = tl.where(count > 0, tl.sum(tl.where(ending, blocks, 0), axis=0), last_blocks)
         if part == 0:
-            here = lies // share
-            pieces = (lies + blocks - 1) // share - here + 1
+            here = divided(lies, share)[0]
+            pieces = divided(lies + blocks - 1, share)[0] - here + 1
             row = plan_ptr + 4 * parts + 2 * b
             tl.store(row, tl.where(blocks > 0, here, 0), mask=b < batch)
             tl.store(row + 1, tl.where(blocks > 0, pieces, 0), mask=b < batch)
@@ -86,7 +93,7 @@ def plan_kernel(
     tl.store(row + 3, tl.where(last > first, stops, 0))
 
 
-_plan = Launcher(plan_kernel, free=3)
+_plan = Launcher(plan_kernel, free=5)
 
 
 @PROVIDER.implements("mla_decode_plan", batch_invariant=True)
@@ -104,5 +111,5 @@ def mla_decode_plan(
         return qo_indptr.new_zeros((plan_size(parts, batch),))
     plan = torch.empty((plan_size(parts, batch),), dtype=torch.int32, device=qo_indptr.device)
     tensors = (qo_indptr.contiguous(), kv_indptr.contiguous(), kv_last_page_lens.contiguous(), plan)
-    _plan(parts, tensors, (batch, parts, page_size), (SEQUENCES,), 4)
+    _plan(parts, tensors, (batch, parts, page_size, *inverse(parts)), (SEQUENCES,), 4)
     return plan
