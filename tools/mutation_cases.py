@@ -103,9 +103,10 @@ def _gathered(make: Make) -> Iterator[tuple[Any, ...]]:
 
 
 def _choices(make: Make) -> Iterator[tuple[Any, ...]]:
-    """Of slots up to 16 and experts up to 16, in blocks of many sizes, some of them of one expert."""
-    for tokens, k, block, experts in ((8, 2, 33, 16), (3, 5, 90, 16), (16, 1, 2, 13), (1, 1, 60, 1)):
-        yield make.permutation(tokens * 16).reshape(tokens, 16)[:, :k] % experts, block, experts
+    """Of slots up to 16 and experts up to 64, in blocks of many sizes, some of them of one expert."""
+    shapes = ((8, 2, 33, 64), (3, 5, 90, 16), (16, 1, 2, 43), (1, 1, 60, 1), (4, 4, 150, 30))
+    for tokens, k, block, experts in (*shapes, *((7, 2, 21, most) for most in (3, 11, 27, 44, 60))):
+        yield make.permutation(tokens * 64).reshape(tokens, 64)[:, :k] % experts, block, experts
 
 
 def _many_choices(make: Make) -> Iterator[tuple[Any, ...]]:
@@ -162,10 +163,10 @@ CASES = (
     Case("reshape_and_cache", "sliced k and v, caches", others=_slots),
     Case("concat_and_cache_mla", "75x(64+16) fp32", others=_latent_slots),
     Case("gather_kv_b_proj", "ragged, pages of 3", others=_gathered),
-    Case("moe_align", "7x2 of 15", others=_choices),
+    Case("moe_align", "7x2 of 60", others=_choices),
     Case("moe_align", "260x6 of 300", others=_many_choices),
     Case("fused_moe", "33 tokens fp32, odd sizes", ({33: 40}, {33: 5}), without=("place_kernel",)),  # moe_align's
-    Case("greedy", "29x2032 fp32", ({29: 70}, {29: 3, 2032: 1008}, {29: 1, 2032: 264000})),
+    Case("greedy", "258x4112 fp32", ({258: 300}, {258: 3, 4112: 1008}, {258: 1, 4112: 264000})),
     Case("sample", "29x2032 fp32", ({29: 3, 2032: 1008}, {29: 1, 2032: 264000})),
 )
 

@@ -17,6 +17,7 @@ from aiter_ops.core.platforms import platform_for
 pytest.importorskip("triton")
 
 from aiter_ops.amdgcn import instruction, parse
+from aiter_ops.amdgcn.parse import EXEC
 from aiter_ops.check import survivors
 from aiter_ops.check.emulate import emulate, variants
 from aiter_ops.check.mutate import MEANS, Mutant, caught, means, mutants, mutants_of
@@ -135,6 +136,17 @@ def test_registers_are_the_same_in_many_states_of_all_inputs(kind, states, other
     assert survivors._same(seen) is None
 
 
+@pytest.mark.parametrize(("other", "why"), [(b"A", "same values"), (b"B", None)])
+def test_registers_that_follow_the_wave_alone_are_the_same(other, why):
+    """Where each wave holds one state of them with all inputs, few states are enough; not where the two differ."""
+    old, new = "v_and_b32_e32 v1, v2, v4", "v_and_b32_e32 v1, v2, v3"
+    seen = Seen(Mutant("k", 0, 0, "operand", old, new), instruction(old), instruction(new), runs=9)
+    by_register = {("v", 3): {(0, b"A"), (1, b"A")}, ("v", 4): {(0, b"A"), (1, other)}}
+    for first in (b"one", b"two"):
+        seen.read.append([by_register.get(r, {(0, first)}) for r in seen.sources])
+    assert survivors._same(seen) == why
+
+
 def test_waits_are_judged_on_every_path():
     """The loads of a compiled kernel, with each of its waits left out: what is caught by running is no argument."""
     op, inputs, found = of("rms_norm")
@@ -236,7 +248,7 @@ def test_a_window_tells_what_other_sizes_would_show(changed, same):
     )
     old = next(i for i in program.code if i.text.split()[:2] == changed.split()[:2])
     mutant = Mutant("k", 0, program.code.index(old), "operand", old.text, changed)
-    window = Window.around(program, mutant.place)
+    window = Window.around(program, mutant.place, instruction(changed))
     assert (window.start, window.end) == (0, len(program.code) - 1)
     waves = random_waves(*program.code)
     drawn = np.random.default_rng(0)
@@ -245,9 +257,51 @@ def test_a_window_tells_what_other_sizes_would_show(changed, same):
     def load(w, place):
         raise AssertionError(place)
 
-    assert window.same(mutant, waves, load) == same
-    assert window.same(Mutant("k", 0, mutant.place, "operand", old.text, old.text), waves, load)
+    assert window.same(waves, load) == same
+    assert Window.around(program, mutant.place, old).same(waves, load)
     assert window.divisors == {("s", 3)}
+
+
+@pytest.mark.parametrize(
+    ("code", "changed", "same"),
+    [
+        # every lane stores the same to the same place: one of them is enough; but not of other data or to other places
+        (("v_mov_b32_e32 v2, s4", "v_mov_b32_e32 v3, s5"), "s_or_saveexec_b64 s[6:7], vcc", True),
+        (("v_mov_b32_e32 v2, s4", "v_mov_b32_e32 v3, v0"), "s_or_saveexec_b64 s[6:7], vcc", False),
+        (("v_mov_b32_e32 v2, v0", "v_mov_b32_e32 v3, s5"), "s_or_saveexec_b64 s[6:7], vcc", False),
+        # no lane is left
+        (("v_mov_b32_e32 v2, s4", "v_mov_b32_e32 v3, s5"), "s_andn2_saveexec_b64 s[6:7], exec", False),
+    ],
+)
+def test_stores_are_the_same_from_whichever_lanes(code, changed, same):
+    lines = (
+        "v_cmp_eq_u32_e32 vcc, 0, v0",
+        "s_and_saveexec_b64 s[6:7], vcc",
+        *code,
+        "ds_write_b32 v2, v3",
+        "s_or_b64 exec, exec, s[6:7]",
+        "v_mov_b32_e32 v2, 0",
+        "v_mov_b32_e32 v3, 0",
+        "s_endpgm",
+    )
+    assert _same_window(lines, 1, changed) == same
+
+
+@pytest.mark.parametrize(("more", "same"), [(3, True), (4, False)])
+def test_moves_between_lanes_are_run_in_a_window(more, same):
+    """The two lowest bits of the place that a lane reads from mean nothing."""
+    lines = ("v_lshlrev_b32_e32 v1, 2, v0", "v_add_u32_e32 v1, 0, v1", "ds_bpermute_b32 v1, v1, v2")
+    lines = (*lines, "global_store_dword v0, v1, s[0:1]", "s_endpgm")
+    assert _same_window(lines, 1, f"v_add_u32_e32 v1, {more}, v1") == same
+
+
+def _same_window(lines, place, changed):
+    """Of a program that starts with all lanes on, their numbers in v0."""
+    begin, end = BRANCHED.index("    s_load"), BRANCHED.index(".amdhsa_kernel")
+    program = parse(BRANCHED[:begin] + "".join(f"    {line}\n" for line in lines) + BRANCHED[end:])
+    waves = random_waves(*program.code)
+    waves.v[0], waves.s[EXEC : EXEC + 2], waves._exec = np.arange(64), 0xFFFFFFFF, None
+    return Window.around(program, place, instruction(changed)).same(waves, lambda w, place: None)
 
 
 DIVISION = """

@@ -313,7 +313,7 @@ def test_a_window_tells_what_other_sizes_would_show(changed, same):
     held = program("gfx1201", DIVISION)
     old = next(i for i in held.code if i.text.split()[:2] == changed.split()[:2])
     mutant = Mutant("k", 0, held.code.index(old), "operand", old.text, changed, "gfx1201")
-    window = Window.around(held, mutant.place)
+    window = Window.around(held, mutant.place, instruction(mutant.after))
     assert (window.start, window.end) == (0, len(held.code) - 1)
     waves = random_waves(*held.code, target=target_of("gfx1201"))
     drawn = np.random.default_rng(0)
@@ -322,14 +322,14 @@ def test_a_window_tells_what_other_sizes_would_show(changed, same):
     def load(w, place):
         raise AssertionError(place)
 
-    assert window.same(mutant, waves, load) == same
-    assert window.same(Mutant("k", 0, mutant.place, "operand", old.text, old.text, "gfx1201"), waves, load)
+    assert window.same(waves, load) == same
+    assert Window.around(held, mutant.place, old).same(waves, load)
 
 
 def test_a_window_ends_at_barriers():
     body = "v_mov_b32 v1, v0\ns_barrier_signal -1\nv_mov_b32 v2, v0\ns_barrier_wait -1\nv_mov_b32 v3, v0"
     held = program("gfx1201", body)
-    window = Window.around(held, 2)
+    window = Window.around(held, 2, held.code[2])
     assert (window.start, window.end) == (2, 3)
 
 

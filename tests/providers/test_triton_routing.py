@@ -46,8 +46,11 @@ def test_tiles_hold_every_expert_once_and_a_slot_has_one_chunk(arch: str) -> Non
             assert sort.step % sort.lines == 0
             assert sort.bins >= experts
             assert sort.chunks <= max(1, slots // sort.step, tiles.MOST_CHUNKS)
-            kinds.add((sort.step, sort.bins, sort.table, sort.lines, sort.num_warps, sort.chunks == 1))
-        assert len(kinds) <= 5, "compilations do not follow the number of slots"
+            alone = sort.chunk if sort.chunks == 1 else 0
+            assert alone & (alone - 1) == 0
+            assert sort.bins >= (machine.wave_size or 32)
+            kinds.add((sort.step, sort.bins, sort.table, sort.lines, sort.num_warps, alone))
+        assert len(kinds) <= 6, "compilations do not follow the number of slots"
 
 
 def launches(name: str, *args: object) -> list[tuple[str, int]]:

@@ -7,14 +7,15 @@ over inputs of other values and, where the same program serves them, of other si
 - ``same result``: on registers of random bits, of equal numbers and of the instruction's constants the changed instruction
   writes what the old one does, but for the sign of a zero and the payload of a NaN.
 - ``same values``: with all inputs the changed instruction writes what the old one does, and what the two read is the same with
-  all of them: it depends on neither values nor sizes, but on the wave and lane alone.
+  all of them: it depends on neither values nor sizes, but on the wave and lane alone. Or it reads another register, and that
+  is so of the two registers, which hold the same.
 - ``same register``: it reads another register, and the two held the same in every lane with all inputs, in at least MANY
   different states: halves of a wave that are copies, say.
 - ``sizes``: the straight run of instructions around it (up to 48 before and 64 after, without a branch) makes the same
-  accesses and leaves the same in every register that is read later, on registers of random bits, but for those that hold
-  sizes or indices, which are not negative and up to eight times as large as any seen, for divisors, which are not zero, and
-  for those that depend on wave and lane alone. So of the steps of an integer division: a better estimate is not needed where
-  corrections follow.
+  accesses (stores of a wave: the same to the same places, from whichever lanes) and leaves the same in every register that is
+  read later, on registers of random bits, but for those that hold sizes or indices, which are not negative and up to eight
+  times as large as any seen, for divisors, which are not zero, and for those that depend on wave and lane alone. So of the
+  steps of an integer division: a better estimate is not needed where corrections follow.
 - ``thrown away``: wherever the changed instruction writes something else, anything may stand: undefined values put there
   reach no store, address, EXEC or branch, with all inputs.
 - ``bound``: it changes the number of records of a buffer descriptor, which bounds nothing here but the offset 0x80000000 of
@@ -237,19 +238,24 @@ def _same(seen: Seen) -> str | None:
     whole = all(len(rows) < MOST_ROWS for one in ran for rows in one)
     if whole and len(ran) > 1 and all(one == ran[0] for one in ran):
         return "same values"
-    return "same register" if seen.mutant.kind == "operand" and _follow(seen, ran) else None
+    return _equal_registers(seen, ran) if seen.mutant.kind == "operand" else None
 
 
-def _follow(seen: Seen, ran: list[list[Rows]]) -> bool:
-    """Whether the registers in which the two instructions differ were in many states, always the same in all of them."""
+def _equal_registers(seen: Seen, ran: list[list[Rows]]) -> str | None:
+    """``same values`` where the registers in which the two instructions differ held one state for each wave with all inputs,
+    the same in both; ``same register`` where they were in many states, always the same in both; or None.
+    """
     places = [
         at
         for at, register in enumerate(seen.sources)
         if register in reads(seen.old, seen.target) ^ reads(seen.new, seen.target)
     ]
     held = [{row for one in ran for row in one[at]} for at in places]
-    same = len(held) > 1 and all(one == held[0] for one in held)
-    return same and len({row for _, row in held[0]}) >= MANY
+    if len(held) < 2 or any(one != held[0] for one in held):
+        return None
+    if len(ran) > 1 and len(held[0]) == len({wave for wave, _ in held[0]}):
+        return "same values"
+    return "same register" if len({row for _, row in held[0]}) >= MANY else None
 
 
 def _same_for_sizes(
@@ -258,7 +264,11 @@ def _same_for_sizes(
     """The mutants whose windows leave the same in every register that is read later, whatever the sizes and values are.
     alike: how many of the inputs, from the first on, are of one size.
     """
-    windows = [_Observed(m, Window.around(p, m.place, loads)) for m, p in programs.items() for loads in (True, False)]
+    windows = [
+        _Observed(m, Window.around(p, m.place, instruction(m.after), loads))
+        for m, p in programs.items()
+        for loads in (True, False)
+    ]
     for sample in every:
         for one in windows:
             one.start()
@@ -312,7 +322,7 @@ class _Observed:
         for kind, number in window.divisors:
             held = waves.s if kind == "s" else waves.v
             held[number] = np.maximum(held[number], 1)
-        return window.same(self.mutant, waves, load)
+        return window.same(waves, load)
 
 
 def _noting(place: int, some: list[_Observed]) -> Callable[[Waves, Instruction], None]:

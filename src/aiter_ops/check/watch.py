@@ -209,15 +209,18 @@ def _random_bits(lanes: int) -> Waves:
 def fill(waves: Waves, sources: Sequence[Register], read: Sequence[Sequence[Rows]], alike: int, seed: int = 1) -> bool:
     """Put into random waves what could stand in `sources`, by what was read there with `alike` inputs of one size and with
     others: where it was the same with all of them what was read, of one wave together; where it was the same with the alike
-    ones a size or index, any that is not negative and up to eight times as large; else any bits. False: too much was read.
+    ones a size or index, any that is not negative and up to eight times as large; else, and where waves read more than was
+    kept, any bits. False: too few inputs ran.
     """
     random, n = np.random.default_rng(seed), len(waves)
     ran = [one for one in read if one and one[0]]
     same_size = [one for one in read[:alike] if one and one[0]]
-    if len(ran) < 2 or any(len(rows) >= MOST_ROWS for one in ran for rows in one):
+    if len(ran) < 2:
         return False
     chosen = random.choice(sorted({wave for wave, _ in ran[0][0]}), n).tolist()
     for at, (kind, number) in enumerate(sources):
+        if any(len(one[at]) >= MOST_ROWS for one in ran):
+            continue
         rows = [(wave, np.frombuffer(row, np.uint32)) for one in ran for wave, row in one[at]]
         most = max(int(row.max()) for _, row in rows)
         if all(one[at] == ran[0][at] for one in ran):

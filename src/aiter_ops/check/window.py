@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aiter_ops.amdgcn import EmulationError, Program, control, instruction
+from aiter_ops.amdgcn import EmulationError, Program, control
 from aiter_ops.amdgcn.parse import EXEC, Instruction
 from aiter_ops.amdgcn.state import Waves
+from aiter_ops.amdgcn.targets import Target
 
-from .mutate import Mutant
 from .registers import SCC, Register, is_barrier, of_operand, reads, table_of, target_of, writes
 
 BEFORE, AFTER = 48, 64
@@ -21,6 +21,7 @@ BEFORE, AFTER = 48, 64
 
 _EXEC: Register = ("s", EXEC)
 _MEMORY = ("buffer_", "global_", "scratch_", "ds_", "s_load", "flat_")
+_MOVES = ("ds_bpermute", "ds_permute", "ds_swizzle")
 _NOTHING_HERE = (*control.NOTHING, *control.WAITS)
 
 _OF_A_DIVISOR = r"[sv]_cvt_f32_u32|s_abs_i32"
@@ -29,14 +30,18 @@ _OF_A_DIVISOR = r"[sv]_cvt_f32_u32|s_abs_i32"
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """The instructions from `start` to before `end` of a program, without branches or labels in between."""
+    """The instructions from `start` to before `end` of a program, without branches or labels in between. other: what stands
+    at `place` instead.
+    """
 
     program: Program
     start: int
     end: int
+    place: int
+    other: Instruction
 
     @staticmethod
-    def around(program: Program, place: int, loads: bool = True) -> Window:
+    def around(program: Program, place: int, other: Instruction, loads: bool = True) -> Window:
         """Of the instruction at `place`; not `loads`: from the last access to memory before it on."""
         marks, code = {*program.labels.values()}, program.code
 
@@ -55,7 +60,7 @@ class Window:
         end = place + 1
         while end < min(len(code), place + AFTER) and end not in marks and not stops(end):
             end += 1
-        return Window(program, start, end)
+        return Window(program, start, end, place, other)
 
     @functools.cached_property
     def inputs(self) -> tuple[Register, ...]:
@@ -63,8 +68,11 @@ class Window:
         written: set[Register] = set()
         found: set[Register] = {SCC}
         target = target_of(self.program.target)
-        for ins in self.program.code[self.start : self.end]:
+        for place in range(self.start, self.end):
+            ins = self.program.code[place]
             found |= reads(ins, target) - written
+            if place == self.place:
+                found |= reads(self.other, target) - written
             written |= writes(ins, target)
         return tuple(sorted(found, key=lambda r: (r != SCC, r)))
 
@@ -92,22 +100,22 @@ class Window:
         found = {p: tuple(sorted(writes(code[p], target) - {SCC})) for p in places}
         return {place: registers for place, registers in found.items() if registers}
 
-    def same(self, mutant: Mutant, waves: Waves, load: Callable[[Waves, int], None]) -> bool:
+    def same(self, waves: Waves, load: Callable[[Waves, int], None]) -> bool:
         """Whether, from these registers on, the window with the changed instruction does the same accesses to memory and
-        LDS as the old one and leaves the same in all registers that are read later. load: puts into waves what the load at
-        a place could bring.
+        LDS as the old one and leaves the same in all registers that are read later. Stores of a wave are the same where the
+        same goes to the same places, from whichever lanes. load: puts into waves what the load at a place could bring.
         """
         old, new = waves, waves.part(np.ones(len(waves), np.bool_))
         new.mode = old.mode
         target = target_of(self.program.target)
-        changed, loads, table = instruction(mutant.after), self.loads, table_of(target)
+        loads, table = self.loads, table_of(target)
         try:
             with np.errstate(all="ignore"):
                 for place in range(self.start, self.end):
                     ins = self.program.code[place]
-                    other = changed if place == mutant.place else ins
+                    other = self.other if place == self.place else ins
                     if _loads(ins):
-                        if other is not ins or not all(_equal(old, new, register) for register in reads(ins, target)):
+                        if other is not ins or not _same_access(old, new, ins, target):
                             return False
                         if place in loads:
                             load(old, place)
@@ -123,7 +131,25 @@ class Window:
 
 
 def _loads(ins: Instruction) -> bool:
-    return ins.name.startswith(_MEMORY)
+    """Whether it accesses memory or LDS; moves between lanes, though named like accesses to LDS, do not."""
+    return ins.name.startswith(_MEMORY) and not ins.name.startswith(_MOVES)
+
+
+def _same_access(a: Waves, b: Waves, ins: Instruction, target: Target) -> bool:
+    """Whether an access to memory or LDS does the same from either registers."""
+    read = reads(ins, target)
+    if all(_equal(a, b, register) for register in read):
+        return True
+    if "_store_" not in ins.name and not ins.name.startswith("ds_write"):
+        return False
+    if not all(_equal(a, b, r) for r in read if r[0] == "s" and r[1] not in (EXEC, EXEC + 1)):
+        return False
+    held = sorted(r for r in read if r[0] in "va")
+    both = (np.stack([{"v": w.v, "a": w.a}[kind][number] for kind, number in held], axis=-1) for w in (a, b))
+    return all(
+        np.array_equal(np.unique(x[on], axis=0), np.unique(y[also], axis=0))
+        for x, y, on, also in zip(*both, a.exec, b.exec, strict=True)
+    )
 
 
 def _copy(a: Waves, b: Waves, register: Register) -> None:

@@ -33,11 +33,11 @@ def _map(make: Make, total: int, local: int) -> Tensor:
 def _samples(make: Make) -> Iterator[Sample]:
     for name, tokens, k, block, experts in (
         ("decode 1x2", 1, 2, 16, 8),
-        ("7x2 of 15, blocks of 80", 7, 2, 80, 15),
+        ("7x2 of 60, blocks of 80", 7, 2, 80, 60),
         ("33x4 of 60", 33, 4, 16, 60),
         ("blocks of 1", 5, 3, 1, 10),
         ("blocks of 5", 19, 3, 5, 10),
-        ("one expert", 9, 1, 4, 1),
+        ("one expert", 9, 1, 3, 1),
         ("more experts than slots", 3, 2, 64, 257),
         ("260x6 of 300, blocks of 2", 260, 6, 2, 300),
         ("3300x5 of 300", 3300, 5, 2, 300),  # a program places slots in two steps
@@ -45,7 +45,7 @@ def _samples(make: Make) -> Iterator[Sample]:
     ):
         yield Sample(name, (_choices(make, tokens, k, experts), block, experts))
     # so that what is not in use begins in other parts of what a program fills at once
-    for few in (4, 6):
+    for few in (1, 4, 6, 12):
         yield Sample(f"8x2 of 16, {few} of them chosen", (_choices(make, 8, 2, 16) % few, 70, 16))
     ids = _choices(make, 21, 4, 32)
     yield Sample("all tokens to one expert", (torch.full_like(ids, 5), 16, 32))

@@ -72,7 +72,19 @@ def logits_of(make: Make) -> Iterator[tuple[str, str, Tensor]]:
     yield "Llama-3 512x128256 fp32", "model", make.normal(512, 128256, dtype=FP32, scale=2.0)
 
 
+def in_three_blocks(make: Make) -> Tensor:
+    """[258, 4112]: on AMD a program takes all of a row in two blocks and the beginning of a third. The largest logits lie in
+    every part of the first two, or in both at the same place, and in every fourth row all are below zero.
+    """
+    x = torch.cat([make.normal(86, 4112, dtype=FP32, scale=3.0) for _ in range(3)])
+    x[::4] -= 50.0
+    rows = torch.arange(1, len(x), 4)
+    x[rows, rows * 67 % 2048], x[rows, rows * 67 % 2048 + 2048] = 20.0, 20.0
+    return x
+
+
 def greedy_samples(make: Make) -> Iterator[Sample]:
+    yield Sample("258x4112 fp32", (in_three_blocks(make),))
     for name, size, logits in logits_of(make):
         yield Sample(name, (logits,), size=size)  # type: ignore[arg-type]
     yield Sample("Llama-3 512x128256", (make.normal(512, 128256, scale=2.0),), size="model")

@@ -50,6 +50,12 @@ def divided(a, b):
 
 
 @triton.jit
+def unsigned(x):
+    """int32 that are not negative as int64, without asking for their signs."""
+    return x.to(tl.uint32).to(tl.int64)
+
+
+@triton.jit
 def rounded_to(x, dtype: tl.constexpr):
     """fp32 x rounded to `dtype`, as fp32.
 

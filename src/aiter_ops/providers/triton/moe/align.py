@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aiter_ops.ops.moe.align import most_blocks
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.common import divided
 from aiter_ops.providers.triton.launch import Launcher, machine
 from aiter_ops.providers.triton.tiles.routing import align_tile
 
@@ -20,7 +21,7 @@ from aiter_ops.providers.triton.tiles.routing import align_tile
 def _last_slot(valid_ptr, slots, k, VALID: tl.constexpr):
     """Slots from here on are left out."""
     if VALID:
-        slots = tl.minimum(tl.load(valid_ptr), slots // k) * k
+        slots = tl.minimum(tl.load(valid_ptr), divided(slots, k)[0]) * k
     return slots
 
 
@@ -53,8 +54,10 @@ def _count_chunk(
 ):
     """How many slots of a chunk each expert has: [BINS]."""
     total = tl.zeros([BINS], tl.int32)
-    for at in range(first, first + chunk, STEP):
-        total += _count(_expert_of(ids_ptr, map_ptr, at + tl.arange(0, STEP), last, experts, known, MAPPED), BINS)
+    slot = first + tl.arange(0, STEP)
+    tl.assume(chunk > 0)
+    for at in range(0, chunk, STEP):
+        total += _count(_expert_of(ids_ptr, map_ptr, slot + at, last, experts, known, MAPPED), BINS)
     return total
 
 
@@ -82,6 +85,12 @@ def _rank(
         other = _expert_of(ids_ptr, map_ptr, at + before, last, experts, known, MAPPED)
         same += ((other[:, None] == own[None, :]) & (before[:, None] < side[None, :])).to(tl.int32)
     return tl.sum(same, axis=0)
+
+
+@triton.jit
+def _place(sorted_ptr, slot, own, free, rank):
+    """Store slots with experts `own` where their expert's next ones go, `free` [BINS]."""
+    tl.store(sorted_ptr + tl.gather(free, tl.maximum(own, 0), 0) + rank, slot, mask=own >= 0)
 
 
 @triton.jit(do_not_specialize=["slots", "k", "experts", "known", "chunk"])
@@ -133,51 +142,62 @@ def place_kernel(
     ALONE: tl.constexpr,
 ):
     """A program places one chunk's slots in `sorted` [blocks·block], and fills its share of the padding, of the blocks'
-    owners and of what is not in use. ALONE: there is one chunk, and it has not been counted.
+    owners and of what is not in use. ALONE: slots of the one chunk there is, which has not been counted; 0: there are several.
     """
     me = tl.program_id(0)
+    if ALONE > 0:
+        me, chunks, chunk = 0, 1, ALONE
     last = _last_slot(valid_ptr, slots, k, VALID)
     expert = tl.arange(0, BINS)
+    side = tl.arange(0, STEP)
     before = tl.zeros([BINS], tl.int32)
-    if ALONE:
+    own = _expert_of(ids_ptr, map_ptr, me * chunk + side, last, experts, known, MAPPED)
+    if ALONE == STEP:
+        total = _count(own, BINS)
+    elif ALONE > 0:
         total = _count_chunk(ids_ptr, map_ptr, 0, chunk, last, experts, known, MAPPED, BINS, STEP)
     else:
         total = before
+        tl.assume(chunks > 0)
         for first in range(0, chunks, TABLE):
             line = first + tl.arange(0, TABLE)[:, None]
             part = tl.load(counts_ptr + line * BINS + expert[None, :], mask=line < chunks, other=0)
             total += tl.sum(part, axis=0)
             before += tl.sum(tl.where(line < me, part, 0), axis=0)
-    padded = (total + (block - 1)) // block * block
-    ends = tl.cumsum(padded, axis=0)
-    starts = ends - padded
-    used = tl.sum(padded, axis=0)
+    own_blocks, _ = divided(total + (block - 1), block)
+    first = tl.cumsum(own_blocks, axis=0) - own_blocks
+    starts = first * block
+    used = tl.sum(own_blocks, axis=0)
 
     free = starts + before
-    side = tl.arange(0, STEP)
-    for at in range(me * chunk, me * chunk + chunk, STEP):
-        own = _expert_of(ids_ptr, map_ptr, at + side, last, experts, known, MAPPED)
-        rank = _rank(ids_ptr, map_ptr, at, own, last, experts, known, MAPPED, STEP, LINES)
-        target = tl.gather(free, tl.maximum(own, 0), 0) + rank
-        tl.store(sorted_ptr + target, at + side, mask=own >= 0)
-        free += _count(own, BINS)
+    rank = _rank(ids_ptr, map_ptr, me * chunk, own, last, experts, known, MAPPED, STEP, LINES)
+    _place(sorted_ptr, me * chunk + side, own, free, rank)
+    if ALONE != STEP:
+        for more in range(STEP, chunk, STEP):
+            at = me * chunk + more
+            free += _count(own, BINS)
+            own = _expert_of(ids_ptr, map_ptr, at + side, last, experts, known, MAPPED)
+            rank = _rank(ids_ptr, map_ptr, at, own, last, experts, known, MAPPED, STEP, LINES)
+            _place(sorted_ptr, at + side, own, free, rank)
 
     for extra in range(me, block, chunks):
         target = starts + total + extra
-        tl.store(sorted_ptr + target, tl.zeros_like(target) + slots, mask=target < ends)
-    first, own_blocks = starts // block, padded // block
+        tl.store(sorted_ptr + target, tl.zeros_like(target) + slots, mask=total + extra < own_blocks * block)
     for i in range(me, tl.max(own_blocks, axis=0), chunks):
         tl.store(owners_ptr + first + i, expert, mask=i < own_blocks)
     wide = tl.arange(0, 1024)
-    for rest in range(used + me * 1024, blocks * block, chunks * 1024):
+    for rest in range(used * block + me * 1024, blocks * block, chunks * 1024):
         tl.store(sorted_ptr + rest + wide, tl.zeros_like(wide) + slots, mask=rest + wide < blocks * block)
     # blocks are at most as many as slots
-    OWNERS: tl.constexpr = 256 if ALONE else 1024
+    OWNERS: tl.constexpr = ALONE if ALONE > 0 else 1024
     wide = tl.arange(0, OWNERS)
-    for rest in range(used // block + me * OWNERS, blocks, chunks * OWNERS):
-        tl.store(owners_ptr + rest + wide, tl.zeros_like(wide) - 1, mask=rest + wide < blocks)
+    if ALONE > 0:
+        tl.store(owners_ptr + used + wide, tl.zeros_like(wide) - 1, mask=used + wide < blocks)
+    else:
+        for rest in range(used + me * OWNERS, blocks, chunks * OWNERS):
+            tl.store(owners_ptr + rest + wide, tl.zeros_like(wide) - 1, mask=rest + wide < blocks)
     if me == 0:
-        tl.store(padded_count_ptr, used)
+        tl.store(padded_count_ptr, used * block)
 
 
 _counter, _placer = Launcher(count_kernel, free=5), Launcher(place_kernel, free=8)
@@ -204,7 +224,7 @@ def moe_align(
         tile.chunks,
         (ids, places, valid, counts, sorted_ids, owners, padded_count),
         (*numbers, tile.chunks, blocks, block),
-        (*constants, tile.lines, tile.table, tile.chunks == 1),
+        (*constants, tile.lines, tile.table, tile.chunk if tile.chunks == 1 else 0),
         tile.num_warps,
     )
     return sorted_ids, owners, padded_count

@@ -51,8 +51,8 @@ def race_kernel(
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program runs the race of `chunk` columns of a row: ranked [R, PARTS] int64, `packed` race and column of the
-    first; where a row is one part, its column goes to tokens [R] instead. CUT: `info` of `search` holds; then a row
+    """A program runs the race of `chunk` columns of a row: ranked [R, PARTS] int64, as `rank` fills it of `packed` race and
+    column of the first; where a row is one part, its column goes to tokens [R] instead. CUT: `info` of `search` holds; then a row
     whose token is drawn already keeps it. given: bit 2 min_p.
     """
     row = (tl.program_id(0) // parts).to(tl.int64)

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.common import divided, unsigned
 from aiter_ops.providers.triton.launch import Launcher, as_rows, machine
 from aiter_ops.providers.triton.tiles.sampling import SampleTile, sample_tile
 
@@ -19,9 +20,11 @@ ROWS = 4
 
 @triton.jit
 def rank(ranked_ptr, number, row, part, parts, PARTS: tl.constexpr):
-    """Store an int64 of a part in ranked [R, PARTS]; the last part fills the row up with what is never the least."""
+    """Store ~number, int64, of a part in ranked [R, PARTS], so that the least number is the largest there; the last part
+    fills the row up with what is never the largest, as what is not written might be.
+    """
     slot = tl.arange(0, PARTS)
-    value = tl.where(slot == part, number, 0x7FFFFFFFFFFFFFFF)
+    value = tl.where(slot == part, ~number, -0x8000000000000000)
     tl.store(ranked_ptr + row * PARTS + slot, value, mask=(slot == part) | ((part == parts - 1) & (slot >= parts)))
 
 
@@ -39,16 +42,18 @@ def peak_kernel(
     BLOCK: tl.constexpr,
 ):
     """A program takes `chunk` columns of a row. Without PLACE ranked [R, parts] int32 is the largest key of each part.
-    With it ranked is int64 [R, PARTS] as `rank` fills it: -key, then the first column that has it, so that the least is
+    With it ranked is int64 [R, PARTS] as `rank` fills it of -key, then the first column that has it, so that the least is
     the row's; where a row is one part, its column goes to tokens [R] instead.
     """
-    row = (tl.program_id(0) // parts).to(tl.int64)
-    part = tl.program_id(0) % parts
+    row, part = divided(tl.program_id(0), parts)
+    row = unsigned(row)
     row_ptr = logits_ptr + row * stride
     first, lane = part * chunk, tl.arange(0, BLOCK)
+    end = tl.minimum(first + chunk, columns)
+    tl.assume(first < end)
     best = tl.full([BLOCK], LEAST_KEY, tl.int32)
     where = tl.zeros([BLOCK], tl.int32)
-    for at in range(first, tl.minimum(first + chunk, columns), BLOCK):
+    for at in range(first, end, BLOCK):
         key = key_of(load_logits(row_ptr, at + lane, columns))
         if PLACE:
             where = tl.where(key > best, at, where)
@@ -59,17 +64,17 @@ def peak_kernel(
         if parts == 1:
             tl.store(tokens_ptr + row, column)
         else:
-            rank(ranked_ptr, (-top.to(tl.int64) << 32) | column.to(tl.int64), row, part, parts, PARTS)
+            rank(ranked_ptr, (-top.to(tl.int64) << 32) | unsigned(column), row, part, parts, PARTS)
     else:
         tl.store(ranked_ptr + row * parts + part, top)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def least_kernel(ranked_ptr, tokens_ptr, rows, PARTS: tl.constexpr, ROWS: tl.constexpr):
-    """tokens [R]: the low word of the least of int64 `ranked` [R, PARTS], ROWS rows a program."""
+    """tokens [R]: the low word of the least number that int64 `ranked` [R, PARTS] has of a row, ROWS rows a program."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     at = row.to(tl.int64)[:, None] * PARTS + tl.arange(0, PARTS)[None, :]
-    least = tl.min(tl.load(ranked_ptr + at, mask=(row < rows)[:, None], other=0), axis=1)
+    least = ~tl.max(tl.load(ranked_ptr + at, mask=(row < rows)[:, None], other=0), axis=1)
     tl.store(tokens_ptr + row, (least & 0x7FFFFFFF).to(tl.int32), mask=row < rows)
 
 

@@ -49,7 +49,8 @@ MOST_CHUNKS = 128
 @dataclass(frozen=True)
 class AlignTile:
     """Slots are cut into `chunks` of `chunk`, one to a program, done `step` at a time; bins: experts rounded up to a
-    power of two; table: chunks whose counts are read together; lines: slots held against a step's at a time.
+    power of two, at least as many as a warp has lanes, to which a histogram rounds them; table: chunks whose counts are read
+    together; lines: slots held against a step's at a time.
     """
 
     chunks: int
@@ -65,9 +66,9 @@ class AlignTile:
 def align_tile(machine: Platform, slots: int, experts: int) -> AlignTile:
     """256 threads a program; a step is short, for every slot in it is compared with every other."""
     step = min(128, max(16, next_power_of_two(slots)))
-    bins = max(16, next_power_of_two(experts))
+    lanes = machine.wave_size or 32
+    bins = max(lanes, next_power_of_two(experts))
     chunk = -(-slots // step) * step
     if slots > ALONE:
         chunk = -(-slots // (MOST_CHUNKS * step)) * step
-    warps = 256 // (machine.wave_size or 32)
-    return AlignTile(-(-slots // chunk), chunk, step, bins, max(1, 4096 // bins), min(16, step), warps)
+    return AlignTile(-(-slots // chunk), chunk, step, bins, max(1, 4096 // bins), min(16, step), 256 // lanes)
