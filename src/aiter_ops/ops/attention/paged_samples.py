@@ -96,6 +96,12 @@ FEW = (1, 8, 0, 3), (45, 9, 7, 50)
 """The same with no more rows than go together."""
 
 
+SIX = 6, 2
+"""Heads of queries and of the caches: three to one are a divisor that is no power of two, and of a tile's rows one is left
+over. Samples that share them share their programs.
+"""
+
+
 def far_apart(make: Make, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments of `batch` with strides of their own for q, v and `out`, and rows of all sizes, with scores on both sides
     of zero, all above it and all below.
@@ -115,15 +121,15 @@ def small(make: Make) -> Iterator[Sample]:
     yield Sample("one row", batch(make, (1,), (33,)))
     yield Sample("zero rows", batch(make, (0, 0), (5, 0)))
     yield Sample("no sequence", batch(make, (), ()))
-    yield Sample("mixed", far_apart(make, batch(make, *PARTS, (6, 2))))
+    yield Sample("mixed", far_apart(make, batch(make, *PARTS, SIX)))
     yield Sample("mixed bf16", batch(make, *MIXED, dtype=BF16))
     yield Sample("padding", batch(make, (1, 2), (20, 30), padding=3))
-    yield Sample("more rows than keys", batch(make, (5, 40), (3, 17)))
+    yield Sample("more rows than keys", batch(make, (5, 40), (3, 17), SIX))
     features = {"softcap": 2.0, "alibi": scales(make, 4) / 8, "sinks": make.normal(4, dtype=FP32)}
     yield Sample("window, softcap, ALiBi and sinks", batch(make, *MIXED), {"window": [11, -1], **features})
     both = {"causal": False, "window": [100, 5]}
-    yield Sample("window on both sides, not causal", batch(make, *PARTS), both)
-    yield Sample("not causal", batch(make, (3, 20), (40, 33)), {"causal": False})
+    yield Sample("window on both sides, not causal", batch(make, *PARTS, SIX), both)
+    yield Sample("not causal", batch(make, (3, 20), (40, 33), SIX), {"causal": False})
     yield Sample("blocks of 1", batch(make, (1, 4), (37, 20), block=1))
     yield Sample("blocks of 5", batch(make, (1, 4), (37, 20), block=5, dtype=FP16))
     yield Sample("blocks of 64", batch(make, (1, 9), (150, 64), block=64, form="one buffer"))
@@ -132,8 +138,8 @@ def small(make: Make) -> Iterator[Sample]:
     yield Sample("72 heads to one, 3 rows", batch(make, (1, 3), (29, 40), (72, 1)))
     # of more parts than are added up at a time
     yield Sample("long context", batch(make, (1, 2), (1080, 1), (4, 1)))
-    arguments = batch(make, (1, 9, 3, 0), (45, 9, 50, 7), (8, 1))
-    yield Sample("plan, one too long", arguments, {"plan": planned(arguments, 5)})
+    arguments = batch(make, (1, 25, 3, 0, 2, 1), (1100, 60, 50, 7, 700, 1000), SIX)
+    yield Sample("plan, one too long", arguments, {"plan": planned(arguments, 13)})
     ragged = batch(make, (1, 2, 1, 0, 1), (1300, 30, 0, 9, 470), (4, 1))
     plan = planned(ragged, 3, (800, -1))
     yield Sample(

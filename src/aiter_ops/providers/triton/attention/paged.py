@@ -40,7 +40,7 @@ PARTS = 16
 """Parts that a merge adds up at a time."""
 
 _attend = Launcher(paged_kernel, free=len(FREE) + 2)
-_merge = Launcher(merge_kernel, free=len(FREE) + 2)
+_merge = Launcher(merge_kernel, free=len(FREE))
 
 
 def _predicate(platform: Platform) -> Predicate:
@@ -138,7 +138,7 @@ class _Launches:
             for stride in (t.stride(0), 0 if position is None else t.stride(position), t.stride(head))
         ]
         self.top = 0 if out_scale is None else int(code_max(out.dtype))
-        self.shape = size, self.width
+        self.heads, self.shape = (self.kv_heads, self.group), (size, self.width)
         across = keys_k_first(machine(), k_cache.element_size(), self.width)
         self.form = block, layout == "shuffled", across, window[0] >= 0, softcap > 0, alibi is not None
         self.ends = sinks is not None, any(t is not None for t in scales), self.top, lse is not None
@@ -173,7 +173,7 @@ class _Launches:
         parts = self.q.new_empty(slots * tile.rows * (self.width + 2), dtype=torch.float32)
         programs = self.programs if planned else 0
         numbers = (
-            *(self.batch, self.kv_heads, self.group, heads, tiles_head, few, int(many), splits, programs),
+            *(self.batch, few, int(many), splits, programs),
             *(self.unit_keys, self.tokens, self.left, self.right, *self.given, *self.scale_strides),
         )
         ends = self.out.stride()[:2]
@@ -184,7 +184,7 @@ class _Launches:
                 *(self.alibi, self.sinks, *self.scales, self.out_scale, self.plan),
             ),
             (*numbers, self.table.stride(0), *self.factors, *self.q.stride()[:2], *ends, *self.cache_strides),
-            (self.factor, *self.shape, *self.form, *self.ends, tile.rows, tile.keys, planned),
+            (*self.heads, self.factor, *self.shape, *self.form, *self.ends, tile.rows, tile.keys, planned),
             tile.num_warps,
             tile.num_stages,
             tile.options,
@@ -196,8 +196,8 @@ class _Launches:
                     *(parts, self.out, self.lse, self.cu, self.used, self.sinks, self.scales[2]),
                     *(self.out_scale, self.plan),
                 ),
-                (*numbers, self.table.stride(0), tile.rows, tile.keys, *ends),
-                (*self.shape, *self.ends, PARTS),
+                (*numbers, self.table.stride(0), *ends),
+                (*self.heads, *self.shape, *self.ends, tile.rows, tile.keys, PARTS),
             )
 
     def _splits(self, tile: PagedTile, tiles: int, tokens: int, many: bool) -> int:
