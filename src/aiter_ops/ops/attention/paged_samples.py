@@ -89,8 +89,10 @@ def scales(make: Make, *shape: int) -> Tensor:
 MIXED = (1, 9, 3, 0, 2, 40), (45, 9, 50, 7, 0, 70)
 """Rows and keys: one row and several, a whole prompt, no rows, no keys, a piece of a prompt."""
 
-PARTS = (1, 30, 3, 0, 2, 25), (45, 30, 330, 7, 0, 230)
-"""The same with contexts of several parts, and two prompts of several tiles."""
+PARTS = (1, 40, 21, 0, 1, 25), (432, 40, 384, 7, 0, 360)
+"""The same with contexts of several parts, of which some are full, and two prompts of several tiles. With tiles of 21 rows
+(three heads to one) one sequence fills a tile, and sequences begin before, at and behind a tile's first row.
+"""
 
 FEW = (1, 8, 0, 3), (45, 9, 7, 50)
 """The same with no more rows than go together."""
@@ -124,7 +126,7 @@ def small(make: Make) -> Iterator[Sample]:
     yield Sample("mixed", far_apart(make, batch(make, *PARTS, SIX)))
     yield Sample("mixed bf16", batch(make, *MIXED, dtype=BF16))
     yield Sample("padding", batch(make, (1, 2), (20, 30), padding=3))
-    yield Sample("more rows than keys", batch(make, (5, 40), (3, 17), SIX))
+    yield Sample("more rows than keys", batch(make, (5, 40), (3, 16), SIX))
     features = {"softcap": 2.0, "alibi": scales(make, 4) / 8, "sinks": make.normal(4, dtype=FP32)}
     yield Sample("window, softcap, ALiBi and sinks", batch(make, *MIXED), {"window": [11, -1], **features})
     both = {"causal": False, "window": [100, 5]}
@@ -136,8 +138,9 @@ def small(make: Make) -> Iterator[Sample]:
     yield Sample("head size 24, 5 heads to one", batch(make, (1, 7), (29, 40), (5, 1), 24, form="heads first"))
     yield Sample("16 heads to one, 3 rows", batch(make, (3, 3), (29, 40), (16, 1), dtype=FP16))
     yield Sample("72 heads to one, 3 rows", batch(make, (1, 3), (29, 40), (72, 1)))
-    # of more parts than are added up at a time
-    yield Sample("long context", batch(make, (1, 2), (1080, 1), (4, 1)))
+    # of more parts than are added up at a time; what a batch may have at most is more than it has
+    *arguments, _, _, factor = batch(make, (1, 2), (1190, 1), SIX)
+    yield Sample("long context", (*arguments, 12, 1500, factor))
     arguments = batch(make, (1, 25, 3, 0, 2, 1), (1100, 60, 50, 7, 700, 1000), SIX)
     yield Sample("plan, one too long", arguments, {"plan": planned(arguments, 13)})
     ragged = batch(make, (1, 2, 1, 0, 1), (1300, 30, 0, 9, 470), (4, 1))

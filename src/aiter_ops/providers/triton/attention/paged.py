@@ -40,7 +40,7 @@ PARTS = 16
 """Parts that a merge adds up at a time."""
 
 _attend = Launcher(paged_kernel, free=len(FREE) + 2)
-_merge = Launcher(merge_kernel, free=len(FREE))
+_merge = Launcher(merge_kernel, free=len(FREE) + 1)
 
 
 def _predicate(platform: Platform) -> Predicate:
@@ -145,18 +145,19 @@ class _Launches:
         self.factor = FACTORS[factor]
 
     def all(self) -> None:
-        """Sequences that fit a tile first, then the others, where there can be such."""
+        """Sequences that do not fit a tile first, where there can be such, then the others."""
         rows, few, fixed = self.max_q * self.group, 0, batch_invariant()
         # where every sequence has max_q rows, either all of them fit a tile or none
-        if rows <= MOST_ROWS or self.tokens < self.batch * self.max_q or fixed:
-            wanted = MOST_ROWS if fixed else min(rows, MOST_ROWS)
-            tile = self._tile(wanted)
+        some = rows <= MOST_ROWS or self.tokens < self.batch * self.max_q or fixed
+        wanted = MOST_ROWS if fixed else min(rows, MOST_ROWS)
+        tile = self._tile(wanted)
+        if some:
             few = min(tile.rows // self.group, self.max_q)
-            if few:
-                # a plan is for all sequences of up to MOST_ROWS rows
-                self._launch(tile, few, many=False, planned=self.programs > 0 and tile.rows >= wanted)
         if self.max_q > few:
             self._launch(self._tile(MOST_ROWS + 1), few, many=True, planned=False)
+        if few:
+            # a plan is for all sequences of up to MOST_ROWS rows
+            self._launch(tile, few, many=False, planned=self.programs > 0 and tile.rows >= wanted)
 
     def _tile(self, rows: int) -> PagedTile:
         return paged_tile(machine(), rows, self.width, *self.bytes)
@@ -190,13 +191,14 @@ class _Launches:
             tile.options,
         )
         if slots:
+            rows = heads * (tokens if many else few)
             _merge(
-                tiles * heads * (tokens if many else few),
+                tiles * rows,
                 (
                     *(parts, self.out, self.lse, self.cu, self.used, self.sinks, self.scales[2]),
                     *(self.out_scale, self.plan),
                 ),
-                (*numbers, self.table.stride(0), *ends),
+                (*numbers, self.table.stride(0), rows, *ends),
                 (*self.heads, *self.shape, *self.ends, tile.rows, tile.keys, PARTS),
             )
 

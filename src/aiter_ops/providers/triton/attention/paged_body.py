@@ -45,8 +45,10 @@ def keys_of(used, rows, first, last, left, right, STEP: tl.constexpr, LEFT: tl.c
 
 @triton.jit
 def shares_of(begin, end, splits, STEP: tl.constexpr):
-    """The steps over keys [begin, end), and those of a part, two at least: part i has the steps from i times as many on."""
-    steps, _ = divided(tl.maximum(end - begin, 0) + STEP - 1, STEP)
+    """The steps over keys [begin, end), and those of a part, two at least: part i has the steps from i times as many on.
+    No keys are one step, for a tile without keys has a part too, whose rows become zeros.
+    """
+    steps, _ = divided(tl.maximum(end - begin, 1) + STEP - 1, STEP)
     each, _ = divided(steps + splits - 1, splits)
     return steps, tl.maximum(each, 2)
 

@@ -298,8 +298,7 @@ def paged_kernel(
         steps, each = shares_of(begin, end, splits, N)
         first_step = split * each
         start = begin + first_step * N
-        # a tile without keys has a part too, whose rows become zeros
-        if (first_row < rows) & ((split == 0) | (first_step < steps)) & ((rows > few) == (many != 0)):
+        if (first_row < rows) & (first_step < steps) & ((rows > few) == (many != 0)):
             attend_tile(
                 pointers,
                 numbers,

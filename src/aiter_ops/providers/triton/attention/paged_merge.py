@@ -10,7 +10,7 @@ from .paged_kernels import FREE, OVERHEAD, PLAN_WIDTH
 from .softmax import joined
 
 
-@triton.jit(do_not_specialize=FREE)
+@triton.jit(do_not_specialize=[*FREE, "rows_done"])
 def merge_kernel(
     parts_ptr,
     out_ptr,
@@ -40,6 +40,7 @@ def merge_kernel(
     v_scale_b,
     v_scale_h,
     table_row,
+    rows_done,
     out_row,
     out_head,
     KV_HEADS: tl.constexpr,
@@ -56,11 +57,11 @@ def merge_kernel(
 ):
     """A program adds up the parts of one row of a tile, where it has more than one, PARTS at a time, in their order.
 
-    M, N: of the kernel that made the parts. programs: 0 without a plan.
+    rows_done: rows of a tile that have a program. M, N: of the kernel that made the parts. programs: 0 without a plan.
     """
     HEADS_TILE: tl.constexpr = min(HEADS, M)
     TILES_HEAD: tl.constexpr = (HEADS + HEADS_TILE - 1) // HEADS_TILE
-    rest, r = divided(tl.program_id(0), HEADS_TILE * (M // HEADS_TILE if many != 0 else few))
+    rest, r = divided(tl.program_id(0), rows_done)
     tile, of_head = divided(rest, KV_HEADS * TILES_HEAD)
     kv_head, tile_head = divided(of_head, TILES_HEAD)
     b, within = tile, 0
@@ -96,11 +97,12 @@ def merge_kernel(
         peak = tl.full([1], float("-inf"), tl.float32)
         total = tl.zeros([1], tl.float32)
         part = tl.arange(0, PARTS)
+        # of a plan the part that begins a head is in the second slot of its program, the others in the first
+        apart = tl.where(programs > 0, 2, KV_HEADS * TILES_HEAD)
+        beside = tl.where(programs > 0, (part == 0).to(tl.int32), of_head)
         for _ in range(0, steps, PARTS * each):
             inside = part * each < steps
-            # of a plan the part that begins a head is in the second slot of its program, the others in the first
-            of_plan = 2 * (first + part) + (part == 0).to(tl.int32)
-            slot = tl.where(programs > 0, of_plan, (first + part) * (KV_HEADS * TILES_HEAD) + of_head)
+            slot = (first + part) * apart + beside
             at_part = parts_ptr + slot.to(tl.int64) * (M * (WIDTH + 2))
             peaks = tl.load(at_part + M * WIDTH + r, mask=inside, other=float("-inf"))
             totals = tl.load(at_part + M * (WIDTH + 1) + r, mask=inside, other=0.0)
@@ -111,6 +113,7 @@ def merge_kernel(
             mine, other, peak, total = joined(peak, total, best, more)
             acc = acc * mine + tl.sum(values * weights[:, None], axis=0) * other
             part += PARTS
+            beside = tl.zeros_like(part) + tl.where(programs > 0, 0, of_head)
         row = (q_first + token).to(tl.int64)
         head = tl.zeros([1], tl.int32) + kv_head * HEADS + head_in
         stored(
@@ -125,7 +128,7 @@ def merge_kernel(
             head,
             row * out_row + head * out_head,
             head.to(tl.int64) * tokens + row,
-            head >= 0,
+            tl.full([1], True, tl.int1),
             D,
             SINKS,
             TOP,
