@@ -117,6 +117,11 @@ CASES = (
         ("odd fnuz 600x640", "odd 600x640"),
         ({600: 1100, 342: 300}, {600: 65, 342: 9, 3: 1}, {600: 130, 640: 896, 5: 7}),
     ),
+    Case(
+        "gemm_a8w8",
+        ("odd fnuz 1304x301", "odd 1304x301"),
+        ({1304: 2300, 150: 300}, {1304: 65, 150: 9}, {1304: 130, 301: 77}),
+    ),
     Case("flash_attn_varlen", "fp32 ragged", others=_prefills),
     Case("paged_attention", "mixed", others=_pages),
     Case("mla_decode", "several rows a sequence", others=_latents),

@@ -26,6 +26,7 @@ from aiter_ops.amdgcn import EmulationError
 from aiter_ops.check.emulate import emulate, inputs, refusal
 from aiter_ops.check.mutate import Mutant, caught, means, mutants_of
 from aiter_ops.check.survivors import arguments, elements, more_inputs
+from aiter_ops.check.touched import Touched
 from aiter_ops.core.op import Op, get_op
 from aiter_ops.core.platforms import Platform, platform_for
 from aiter_ops.core.samples import Sample
@@ -48,7 +49,9 @@ def control(case: Case, arch: str, most: int | None, seed: int = 0) -> dict[str,
     first = [s for s in every if s.name.startswith(sample.name)]
     alike = [s for s in every if s not in first and _reaches(op, s, target, found)]
     # the small ones first, which catch most
-    hows = {m: caught(op, sorted([*first, *alike], key=elements), target, m) for m in found}
+    touched = Touched(op, target, found)
+    ordered = sorted([*first, *alike], key=elements)
+    hows = {m: caught(op, ordered, target, m, touched) for m in found}
     left = [m for m, how in hows.items() if how is None]
     values = [s for s in more_inputs(op, sample) if _right(op, s, target)]
     sizes = [s for s in resized(case, sample) if _right(op, s, target) and _reaches(op, s, target, found)]
@@ -58,7 +61,7 @@ def control(case: Case, arch: str, most: int | None, seed: int = 0) -> dict[str,
             if how := caught(op, some, target, m):
                 rows.setdefault(m, f"other {what}: {how}")
     others = [*sizes, *alike[:MOST_ALIKE]]
-    kept = arguments(op, [*first, *values], target, [m for m in left if m not in rows], others)
+    kept = arguments(op, [*first, *values], target, [m for m in left if m not in rows], others, touched)
     rows |= {m: why or "nothing explains it" for m, why in kept.items()}
     argued = collections.Counter(why for why in kept.values() if why)
     missed, meaningful = len(left) - sum(argued.values()), len(found) - sum(argued.values())

@@ -281,13 +281,23 @@ MOST_BLOCKS = 30_000
 """Basic blocks that a mutant may run; kernels of small samples run hundreds."""
 
 
-def caught(op: Op, samples: Iterable[Sample], target: Platform, mutant: Mutant) -> str | None:
-    """How a mutant is caught by the first of the samples that does; None: it survives them all."""
+def caught(
+    op: Op,
+    samples: Iterable[Sample],
+    target: Platform,
+    mutant: Mutant,
+    touched: Callable[[Sample], frozenset[Mutant]] | None = None,
+) -> str | None:
+    """How a mutant is caught by the first of the samples that does; None: it survives them all. touched: which mutants a sample
+    can tell (`Touched`); with others it is not run.
+    """
 
     def hurry(machine: Machine) -> None:
         machine.most = MOST_BLOCKS
 
     for sample in samples:
+        if touched is not None and mutant not in touched(sample):
+            continue
         try:
             result = emulate(op, sample, target, mutant.change, prepare=hurry)
         except Unsupported as error:

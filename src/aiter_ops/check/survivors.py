@@ -49,6 +49,7 @@ from .emulate import emulate, rescaled, special
 from .mutate import Mutant
 from .quotient import in_quotient
 from .registers import reads, table_of, target_of
+from .touched import Touched
 from .waits import waits_enough
 from .watch import MOST_ROWS, Rows, Seen, apart, fill, may_differ, note, random_waves, watch
 from .window import Window
@@ -87,11 +88,17 @@ def more_inputs(op: Op, sample: Sample, seeds: Sequence[int] = (1, 2, 3)) -> Ite
 
 
 def arguments(
-    op: Op, inputs: Sequence[Sample], target: Platform, mutants: Sequence[Mutant], others: Sequence[Sample] = ()
+    op: Op,
+    inputs: Sequence[Sample],
+    target: Platform,
+    mutants: Sequence[Mutant],
+    others: Sequence[Sample] = (),
+    touched: Callable[[Sample], frozenset[Mutant]] | None = None,
 ) -> dict[Mutant, str | None]:
     """One of ARGUMENTS why each mutant that no input caught keeps the meaning, or None. inputs: of one size; others: of other
-    sizes.
+    sizes. touched: as for `caught`; made of `mutants` where it is not given.
     """
+    touched = touched or Touched(op, target, mutants)
     every = [*inputs, *others]
     table = table_of(target_of(target.arch))
     known = [m for m in mutants if instruction(m.before).name in table and instruction(m.after).name in table]
@@ -110,14 +117,17 @@ def arguments(
             continue
         if m.kind == "wait" and _waits(op, every, target, m, programs[m]):
             found[m] = "waits"
-        elif m in inward and _Harm(m).none(op, every, target):
+        elif m in inward and _Harm(m).none(op, [s for s in every if m in touched(s)], target):
             found[m] = "thrown away"
         elif m in known and _bounds_records(op, inputs[0], target, m, programs[m]):
             found[m] = "bound"
+        elif not any(m in touched(s) for s in every):
+            found[m] = None  # what no input tells shows nothing
         elif m in known and in_quotient(m, programs[m]):
             found[m] = "quotient"
-        elif all(re.match(_EXACT, old.text) for old, _ in m.changed) and all(stored.same(s, m) for s in every):
-            found[m] = "same bits"
+        elif all(re.match(_EXACT, old.text) for old, _ in m.changed):
+            same = all(stored.same(s, m) for s in every if m in touched(s))
+            found[m] = "same bits" if same else None
         else:
             found[m] = None
     return found

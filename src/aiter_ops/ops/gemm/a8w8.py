@@ -42,6 +42,13 @@ def samples(make: Make) -> Iterator[Sample]:
     yield Sample("odd 5x67, N 33, to fp32", (*codes(5, 33, 67), a_scale, b_scale), {"out_dtype": FP32})
     odd = *codes(66, 35, 45, INT8), c.drawn_scale(make, 66, 1), c.drawn_scale(make, 1, 35)
     yield Sample("odd int8 66x45, N 35, scales in a row", odd, {"out_dtype": FP32})
+    shapes = [(dtype, name, shape) for shape in c.TAILS for dtype, name in ((FNUZ, "odd fnuz"), (FN, "odd"))]
+    shapes += [(FNUZ, "odd fnuz", c.MANY), (FN, "odd", c.MANY), (INT8, "odd int8", c.TAILS[0])]
+    for dtype, name, (rows, n, k) in shapes:
+        a, b = codes(rows, n, k, dtype)
+        a, a_scale = c.rows_apart(a, c.drawn_scale(make, rows, 1))
+        spaced = c.spaced(a, 328), c.spaced(b, 344), c.spaced(a_scale, 3), c.drawn_scale(make, n, 1)
+        yield Sample(f"{name} {rows}x{k}, N {n}, bias, to fp32", (*spaced, make.normal(n)), {"out_dtype": FP32})
     a = c.drawn_codes(make, 2, 3, 128)
     lead = a, c.drawn_codes(make, 64, 128), c.drawn_scale(make, 2, 3, 1), c.drawn_scale(make, 64)
     yield Sample("leading dimensions 2x3x128, bias", (*lead, make.normal(64, dtype=FP32)))

@@ -35,9 +35,12 @@ def samples(make: Make) -> Iterator[Sample]:
     yield Sample("column-major scales 33x256, N 96", call(33, 96, 256, layout="col"), {"out_dtype": FP32})
     yield Sample("column-major padded scales 5x512, N 200", call(5, 200, 512, layout="col_tma4"))
     yield Sample("fnuz 5x640, N 720", call(5, 720, 640, FNUZ))
-    for rows, n, k in ((600, 342, 640), *((m, n, BLOCK * -(-k // 32)) for m, n, k in c.TAILS)):
+    tails = [(rows, n, -(-k // 32)) for rows, n, k in c.TAILS]
+    for rows, n, steps in ((600, 342, 5), (*c.MANY[:2], 3), *tails):
+        k = steps * BLOCK
         for dtype, name in ((FNUZ, "odd fnuz"), (FN, "odd")):
             a, b, a_scale, b_scale = call(rows, n, k, dtype)
+            a, a_scale = c.rows_apart(a, a_scale)
             spaced = c.spaced(a, k + 32), c.spaced(b, k + 64), c.spaced(a_scale, 13), c.spaced(b_scale, 11)
             args = (*spaced, make.normal(n, dtype=FP32))
             yield Sample(f"{name} {rows}x{k}, N {n}, bias, to fp32", args, {"out_dtype": FP32})

@@ -18,6 +18,9 @@ a tile that a load or a thread does is where the last row or column of a result 
 columns in such of 32 and of every fourth. Columns end in the first, a later and the only step, most near its end.
 """
 
+MANY = (1304, 150, 301)
+"""A product of 21 by 3 tiles of 64 by 64, whose order has two whole groups of rows and a part of one, in three steps."""
+
 
 def factors(op: str, a: Tensor, b: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
     """a is [..., K] and b [N, K], of one dtype out of `dtypes`, with N and K >= 1."""
@@ -84,3 +87,12 @@ def drawn_codes(make: Make, *shape: int, dtype: torch.dtype = FN) -> Tensor:
 def drawn_scale(make: Make, *shape: int) -> Tensor:
     """fp32 scales in [0.5, 1.5] · 2^-7, no two alike."""
     return make.normal(*shape, dtype=FP32).sigmoid().add(0.5).mul(2.0**-7)
+
+
+def rows_apart(codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """codes [rows, K] and their scales [rows, ...] with the codes of a row 2^5, 2^4, … 2^0 times smaller in turn, and its scale
+    as much larger: the products are as large as before, and what is added to a sum of codes shows where they are small.
+    """
+    power = (torch.arange(codes.shape[0], device=codes.device) % 6 - 5).float().exp2()[:, None]
+    small = codes.float() * power
+    return (small.round() if codes.dtype == INT8 else small).to(codes.dtype), scale / power

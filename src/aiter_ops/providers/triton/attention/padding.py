@@ -12,12 +12,15 @@ from aiter_ops.providers.triton.launch import Launcher
 BLOCK = 1024
 
 
-@triton.jit(do_not_specialize=["tokens", "sequences", "total"])
-def unseen_kernel(lse_ptr, ends_ptr, tokens, sequences, total, BLOCK: tl.constexpr):
-    """-inf to lse [heads, tokens] at the tokens from ends[sequences] on; total: heads · tokens."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    last = tl.load(ends_ptr + sequences)
-    tl.store(lse_ptr + at, tl.full([BLOCK], float("-inf"), tl.float32), mask=(at < total) & (at % tokens >= last))
+@triton.jit(do_not_specialize=["tokens", "sequences", "heads"])
+def unseen_kernel(lse_ptr, ends_ptr, tokens, sequences, heads, BLOCK: tl.constexpr):
+    """-inf to lse [heads, tokens] at the tokens from ends[sequences] on, of all heads at BLOCK tokens a program."""
+    first, last = tl.program_id(0) * BLOCK, tl.load(ends_ptr + sequences)
+    at = first + tl.arange(0, BLOCK)
+    if tl.minimum(first + BLOCK, tokens) > last:  # most calls have no padding
+        for _ in range(heads):
+            tl.store(lse_ptr + at, tl.full([BLOCK], float("-inf"), tl.float32), mask=(at >= last) & (at < tokens))
+            lse_ptr += tokens
 
 
 _unseen = Launcher(unseen_kernel, free=3)
@@ -30,6 +33,6 @@ def unseen(q: Tensor, ends: Tensor) -> Tensor:
     lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
     if lse.numel():
         ends = ends.contiguous()
-        numbers = (q.shape[0], ends.shape[0] - 1, lse.numel())
-        _unseen(-(-lse.numel() // BLOCK), (lse, ends), numbers, (BLOCK,))
+        numbers = (q.shape[0], ends.shape[0] - 1, q.shape[1])
+        _unseen(-(-q.shape[0] // BLOCK), (lse, ends), numbers, (BLOCK,))
     return lse
