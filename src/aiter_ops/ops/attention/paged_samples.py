@@ -142,7 +142,10 @@ def small(make: Make) -> Iterator[Sample]:
     *arguments, _, _, factor = batch(make, (1, 2), (1190, 1), SIX)
     yield Sample("long context", (*arguments, 12, 1500, factor))
     arguments = batch(make, (1, 25, 3, 0, 2, 1), (1100, 60, 50, 7, 700, 1000), SIX)
-    yield Sample("plan, one too long", arguments, {"plan": planned(arguments, 13)})
+    yield Sample("plan, one too long", arguments, {"plan": planned(arguments, 14)})
+    # heads whose parts are more than are added up at a time
+    arguments = batch(make, (1, 12), (8450, 5), SIX, pool=61)
+    yield Sample("plan of many parts", arguments, {"plan": planned(arguments, 48)})
     ragged = batch(make, (1, 2, 1, 0, 1), (1300, 30, 0, 9, 470), (4, 1))
     plan = planned(ragged, 3, (800, -1))
     yield Sample(

@@ -99,10 +99,11 @@ def merge_kernel(
         part = tl.arange(0, PARTS)
         # of a plan the part that begins a head is in the second slot of its program, the others in the first
         apart = tl.where(programs > 0, 2, KV_HEADS * TILES_HEAD)
-        beside = tl.where(programs > 0, (part == 0).to(tl.int32), of_head)
+        least = tl.where(programs > 0, 1, 0)
+        first_slot = first * apart + tl.where(programs > 0, 0, of_head)
         for _ in range(0, steps, PARTS * each):
             inside = part * each < steps
-            slot = (first + part) * apart + beside
+            slot = first_slot + tl.maximum(part * apart, least)
             at_part = parts_ptr + slot.to(tl.int64) * (M * (WIDTH + 2))
             peaks = tl.load(at_part + M * WIDTH + r, mask=inside, other=float("-inf"))
             totals = tl.load(at_part + M * (WIDTH + 1) + r, mask=inside, other=0.0)
@@ -113,7 +114,6 @@ def merge_kernel(
             mine, other, peak, total = joined(peak, total, best, more)
             acc = acc * mine + tl.sum(values * weights[:, None], axis=0) * other
             part += PARTS
-            beside = tl.zeros_like(part) + tl.where(programs > 0, 0, of_head)
         row = (q_first + token).to(tl.int64)
         head = tl.zeros([1], tl.int32) + kv_head * HEADS + head_in
         stored(
