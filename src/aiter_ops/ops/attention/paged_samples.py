@@ -89,9 +89,10 @@ def scales(make: Make, *shape: int) -> Tensor:
 MIXED = (1, 9, 3, 0, 2, 40), (45, 9, 50, 7, 0, 70)
 """Rows and keys: one row and several, a whole prompt, no rows, no keys, a piece of a prompt."""
 
-PARTS = (1, 40, 21, 0, 1, 25), (432, 40, 384, 7, 0, 360)
-"""The same with contexts of several parts, of which some are full, and two prompts of several tiles. With tiles of 21 rows
-(three heads to one) one sequence fills a tile, and sequences begin before, at and behind a tile's first row.
+PARTS = (41, 1, 40, 21, 0, 1), (360, 400, 40, 384, 7, 0)
+"""The same with contexts of several parts, of which some are full and fewer rows would be another number, and two prompts of
+several tiles. With tiles of 21 rows (three heads to one) one sequence fills a tile, and sequences begin before, at and behind
+a tile's first row.
 """
 
 FEW = (1, 8, 0, 3), (45, 9, 7, 50)

@@ -20,6 +20,7 @@ from aiter_ops.ops.attention.paged_checks import cache_sizes
 from aiter_ops.ops.attention.paged_plan import MOST_ROWS, unit_keys
 from aiter_ops.ops.formulas import FP8, code_max
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.division import inverse
 from aiter_ops.providers.triton.launch import Launcher, batch_invariant, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.norm import next_power_of_two
 from aiter_ops.providers.triton.tiles.paged import (
@@ -40,7 +41,7 @@ PARTS = 16
 """Parts that a merge adds up at a time."""
 
 _attend = Launcher(paged_kernel, free=len(FREE) + 2)
-_merge = Launcher(merge_kernel, free=len(FREE) + 1)
+_merge = Launcher(merge_kernel, free=len(FREE) + 3)
 
 
 def _predicate(platform: Platform) -> Predicate:
@@ -174,7 +175,7 @@ class _Launches:
         parts = self.q.new_empty(slots * tile.rows * (self.width + 2), dtype=torch.float32)
         programs = self.programs if planned else 0
         numbers = (
-            *(self.batch, few, int(many), splits, programs),
+            *(self.batch, few, int(many), splits, *inverse(splits), programs),
             *(self.unit_keys, self.tokens, self.left, self.right, *self.given, *self.scale_strides),
         )
         ends = self.out.stride()[:2]
@@ -198,7 +199,7 @@ class _Launches:
                     *(parts, self.out, self.lse, self.cu, self.used, self.sinks, self.scales[2]),
                     *(self.out_scale, self.plan),
                 ),
-                (*numbers, self.table.stride(0), rows, *ends),
+                (*numbers, self.table.stride(0), rows, *inverse(rows), *ends),
                 (*self.heads, *self.shape, *self.ends, tile.rows, tile.keys, PARTS),
             )
 

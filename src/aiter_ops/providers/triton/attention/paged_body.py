@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from aiter_ops.providers.triton.common import divided, encode, inverse_of
+from aiter_ops.providers.triton.division import divided_by
 from aiter_ops.providers.triton.gemm.body import of_tile
 
 from .softmax import LOG2_E, capped, inverse_total, joined, lse_of, stepped
@@ -44,12 +45,12 @@ def keys_of(used, rows, first, last, left, right, STEP: tl.constexpr, LEFT: tl.c
 
 
 @triton.jit
-def shares_of(begin, end, splits, STEP: tl.constexpr):
+def shares_of(begin, end, splits, by_splits, splits_shift, STEP: tl.constexpr):
     """The steps over keys [begin, end), and those of a part, two at least: part i has the steps from i times as many on.
     No keys are one step, for a tile without keys has a part too, whose rows become zeros.
     """
     steps, _ = divided(tl.maximum(end - begin, 1) + STEP - 1, STEP)
-    each, _ = divided(steps + splits - 1, splits)
+    each, _ = divided_by(steps + splits - 1, splits, by_splits, splits_shift)
     return steps, tl.maximum(each, 2)
 
 

@@ -12,6 +12,7 @@ import triton.language as tl
 from aiter_ops.ops.attention.paged_plan import OVERHEAD as _OVERHEAD
 from aiter_ops.ops.attention.paged_plan import WIDTH as _WIDTH
 from aiter_ops.providers.triton.common import divided
+from aiter_ops.providers.triton.division import divided_by
 
 from .paged_body import descale, in_fp16, keys_of, sequence_of, shares_of, stored, summed_values
 from .softmax import LOG2_E
@@ -22,13 +23,13 @@ OPEN = 2**30
 """A window without an end on a side."""
 
 FREE = [
-    *("batch", "few", "many", "splits", "programs"),
+    *("batch", "few", "many", "splits", "by_splits", "splits_shift", "programs"),
     *("unit_keys", "tokens", "left", "right", "has_q_scale", "has_k_scale", "has_v_scale"),
     *("q_scale_b", "q_scale_h", "k_scale_b", "k_scale_h", "v_scale_b", "v_scale_h", "table_row"),
 ]
 """The first numbers of both kernels; Triton does not specialise on them.
 
-splits: programs that share a tile's keys. programs, unit_keys: shares of the plan, keys of its units. tokens: rows of q.
+splits: programs that share a tile's keys; by_splits, splits_shift: its `division.inverse`. programs, unit_keys: shares of the plan, keys of its units. tokens: rows of q.
 left, right: the window, or `OPEN`; right is 0 where a query sees no later key. has_…: whether that argument is given.
 """
 
@@ -174,6 +175,8 @@ def paged_kernel(
     few,
     many,
     splits,
+    by_splits,
+    splits_shift,
     programs,
     unit_keys,
     tokens,
@@ -285,7 +288,7 @@ def paged_kernel(
         TILES_HEAD: tl.constexpr = (HEADS + HEADS_TILE - 1) // HEADS_TILE
         rest, of_head = divided(pid, KV_HEADS * TILES_HEAD)
         kv_head, tile_head = divided(of_head, TILES_HEAD)
-        tile, split = divided(rest, splits)
+        tile, split = divided_by(rest, splits, by_splits, splits_shift)
         b, within = tile, 0
         if many != 0:
             b, within = sequence_of(cu_ptr, tile, batch, M // HEADS_TILE)
@@ -295,7 +298,7 @@ def paged_kernel(
         used = tl.load(used_ptr + b)
         last_row = tl.minimum(first_row + M // HEADS_TILE, rows)
         begin, end = keys_of(used, rows, first_row, last_row, left, right, N, LEFT)
-        steps, each = shares_of(begin, end, splits, N)
+        steps, each = shares_of(begin, end, splits, by_splits, splits_shift, N)
         first_step = split * each
         start = begin + first_step * N
         if (first_row < rows) & (first_step < steps) & ((rows > few) == (many != 0)):

@@ -4,13 +4,14 @@ import triton
 import triton.language as tl
 
 from aiter_ops.providers.triton.common import divided
+from aiter_ops.providers.triton.division import divided_by
 
 from .paged_body import descale, keys_of, sequence_of, shares_of, stored
 from .paged_kernels import FREE, OVERHEAD, PLAN_WIDTH
 from .softmax import joined
 
 
-@triton.jit(do_not_specialize=[*FREE, "rows_done"])
+@triton.jit(do_not_specialize=[*FREE, "rows_done", "by_rows", "rows_shift"])
 def merge_kernel(
     parts_ptr,
     out_ptr,
@@ -25,6 +26,8 @@ def merge_kernel(
     few,
     many,
     splits,
+    by_splits,
+    splits_shift,
     programs,
     unit_keys,
     tokens,
@@ -41,6 +44,8 @@ def merge_kernel(
     v_scale_h,
     table_row,
     rows_done,
+    by_rows,
+    rows_shift,
     out_row,
     out_head,
     KV_HEADS: tl.constexpr,
@@ -57,11 +62,12 @@ def merge_kernel(
 ):
     """A program adds up the parts of one row of a tile, where it has more than one, PARTS at a time, in their order.
 
-    rows_done: rows of a tile that have a program. M, N: of the kernel that made the parts. programs: 0 without a plan.
+    rows_done: rows of a tile that have a program; by_rows, rows_shift: its `division.inverse`. M, N: of the kernel that
+    made the parts. programs: 0 without a plan.
     """
     HEADS_TILE: tl.constexpr = min(HEADS, M)
     TILES_HEAD: tl.constexpr = (HEADS + HEADS_TILE - 1) // HEADS_TILE
-    rest, r = divided(tl.program_id(0), rows_done)
+    rest, r = divided_by(tl.program_id(0), rows_done, by_rows, rows_shift)
     tile, of_head = divided(rest, KV_HEADS * TILES_HEAD)
     kv_head, tile_head = divided(of_head, TILES_HEAD)
     b, within = tile, 0
@@ -72,7 +78,7 @@ def merge_kernel(
     rows = tl.load(cu_ptr + b + 1) - q_first
     token_in, head_in = divided(r, HEADS_TILE)
     token, head_in = first_row + token_in, tile_head * HEADS_TILE + head_in
-    # part i is there where i times `each` is below `steps`
+    # part i is there where i times `each` is below `steps`; of a plan, units from the first part's program on
     if programs > 0:
         sequence = plan_ptr + (programs + b) * PLAN_WIDTH
         units = tl.load(sequence + 1)
@@ -83,7 +89,7 @@ def merge_kernel(
         used = tl.load(used_ptr + b)
         last_row = tl.minimum(first_row + M // HEADS_TILE, rows)
         begin, end = keys_of(used, rows, first_row, last_row, left, right, N, True)
-        steps, each = shares_of(begin, end, splits, N)
+        steps, each = shares_of(begin, end, splits, by_splits, splits_shift, N)
         steps = tl.where((rows > few) == (many != 0), steps, 0)
         first = tile * splits
     there = token < rows
