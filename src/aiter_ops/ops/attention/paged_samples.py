@@ -89,10 +89,9 @@ def scales(make: Make, *shape: int) -> Tensor:
 MIXED = (1, 9, 3, 0, 2, 40), (45, 9, 50, 7, 0, 70)
 """Rows and keys: one row and several, a whole prompt, no rows, no keys, a piece of a prompt."""
 
-PARTS = (41, 1, 40, 21, 0, 1), (360, 400, 40, 384, 7, 0)
-"""The same with contexts of several parts, of which some are full and fewer rows would be another number, and two prompts of
-several tiles. With tiles of 21 rows (three heads to one) one sequence fills a tile, and sequences begin before, at and behind
-a tile's first row.
+PARTS = (42, 41, 40, 21, 1, 0), (400, 60, 40, 384, 400, 7)
+"""Prompts of several tiles, and contexts of several parts, of which some are full and fewer rows would be another number. With
+tiles of 21 rows (three heads to one) two and one sequence fill theirs, and sequences begin at a tile's first and last row.
 """
 
 FEW = (1, 8, 0, 3), (45, 9, 7, 50)
