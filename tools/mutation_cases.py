@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from aiter_ops.core.samples import Make, Sample
-from aiter_ops.ops.attention.paged_samples import batch
+from aiter_ops.ops.attention.paged_samples import SIX, batch
 from aiter_ops.ops.attention.samples import packed
 from aiter_ops.ops.mla.samples import call as decoded
 from aiter_ops.ops.mla.samples import starts, tables
@@ -42,9 +42,10 @@ def _prefills(make: Make) -> Iterator[tuple[Any, ...]]:
 
 
 def _pages(make: Make) -> Iterator[tuple[Any, ...]]:
-    yield batch(make, (40, 1, 2), (300, 1, 40), (4, 2))
-    yield batch(make, (70, 9, 1, 1, 33), (70, 90, 33, 200, 33), (4, 2))
-    yield (*batch(make, (1, 50), (45, 60), (4, 2))[:-1], 9.0)
+    """Of the sample's heads, whose programs they then run."""
+    yield batch(make, (40, 1, 2), (300, 1, 40), SIX)
+    yield batch(make, (70, 9, 1, 1, 33), (70, 90, 33, 200, 33), SIX)
+    yield (*batch(make, (1, 50), (45, 60), SIX)[:-1], 9.0)
 
 
 def _latents(make: Make) -> Iterator[tuple[Any, ...]]:

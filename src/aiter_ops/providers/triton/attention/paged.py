@@ -20,6 +20,7 @@ from aiter_ops.ops.attention.paged_checks import cache_sizes
 from aiter_ops.ops.attention.paged_plan import MOST_ROWS, unit_keys
 from aiter_ops.ops.formulas import FP8, code_max
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.division import inverse
 from aiter_ops.providers.triton.launch import Launcher, batch_invariant, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.norm import next_power_of_two
 from aiter_ops.providers.triton.tiles.paged import (
@@ -40,7 +41,7 @@ PARTS = 16
 """Parts that a merge adds up at a time."""
 
 _attend = Launcher(paged_kernel, free=len(FREE) + 2)
-_merge = Launcher(merge_kernel, free=len(FREE) + 2)
+_merge = Launcher(merge_kernel, free=len(FREE) + 3)
 
 
 def _predicate(platform: Platform) -> Predicate:
@@ -138,25 +139,26 @@ class _Launches:
             for stride in (t.stride(0), 0 if position is None else t.stride(position), t.stride(head))
         ]
         self.top = 0 if out_scale is None else int(code_max(out.dtype))
-        self.shape = size, self.width
+        self.heads, self.shape = (self.kv_heads, self.group), (size, self.width)
         across = keys_k_first(machine(), k_cache.element_size(), self.width)
         self.form = block, layout == "shuffled", across, window[0] >= 0, softcap > 0, alibi is not None
         self.ends = sinks is not None, any(t is not None for t in scales), self.top, lse is not None
         self.factor = FACTORS[factor]
 
     def all(self) -> None:
-        """Sequences that fit a tile first, then the others, where there can be such."""
+        """Sequences that do not fit a tile first, where there can be such, then the others."""
         rows, few, fixed = self.max_q * self.group, 0, batch_invariant()
         # where every sequence has max_q rows, either all of them fit a tile or none
-        if rows <= MOST_ROWS or self.tokens < self.batch * self.max_q or fixed:
-            wanted = MOST_ROWS if fixed else min(rows, MOST_ROWS)
-            tile = self._tile(wanted)
+        some = rows <= MOST_ROWS or self.tokens < self.batch * self.max_q or fixed
+        wanted = MOST_ROWS if fixed else min(rows, MOST_ROWS)
+        tile = self._tile(wanted)
+        if some:
             few = min(tile.rows // self.group, self.max_q)
-            if few:
-                # a plan is for all sequences of up to MOST_ROWS rows
-                self._launch(tile, few, many=False, planned=self.programs > 0 and tile.rows >= wanted)
         if self.max_q > few:
             self._launch(self._tile(MOST_ROWS + 1), few, many=True, planned=False)
+        if few:
+            # a plan is for all sequences of up to MOST_ROWS rows
+            self._launch(tile, few, many=False, planned=self.programs > 0 and tile.rows >= wanted)
 
     def _tile(self, rows: int) -> PagedTile:
         return paged_tile(machine(), rows, self.width, *self.bytes)
@@ -173,7 +175,7 @@ class _Launches:
         parts = self.q.new_empty(slots * tile.rows * (self.width + 2), dtype=torch.float32)
         programs = self.programs if planned else 0
         numbers = (
-            *(self.batch, self.kv_heads, self.group, heads, tiles_head, few, int(many), splits, programs),
+            *(self.batch, few, int(many), splits, *inverse(splits), programs),
             *(self.unit_keys, self.tokens, self.left, self.right, *self.given, *self.scale_strides),
         )
         ends = self.out.stride()[:2]
@@ -184,20 +186,21 @@ class _Launches:
                 *(self.alibi, self.sinks, *self.scales, self.out_scale, self.plan),
             ),
             (*numbers, self.table.stride(0), *self.factors, *self.q.stride()[:2], *ends, *self.cache_strides),
-            (self.factor, *self.shape, *self.form, *self.ends, tile.rows, tile.keys, planned),
+            (*self.heads, self.factor, *self.shape, *self.form, *self.ends, tile.rows, tile.keys, planned),
             tile.num_warps,
             tile.num_stages,
             tile.options,
         )
         if slots:
+            rows = heads * (tokens if many else few)
             _merge(
-                tiles * heads * (tokens if many else few),
+                tiles * rows,
                 (
                     *(parts, self.out, self.lse, self.cu, self.used, self.sinks, self.scales[2]),
                     *(self.out_scale, self.plan),
                 ),
-                (*numbers, self.table.stride(0), tile.rows, tile.keys, *ends),
-                (*self.shape, *self.ends, PARTS),
+                (*numbers, self.table.stride(0), rows, *inverse(rows), *ends),
+                (*self.heads, *self.shape, *self.ends, tile.rows, tile.keys, PARTS),
             )
 
     def _splits(self, tile: PagedTile, tiles: int, tokens: int, many: bool) -> int:

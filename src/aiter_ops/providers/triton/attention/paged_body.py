@@ -8,49 +8,50 @@ import triton
 import triton.language as tl
 
 from aiter_ops.providers.triton.common import divided, encode, inverse_of
+from aiter_ops.providers.triton.division import divided_by
 from aiter_ops.providers.triton.gemm.body import of_tile
 
 from .softmax import LOG2_E, capped, inverse_total, joined, lse_of, stepped
 
 
 @triton.jit
-def sequence_of(cu_ptr, tile, batch, tokens):
-    """(sequence, tile in it) of a tile, where sequence b has the tiles from cu[b] // tokens + b on, `tokens` rows each;
+def sequence_of(cu_ptr, tile, batch, TOKENS: tl.constexpr):
+    """(sequence, tile in it) of a tile, where sequence b has the tiles from cu[b] // TOKENS + b on, TOKENS rows each;
     some tiles are past the rows of their sequence.
     """
     low = tile * 0
     high = low + batch
     while high - low > 1:
-        middle = (low + high) // 2
-        before = tl.load(cu_ptr + middle) // tokens + middle <= tile
+        middle = (low + high) >> 1
+        full, _ = divided(tl.load(cu_ptr + middle), TOKENS)
+        before = full + middle <= tile
         low = tl.where(before, middle, low)
         high = tl.where(before, high, middle)
-    return low, tile - tl.load(cu_ptr + low) // tokens - low
+    full, _ = divided(tl.load(cu_ptr + low), TOKENS)
+    return low, tile - full - low
 
 
 @triton.jit
-def keys_of(used, rows, first, last, left, right, step, LEFT: tl.constexpr):
+def keys_of(used, rows, first, last, left, right, STEP: tl.constexpr, LEFT: tl.constexpr):
     """The keys [begin, end) that rows first to last (not included) of a sequence see, from a whole step on. LEFT: `left` is
     not `OPEN`, or may be.
     """
     end = tl.minimum(used, used - rows + last + right)
     begin = 0
     if LEFT:
-        before, _ = divided(tl.maximum(used - rows + first - left, 0), step)
-        begin = before * step
+        before, _ = divided(tl.maximum(used - rows + first - left, 0), STEP)
+        begin = before * STEP
     return begin, end
 
 
 @triton.jit
-def share_of(begin, end, splits, split, step):
-    """The keys of one of `splits` parts, and how many parts there are: whole steps each, two at least."""
-    steps, _ = divided(tl.maximum(end - begin, 0) + step - 1, step)
-    each, _ = divided(steps + splits - 1, splits)
-    each = tl.maximum(each, 2)
-    parts, _ = divided(steps + each - 1, each)
-    parts = tl.maximum(parts, 1)
-    start = begin + split * each * step
-    return start, tl.minimum(end, start + each * step), parts
+def shares_of(begin, end, splits, by_splits, splits_shift, STEP: tl.constexpr):
+    """The steps over keys [begin, end), and those of a part, two at least: part i has the steps from i times as many on.
+    No keys are one step, for a tile without keys has a part too, whose rows become zeros.
+    """
+    steps, _ = divided(tl.maximum(end - begin, 1) + STEP - 1, STEP)
+    each, _ = divided_by(steps + splits - 1, splits, by_splits, splits_shift)
+    return steps, tl.maximum(each, 2)
 
 
 @triton.jit

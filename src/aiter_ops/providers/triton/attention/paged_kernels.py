@@ -12,8 +12,9 @@ import triton.language as tl
 from aiter_ops.ops.attention.paged_plan import OVERHEAD as _OVERHEAD
 from aiter_ops.ops.attention.paged_plan import WIDTH as _WIDTH
 from aiter_ops.providers.triton.common import divided
+from aiter_ops.providers.triton.division import divided_by
 
-from .paged_body import descale, in_fp16, keys_of, sequence_of, share_of, stored, summed_values
+from .paged_body import descale, in_fp16, keys_of, sequence_of, shares_of, stored, summed_values
 from .softmax import LOG2_E
 
 OVERHEAD, PLAN_WIDTH = tl.constexpr(_OVERHEAD), tl.constexpr(_WIDTH)
@@ -22,15 +23,14 @@ OPEN = 2**30
 """A window without an end on a side."""
 
 FREE = [
-    *("batch", "kv_heads", "heads", "heads_tile", "tiles_head", "few", "many", "splits", "programs"),
+    *("batch", "few", "many", "splits", "by_splits", "splits_shift", "programs"),
     *("unit_keys", "tokens", "left", "right", "has_q_scale", "has_k_scale", "has_v_scale"),
     *("q_scale_b", "q_scale_h", "k_scale_b", "k_scale_h", "v_scale_b", "v_scale_h", "table_row"),
 ]
 """The first numbers of both kernels; Triton does not specialise on them.
 
-heads: query heads of a kv head, of which a tile has `heads_tile`, in `tiles_head` tiles. splits: programs that share a
-tile's keys. programs, unit_keys: shares of the plan, keys of its units. tokens: rows of q. left, right: the window, or
-`OPEN`; right is 0 where a query sees no later key. has_…: whether that argument is given.
+splits: programs that share a tile's keys; by_splits, splits_shift: its `division.inverse`. programs, unit_keys: shares of the plan, keys of its units. tokens: rows of q.
+left, right: the window, or `OPEN`; right is 0 where a query sees no later key. has_…: whether that argument is given.
 """
 
 
@@ -50,6 +50,7 @@ def attend_tile(
     end,
     alone,
     slot,
+    HEADS: tl.constexpr,
     FACTOR: tl.constexpr,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -68,19 +69,22 @@ def attend_tile(
 ):
     """A tile's rows over the keys [start, end): its results where that is all (`alone`), else its part, in `slot`.
 
-    pointers, numbers, strides: those of the kernel.
+    pointers, numbers, strides, HEADS: those of the kernel.
     """
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, parts_ptr, table_ptr, alibi_ptr = pointers[:8]
     sinks_ptr, q_scale_ptr, k_scale_ptr, v_scale_ptr, out_scale_ptr = pointers[8:]
-    heads, heads_tile, tokens, left, right, scale, softcap, table_row = numbers[:8]
-    has_q_scale, has_k_scale, has_v_scale = numbers[8:11]
-    q_scale_b, q_scale_h, k_scale_b, k_scale_h, v_scale_b, v_scale_h = numbers[11:]
+    tokens, left, right, scale, softcap, table_row = numbers[:6]
+    has_q_scale, has_k_scale, has_v_scale = numbers[6:9]
+    q_scale_b, q_scale_h, k_scale_b, k_scale_h, v_scale_b, v_scale_h = numbers[9:]
     q_row, q_head, out_row, out_head, k_block, k_position, k_head, v_block, v_position, v_head = strides
     r = tl.arange(0, M)
-    token_in, head_in = r // heads_tile, r % heads_tile
+    HEADS_TILE: tl.constexpr = min(HEADS, M)
+    token_in, head_in = divided(r, HEADS_TILE)
     token = first_row + token_in
-    head = kv_head * heads + part_head + head_in
-    there = (token_in < M // heads_tile) & (token < rows) & (part_head + head_in < heads)
+    head = kv_head * HEADS + part_head + head_in
+    there = (token_in < M // HEADS_TILE) & (token < rows)
+    if HEADS > HEADS_TILE:
+        there &= part_head + head_in < HEADS
     d = tl.arange(0, WIDTH)
     row = (q_first + token).to(tl.int64)
     q_at = row * q_row + head * q_head
@@ -168,13 +172,11 @@ def paged_kernel(
     out_scale_ptr,
     plan_ptr,
     batch,
-    kv_heads,
-    heads,
-    heads_tile,
-    tiles_head,
     few,
     many,
     splits,
+    by_splits,
+    splits_shift,
     programs,
     unit_keys,
     tokens,
@@ -202,6 +204,8 @@ def paged_kernel(
     v_block,
     v_position,
     v_head,
+    KV_HEADS: tl.constexpr,
+    HEADS: tl.constexpr,
     FACTOR: tl.constexpr,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -219,13 +223,13 @@ def paged_kernel(
     N: tl.constexpr,
     PLANNED: tl.constexpr,
 ):
-    """Numbers: see `FREE`. q_row, k_block and so on: strides. FACTOR: the type of the products' factors. TOP: see
-    `stored`. M, N: rows and keys of a step.
+    """Numbers: see `FREE`. q_row, k_block and so on: strides. HEADS: query heads of a kv head; a tile has no more than it
+    has rows. FACTOR: the type of the products' factors. TOP: see `stored`. M, N: rows and keys of a step.
     """
     pid = tl.program_id(0)
     pointers = (q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, parts_ptr, table_ptr, alibi_ptr)
     pointers += (sinks_ptr, q_scale_ptr, k_scale_ptr, v_scale_ptr, out_scale_ptr)
-    numbers = (heads, heads_tile, tokens, left, right, scale, softcap, table_row)
+    numbers = (tokens, left, right, scale, softcap, table_row)
     numbers += (has_q_scale, has_k_scale, has_v_scale)
     numbers += (q_scale_b, q_scale_h, k_scale_b, k_scale_h, v_scale_b, v_scale_h)
     strides = (q_row, q_head, out_row, out_head, k_block, k_position, k_head, v_block, v_position, v_head)
@@ -255,6 +259,7 @@ def paged_kernel(
                     tl.minimum(start + taken * unit_keys, used),
                     taken == all_units,
                     2 * pid + (unit == 0).to(tl.int32),
+                    HEADS,
                     FACTOR,
                     D,
                     WIDTH,
@@ -275,39 +280,44 @@ def paged_kernel(
             scheduled = all_units > 0
             units -= tl.where(scheduled, all_units + OVERHEAD - unit, 0)
             unit = unit * 0
-            next_head = tl.where(scheduled, kv_head + 1, kv_heads)
-            b += next_head // kv_heads
-            kv_head = next_head % kv_heads
+            next_head = tl.where(scheduled, kv_head + 1, KV_HEADS)
+            b += (next_head == KV_HEADS).to(tl.int32)
+            kv_head = tl.where(next_head == KV_HEADS, 0, next_head)
     else:
-        rest, of_head = divided(pid, kv_heads * tiles_head)
-        kv_head, tile_head = divided(of_head, tiles_head)
-        tile, split = divided(rest, splits)
+        HEADS_TILE: tl.constexpr = min(HEADS, M)
+        TILES_HEAD: tl.constexpr = (HEADS + HEADS_TILE - 1) // HEADS_TILE
+        rest, of_head = divided(pid, KV_HEADS * TILES_HEAD)
+        kv_head, tile_head = divided(of_head, TILES_HEAD)
+        tile, split = divided_by(rest, splits, by_splits, splits_shift)
         b, within = tile, 0
         if many != 0:
-            b, within = sequence_of(cu_ptr, tile, batch, M // heads_tile)
-        first_row = within * (M // heads_tile)
+            b, within = sequence_of(cu_ptr, tile, batch, M // HEADS_TILE)
+        first_row = within * (M // HEADS_TILE)
         q_first = tl.load(cu_ptr + b)
         rows = tl.load(cu_ptr + b + 1) - q_first
         used = tl.load(used_ptr + b)
-        last_row = tl.minimum(first_row + M // heads_tile, rows)
+        last_row = tl.minimum(first_row + M // HEADS_TILE, rows)
         begin, end = keys_of(used, rows, first_row, last_row, left, right, N, LEFT)
-        start, end, parts = share_of(begin, end, splits, split, N)
-        if (first_row < rows) & (split < parts) & ((rows > few) == (many != 0)):
+        steps, each = shares_of(begin, end, splits, by_splits, splits_shift, N)
+        first_step = split * each
+        start = begin + first_step * N
+        if (first_row < rows) & (first_step < steps) & ((rows > few) == (many != 0)):
             attend_tile(
                 pointers,
                 numbers,
                 strides,
                 b,
                 kv_head,
-                tile_head * heads_tile,
+                tile_head * HEADS_TILE,
                 first_row,
                 q_first,
                 rows,
                 used,
                 start,
-                end,
-                parts == 1,
+                tl.minimum(end, start + each * N),
+                steps <= each,
                 pid,
+                HEADS,
                 FACTOR,
                 D,
                 WIDTH,
