@@ -21,7 +21,7 @@ from aiter_ops.amdgcn.parse import EXEC
 from aiter_ops.check import survivors
 from aiter_ops.check.emulate import emulate, variants
 from aiter_ops.check.mutate import MEANS, Mutant, caught, means, mutants, mutants_of
-from aiter_ops.check.survivors import ARGUMENTS, arguments
+from aiter_ops.check.survivors import ARGUMENTS, arguments, more_inputs
 from aiter_ops.check.waits import waits_enough
 from aiter_ops.check.watch import Seen, may_differ, random_waves
 from aiter_ops.check.window import Window
@@ -86,7 +86,8 @@ def test_mutants_are_caught_or_keep_the_meaning(name, step):
     chosen = found[::step]
     assert len(chosen) > 30
     left = [m for m in chosen if caught(op, inputs, TARGET, m) is None]
-    unexplained = [m for m, why in arguments(op, inputs, TARGET, left).items() if why not in ARGUMENTS]
+    every = [*inputs, *more_inputs(op, inputs[0])]
+    unexplained = [m for m, why in arguments(op, every, TARGET, left).items() if why not in ARGUMENTS]
     meaningful = len(chosen) - len(left) + len(unexplained)
     assert len(unexplained) <= 0.05 * meaningful, list(map(str, unexplained))
 
