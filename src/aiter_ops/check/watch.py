@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -170,7 +171,8 @@ def random_waves(*instructions: Instruction, target: Target = CDNA) -> Waves:
     """
     random, lanes = np.random.default_rng(1), target.lanes
     base = _random_bits(lanes)
-    w = Waves(None, base.v.copy(), base.a.copy(), base.s.copy(), base.group, base.wave)
+    machine: Any = SimpleNamespace(fnuz=target.fnuz)  # all that instructions on registers alone ask of one
+    w = Waves(machine, base.v.copy(), base.a.copy(), base.s.copy(), base.group, base.wave)
     w.scc, w.mode, w.keeps_halves = base.scc.copy(), target.mode[1], target.keeps_halves
     constants = {
         o.constant(32)
