@@ -43,19 +43,6 @@ FP16_OVERFLOWS = tl.constexpr(65520.0)
 
 
 @triton.jit
-def divided(a, b):
-    """a // b and a % b of 32-bit numbers that are not negative: a division of signed ones would take care of signs."""
-    quotient = (tl.cast(a, tl.uint32) // tl.cast(b, tl.uint32)).to(tl.int32)
-    return quotient, a - quotient * b
-
-
-@triton.jit
-def unsigned(x):
-    """int32 that are not negative as int64, without asking for their signs."""
-    return x.to(tl.uint32).to(tl.int64)
-
-
-@triton.jit
 def rounded_to(x, dtype: tl.constexpr):
     """fp32 x rounded to `dtype`, as fp32.
 

@@ -13,7 +13,7 @@ from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.ops.layout import BYTES, GATE_UP, ScaleLayout, WeightLayout
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import divided
+from aiter_ops.providers.triton.division import divided
 from aiter_ops.providers.triton.launch import Launcher
 
 BLOCK = 1024

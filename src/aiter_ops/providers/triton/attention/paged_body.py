@@ -7,8 +7,8 @@ of the tile and head r % heads. Scores are in base 2 (see `softmax`). Windows th
 import triton
 import triton.language as tl
 
-from aiter_ops.providers.triton.common import divided, encode, inverse_of
-from aiter_ops.providers.triton.division import divided_by
+from aiter_ops.providers.triton.common import encode, inverse_of
+from aiter_ops.providers.triton.division import divided, divided_by
 from aiter_ops.providers.triton.gemm.body import of_tile
 
 from .softmax import LOG2_E, capped, inverse_total, joined, lse_of, stepped

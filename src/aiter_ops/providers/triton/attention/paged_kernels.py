@@ -11,8 +11,7 @@ import triton.language as tl
 
 from aiter_ops.ops.attention.paged_plan import OVERHEAD as _OVERHEAD
 from aiter_ops.ops.attention.paged_plan import WIDTH as _WIDTH
-from aiter_ops.providers.triton.common import divided
-from aiter_ops.providers.triton.division import divided_by
+from aiter_ops.providers.triton.division import divided, divided_by
 
 from .paged_body import descale, in_fp16, keys_of, sequence_of, shares_of, stored, summed_values
 from .softmax import LOG2_E

@@ -3,8 +3,7 @@
 import triton
 import triton.language as tl
 
-from aiter_ops.providers.triton.common import divided
-from aiter_ops.providers.triton.division import divided_by
+from aiter_ops.providers.triton.division import divided, divided_by
 
 from .paged_body import descale, keys_of, sequence_of, shares_of, stored
 from .paged_kernels import FREE, OVERHEAD, PLAN_WIDTH

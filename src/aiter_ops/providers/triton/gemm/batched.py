@@ -11,7 +11,8 @@ from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.ops.formulas import code_max
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import amax_keep_nan, divided, encode, inverse_of_made, scale_of, widen
+from aiter_ops.providers.triton.common import amax_keep_nan, encode, inverse_of_made, scale_of, widen
+from aiter_ops.providers.triton.division import divided
 from aiter_ops.providers.triton.launch import Launcher, batch_invariant, fp8_predicate, machine
 from aiter_ops.providers.triton.quant.codes import divide
 from aiter_ops.providers.triton.tiles.gemm import k_first

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import divided
+from aiter_ops.providers.triton.division import divided
 from aiter_ops.providers.triton.launch import Launcher, batch_invariant, machine
 from aiter_ops.providers.triton.tiles.gemm import k_first
 from aiter_ops.providers.triton.tiles.gemm_mx import plain_batch_tile

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from aiter_ops.providers.triton.common import divided
+from aiter_ops.providers.triton.division import divided
 
 
 @triton.jit

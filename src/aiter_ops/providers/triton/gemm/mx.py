@@ -12,7 +12,8 @@ from torch import Tensor
 from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import INTERPRETED, divided
+from aiter_ops.providers.triton.common import INTERPRETED
+from aiter_ops.providers.triton.division import divided
 from aiter_ops.providers.triton.launch import Launcher, as_rows, batch_invariant, fp8_predicate, machine
 from aiter_ops.providers.triton.tiles.gemm import DIES, family
 from aiter_ops.providers.triton.tiles.gemm_mx import MATRIX_UNITS_WITH_SCALES, codes_first, mx_tile

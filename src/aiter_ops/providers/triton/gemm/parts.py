@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from aiter_ops.providers.triton.common import divided
+from aiter_ops.providers.triton.division import divided
 from aiter_ops.providers.triton.launch import Launcher, machine
 
 from .body import finished, wait_for_last

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from aiter_ops.providers.triton.common import divided
+from aiter_ops.providers.triton.division import divided
 
 from .body import across, finished, let_next_start, of_tile, summed, tile_of
 

@@ -8,7 +8,8 @@ shuffled value: between X places; of a shuffled key X), by_head, and by_run (of 
 import triton
 import triton.language as tl
 
-from aiter_ops.providers.triton.common import divided, encode, inverse_of
+from aiter_ops.providers.triton.common import encode, inverse_of
+from aiter_ops.providers.triton.division import divided
 from aiter_ops.providers.triton.quant.codes import divide
 
 

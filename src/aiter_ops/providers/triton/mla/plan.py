@@ -9,8 +9,7 @@ from torch import Tensor
 
 from aiter_ops.ops.mla.plan import OVERHEAD, part_count, plan_size
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import divided
-from aiter_ops.providers.triton.division import divided_by, inverse
+from aiter_ops.providers.triton.division import divided, divided_by, inverse
 from aiter_ops.providers.triton.launch import Launcher
 
 from .kernels import KEYS, key_count

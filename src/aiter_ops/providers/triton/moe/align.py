@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aiter_ops.ops.moe.align import most_blocks
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import divided
+from aiter_ops.providers.triton.division import divided
 from aiter_ops.providers.triton.launch import Launcher, machine
 from aiter_ops.providers.triton.tiles.routing import align_tile
 

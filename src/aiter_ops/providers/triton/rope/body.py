@@ -8,7 +8,8 @@ taken apart in registers.
 import triton
 import triton.language as tl
 
-from aiter_ops.providers.triton.common import divided, widen
+from aiter_ops.providers.triton.common import widen
+from aiter_ops.providers.triton.division import divided
 
 
 @triton.jit

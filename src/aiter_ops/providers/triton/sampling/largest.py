@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.common import divided, unsigned
+from aiter_ops.providers.triton.division import divided, unsigned
 from aiter_ops.providers.triton.launch import Launcher, as_rows, machine
 from aiter_ops.providers.triton.tiles.sampling import SampleTile, sample_tile
 
