@@ -99,6 +99,25 @@ def lower_bound(hits: int, of: int, doubt: float = 0.05) -> float:
     return low
 
 
+def whole(rows: list[dict[str, Any]]) -> tuple[float, float]:
+    """Of all mutants there are in the programs of the rows that change the meaning: the share that is caught, estimated from
+    the draws, and the least that 95 % confidence leaves (normal approximation of a stratified sample; a row without a miss
+    counts as if it had half of one).
+    """
+    parts = []
+    for row in rows:
+        drawn = row["mutants"] - sum(row["kept"].values())
+        if drawn:
+            parts.append((row["of"] * drawn / row["mutants"], drawn, (drawn - row["missed"]) / drawn))
+    every = sum(weight for weight, _, _ in parts)
+    share = sum(weight * hit for weight, _, hit in parts) / every
+    spread = 0.0
+    for weight, drawn, hit in parts:
+        likely = min(hit, 1 - 0.5 / drawn)
+        spread += (weight / every) ** 2 * likely * (1 - likely) / drawn
+    return share, share - 1.645 * math.sqrt(spread)
+
+
 def _right(op: Op, sample: Sample, target: Platform) -> bool:
     """Whether a sample is served and comes out right as it is."""
     try:
@@ -144,6 +163,13 @@ def main() -> None:
                 print(f"    {s['why']}: {s['mutant']}", flush=True)
         if given.json:
             given.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    if len(made) > 1:
+        share, least = whole(made)
+        hit = sum(sum(r["caught"].values()) for r in made)
+        of = hit + sum(r["missed"] for r in made)
+        print(
+            f"all: {hit} of {of} drawn; of all mutants of these programs {100 * share:.1f} % (at least {100 * least:.1f} %)"
+        )
     sys.exit(0 if all(r["rate"] >= 0.95 for r in made) else 1)
 
 
