@@ -84,10 +84,6 @@ def plain_samples(make: Make) -> Iterator[Sample]:
     odd = call(_heads(make, 3, 5, 67, FP16), 33)
     yield Sample("heads 3x5x67, N 33, bias, to fp32", (*odd, make.normal(3, 33, dtype=FP32)), {"out_dtype": FP32})
     yield Sample("2x40x96, N 72 fp16", call(make.normal(2, 40, 96, dtype=FP16), 72), {"transpose_bm": True})
-    for batch, rows, n, k in c.BATCHES:
-        x, w = make.normal(batch, rows, k, dtype=FP32), make.normal(batch, n, k, dtype=FP32)
-        args = c.spaced(x, 136), c.spaced(w, 152), make.normal(batch, n, dtype=FP32)
-        yield Sample(f"odd {batch}x{rows}x{k}, N {n} fp32, bias", args)
     yield Sample("zero rows", call(make.normal(3, 0, 64), 32), {"transpose_bm": True})
     x, w = call(make.normal(2, 128, 6, dtype=FP32).transpose(1, 2), 32)
     yield Sample("strided 2x6x128, N 32", (x, w.transpose(1, 2).contiguous().transpose(1, 2)))
@@ -95,6 +91,10 @@ def plain_samples(make: Make) -> Iterator[Sample]:
         for rows in (1, 64):
             shape = f"DeepSeek-V3 128x{rows}x{k}, N {n}"
             yield Sample(shape, call(_heads(make, 128, rows, k), n), {"transpose_bm": True}, "model")
+    for batch, rows, n, k in c.BATCHES:
+        x, w = make.normal(batch, rows, k, dtype=FP32), make.normal(batch, n, k, dtype=FP32)
+        args = c.spaced(x, 136), c.spaced(w, 152), make.normal(batch, n, dtype=FP32)
+        yield Sample(f"odd {batch}x{rows}x{k}, N {n} fp32, bias", args)
 
 
 def _plain_check(x: Tensor, w: Tensor, bias: Tensor | None, transpose_bm: bool, out_dtype: torch.dtype | None) -> None:
@@ -153,11 +153,6 @@ def fp8_samples(make: Make) -> Iterator[Sample]:
     yield Sample("groups of 64, 2x33x192, N 40", groups, {"group_size": 64, "transpose_bm": True})
     yield Sample("groups of 96, 1x4x96, N 24", call(make.normal(1, 4, 96, dtype=FP16), 24), {"group_size": 96})
     yield Sample("fnuz 2x9x256, N 64", call(make.normal(2, 9, 256), 64, FNUZ))
-    for batch, rows, n, k in c.BATCHES:
-        for dtype, name in ((FNUZ, "odd fnuz"), (FN, "odd")):
-            x, w, scale = call(make.normal(batch, rows, 128 * -(-k // 64), dtype=FP16), n, dtype)
-            args = c.spaced(x, 400), c.spaced(w, 432), scale, 128, make.normal(batch, n, dtype=FP32)
-            yield Sample(f"{name} {batch}x{rows}x{x.shape[2]}, N {n}, bias", args)
     x = make.normal(3, 6, 128, dtype=FP16)
     x[1, 2] = 0
     yield Sample("a row of zeros", call(x, 32))
@@ -173,6 +168,11 @@ def fp8_samples(make: Make) -> Iterator[Sample]:
         yield Sample(f"DeepSeek-V3 fnuz 128x16x{k}, N {n}", fnuz, {"transpose_bm": True}, "model")
     yield Sample("DeepSeek-V3 at TP 8 16x32x512, N 128", call(_heads(make, 16, 32, 512), 128), size="model")
     yield Sample("DeepSeek-V3 at TP 8 fnuz 16x1x128, N 512", call(_heads(make, 16, 1, 128), 512, FNUZ), size="model")
+    for batch, rows, n, k in c.BATCHES:
+        for dtype, name in ((FNUZ, "odd fnuz"), (FN, "odd")):
+            x, w, scale = call(make.normal(batch, rows, 128 * -(-k // 64), dtype=FP16), n, dtype)
+            args = c.spaced(x, 400), c.spaced(w, 432), scale, 128, make.normal(batch, n, dtype=FP32)
+            yield Sample(f"{name} {batch}x{rows}x{x.shape[2]}, N {n}, bias", args)
 
 
 def _fp8_check(
@@ -244,11 +244,6 @@ def mx_samples(make: Make) -> Iterator[Sample]:
     yield Sample("odd 2x33x96, N 45", call(make.normal(2, 33, 96, dtype=FP16), 45), {"transpose_bm": True})
     inside = call(make.normal(2, 9, 192, dtype=FP16, scale=3.0), 48)
     yield Sample("activations to MXFP4, to fp32", inside, {"prequant": True, "out_dtype": FP32})
-    for batch, rows, n, k in c.BATCHES:
-        k = 32 * -(-k // 32)
-        x, (w, scale) = make.normal(batch, rows, k), drawn_mxfp4(make, batch, n, k)
-        args = c.spaced(x, 144), c.spaced(w, 88), c.spaced(scale, 7)
-        yield Sample(f"odd {batch}x{rows}x{k}, N {n}", args)
     yield Sample("zero rows", call(make.normal(3, 0, 64), 32), {"transpose_bm": True})
     x, w, scale = call(make.normal(2, 128, 6, dtype=FP16).transpose(1, 2), 32)
     strided = w.transpose(1, 2).contiguous().transpose(1, 2), scale.transpose(0, 1).contiguous().transpose(0, 1)
@@ -260,6 +255,11 @@ def mx_samples(make: Make) -> Iterator[Sample]:
     inside = call(_heads(make, 128, 16, 512), 128)
     tail = {"transpose_bm": True, "prequant": True}
     yield Sample("DeepSeek-V3 128x16x512, N 128, activations to MXFP4", inside, tail, "model")
+    for batch, rows, n, k in c.BATCHES:
+        k = 32 * -(-k // 32)
+        x, (w, scale) = make.normal(batch, rows, k), drawn_mxfp4(make, batch, n, k)
+        args = c.spaced(x, 144), c.spaced(w, 88), c.spaced(scale, 7)
+        yield Sample(f"odd {batch}x{rows}x{k}, N {n}", args)
 
 
 def _mx_check(
