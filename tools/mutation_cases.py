@@ -152,6 +152,7 @@ CASES = (
     Case("unshuffle_scale", "experts 5x160x88", ({5: 2, 160: 480}, {88: 8, 160: 32}, {5: 9, 88: 104})),
     Case("to_fp8_fnuz", "block scales", ({200: 320}, {200: 7, 2: 1})),
     Case("flash_attn_varlen", "fp32 ragged", others=_prefills),
+    Case("flash_attn_varlen_fp8", ("fnuz several steps", "several steps")),
     Case("paged_attention", "mixed", others=_pages),
     Case("mla_decode", "several rows a sequence", others=_latents),
     Case("mla_decode_lse", "several rows a sequence", others=_latents, without=("decode_kernel",)),  # mla_decode's

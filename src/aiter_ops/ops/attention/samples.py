@@ -137,6 +137,7 @@ def lse_samples(make: Make) -> Iterator[Sample]:
     yield Sample("zero rows", packed(make, (0, 0), (3, 0), (2, 1), (64, 64), FP16))
     mla = packed(make, (512, 1200), (512, 2000), (16, 16), (192, 128))
     yield Sample("DeepSeek-V3 2 prefills", mla, size="model")
+    yield steps(make)
 
 
 def out_samples(make: Make) -> Iterator[Sample]:
@@ -190,3 +191,6 @@ def fp8_samples(make: Make) -> Iterator[Sample]:
     for name, dtype in (("", FN), ("fnuz ", FNUZ)):
         llama = call((1000, 37, 2048), (1000, 1500, 2048), (32, 8), (128, 128), dtype)
         yield Sample(f"Llama-3-8B {name}3 prefills", llama, size="model")
+    for name, dtype in (("", FN), ("fnuz ", FNUZ)):
+        several = call((5, 0, 150, 3, 20), (33, 7, 260, 0, 11), (4, 2), (64, 64), dtype, padding=3, by_head=True)
+        yield Sample(f"{name}several steps, window of 130", several, {"window": [130, -1]})
