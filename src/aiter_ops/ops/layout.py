@@ -259,7 +259,9 @@ def fnuz_samples(make: Make) -> Iterator[Sample]:
         w = make.normal(*shape, dtype=torch.float8_e4m3fn, scale=100.0)
         return w, make.normal(*scales, dtype=torch.float32).abs()
 
-    yield Sample("block scales", pair(200, 256, scales=(2, 2)))
+    # every code in every place of a lane, and as many as end in a lane's middle
+    codes = (make.permutation(201 * 253) % 256).to(torch.uint8).view(201, 253).view(torch.float8_e4m3fn)
+    yield Sample("block scales", (codes, make.normal(2, 2, dtype=torch.float32).abs()))
     every = torch.arange(256, dtype=torch.uint8, device=make.device).view(4, 64).view(torch.float8_e4m3fn)
     yield Sample("every code", (every, torch.tensor(0.5, device=make.device)))
     w, scale = pair(64, 96, scales=(96, 1))
