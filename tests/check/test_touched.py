@@ -1,5 +1,7 @@
 """Which mutants an input can tell: those that it catches are among them, and with others a program stores what it stored."""
 
+from dataclasses import replace
+
 import pytest
 
 import aiter_ops
@@ -8,7 +10,7 @@ from aiter_ops.core.platforms import platform_for
 pytest.importorskip("triton")
 
 from aiter_ops.check.emulate import emulate
-from aiter_ops.check.mutate import Mutant, caught, mutants_of
+from aiter_ops.check.mutate import caught, mutants_of
 from aiter_ops.check.survivors import arguments
 from aiter_ops.check.touched import Touched
 
@@ -48,6 +50,6 @@ def test_what_no_input_tells_keeps_nothing():
     op = aiter_ops.get_op("silu_and_mul")
     sample = next(s for s in op.samples(size="small") if s.args[0].dim() == 2 and s.args[0].shape[0] > 2)
     compares = next(m for m in mutants_of(op, sample, TARGET) if m.before.startswith("v_cmp") and m.kind == "mask")
-    never = Mutant(**{**vars(compares), "after": compares.before})
+    never = replace(compares, after=compares.before)
     assert never not in Touched(op, TARGET, [never])(sample)
     assert arguments(op, [sample], TARGET, [never], touched=lambda s: frozenset())[never] != "same bits"

@@ -9,6 +9,7 @@ from typing import Any
 from aiter_ops.amdgcn.control import NOTHING, WAITS, Run
 from aiter_ops.amdgcn.instructions import TABLES
 from aiter_ops.amdgcn.parse import EXEC, NULL, VCC, Instruction
+from aiter_ops.amdgcn.state import Waves
 from aiter_ops.amdgcn.targets import CDNA, TARGETS, Target
 
 Register = tuple[str, int]
@@ -35,6 +36,11 @@ _NO_SCC = (
 
 _NO_RESULT = (*NOTHING, *WAITS, "s_barrier", "s_barrier_wait", "s_branch")
 _BARRIERS = ("s_barrier", "s_barrier_signal", "s_barrier_wait")
+
+
+def bank(waves: Waves, kind: str) -> Any:
+    """All registers of a kind, by number, wave and (vector registers) lane."""
+    return {"v": waves.v, "a": waves.a, "s": waves.s}[kind]
 
 
 def target_of(arch: str) -> Target:

@@ -49,7 +49,7 @@ from aiter_ops.core.samples import Sample
 from .emulate import emulate, rescaled, special
 from .mutate import Mutant
 from .quotient import in_quotient
-from .registers import reads, table_of, target_of
+from .registers import bank, reads, table_of, target_of
 from .touched import Touched
 from .waits import waits_enough
 from .watch import MOST_ROWS, Rows, Seen, apart, fill, may_differ, note, random_waves, watch
@@ -314,7 +314,7 @@ class _Observed:
 
         def load(w: Waves, place: int) -> None:
             for kind, number in loads[place]:
-                {"v": w.v, "a": w.a, "s": w.s}[kind][number] = {"v": fresh.v, "a": fresh.a, "s": fresh.s}[kind][number]
+                bank(w, kind)[number] = bank(fresh, kind)[number]
             fill(w, loads[place], self.loaded[place], alike, seed=place)
 
         if not fill(waves, window.inputs, self.read, alike):

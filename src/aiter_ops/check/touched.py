@@ -16,7 +16,7 @@ from aiter_ops.core.samples import Sample
 
 from .emulate import emulate
 from .mutate import Mutant
-from .registers import Register, table_of, target_of, writes
+from .registers import Register, bank, table_of, target_of, writes
 
 _OUTWARD = ("ds_", "buffer_", "global_", "scratch_", "flat_", "s_load")
 """What touches more than registers."""
@@ -106,7 +106,7 @@ def _running(machine: Machine, place: int, pairs: list[_Pair], found: set[Mutant
 
 
 def _held(w: Waves, registers: Sequence[Register]) -> list[Any]:
-    return [w.scc.copy() if kind == "scc" else _array(w, kind)[number].copy() for kind, number in registers]
+    return [w.scc.copy() if kind == "scc" else bank(w, kind)[number].copy() for kind, number in registers]
 
 
 def _put(w: Waves, registers: Sequence[Register], held: Sequence[Any]) -> None:
@@ -114,12 +114,8 @@ def _put(w: Waves, registers: Sequence[Register], held: Sequence[Any]) -> None:
         if kind == "scc":
             w.scc = value.copy()
         else:
-            _array(w, kind)[number] = value
+            bank(w, kind)[number] = value
     w._exec = None
-
-
-def _array(w: Waves, kind: str) -> Any:
-    return {"v": w.v, "a": w.a, "s": w.s}[kind]
 
 
 def _nothing(w: Waves, ins: Instruction) -> None:

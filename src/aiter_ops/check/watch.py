@@ -20,7 +20,7 @@ from aiter_ops.core.samples import Sample
 
 from .emulate import emulate
 from .mutate import Mutant
-from .registers import SCC, Register, parts, reads, table_of, target_of
+from .registers import SCC, Register, bank, parts, reads, table_of, target_of
 
 MOST_ROWS = 512
 """Waves of which what they read is kept, of an input."""
@@ -85,7 +85,7 @@ def note(w: Waves, sources: Sequence[Register], into: list[Rows], off: bool) -> 
     for (kind, number), found in zip(sources, into, strict=True):
         if len(found) >= MOST_ROWS:
             continue
-        held = w.scc[::2, None] if kind == "scc" else {"v": w.v, "a": w.a, "s": w.s}[kind][number][::2]
+        held = w.scc[::2, None] if kind == "scc" else bank(w, kind)[number][::2]
         rows: Any = np.ascontiguousarray(held.reshape(len(w) // 2, -1).astype(np.uint32))
         if kind in "va" and not off and not w.full:
             rows = np.where(w.exec[::2], rows, 0)

@@ -14,7 +14,7 @@ from aiter_ops.amdgcn.parse import EXEC, Instruction
 from aiter_ops.amdgcn.state import Waves
 from aiter_ops.amdgcn.targets import Target
 
-from .registers import SCC, Register, is_barrier, of_operand, reads, table_of, target_of, writes
+from .registers import SCC, Register, bank, is_barrier, of_operand, reads, table_of, target_of, writes
 
 BEFORE, AFTER = 48, 64
 """Instructions that a window has at most, before the changed one and from it on."""
@@ -145,7 +145,7 @@ def _same_access(a: Waves, b: Waves, ins: Instruction, target: Target) -> bool:
     if not all(_equal(a, b, r) for r in read if r[0] == "s" and r[1] not in (EXEC, EXEC + 1)):
         return False
     held = sorted(r for r in read if r[0] in "va")
-    both = (np.stack([{"v": w.v, "a": w.a}[kind][number] for kind, number in held], axis=-1) for w in (a, b))
+    both = (np.stack([bank(w, kind)[number] for kind, number in held], axis=-1) for w in (a, b))
     return all(
         np.array_equal(np.unique(x[on], axis=0), np.unique(y[also], axis=0))
         for x, y, on, also in zip(*both, a.exec, b.exec, strict=True)
@@ -154,14 +154,14 @@ def _same_access(a: Waves, b: Waves, ins: Instruction, target: Target) -> bool:
 
 def _copy(a: Waves, b: Waves, register: Register) -> None:
     kind, number = register
-    {"v": b.v, "a": b.a, "s": b.s}[kind][number] = {"v": a.v, "a": a.a, "s": a.s}[kind][number]
+    bank(b, kind)[number] = bank(a, kind)[number]
 
 
 def _equal(a: Waves, b: Waves, register: Register) -> bool:
     kind, number = register
     if kind == "scc":
         return bool((a.scc == b.scc).all())
-    return bool(({"v": a.v, "a": a.a, "s": a.s}[kind][number] == {"v": b.v, "a": b.a, "s": b.s}[kind][number]).all())
+    return bool((bank(a, kind)[number] == bank(b, kind)[number]).all())
 
 
 _LIVE: dict[int, tuple[Program, list[frozenset[Register]]]] = {}

@@ -28,8 +28,9 @@ FREE = [
 ]
 """The first numbers of both kernels; Triton does not specialise on them.
 
-splits: programs that share a tile's keys; by_splits, splits_shift: its `division.inverse`. programs, unit_keys: shares of the plan, keys of its units. tokens: rows of q.
-left, right: the window, or `OPEN`; right is 0 where a query sees no later key. has_…: whether that argument is given.
+splits: programs that share a tile's keys; by_splits, splits_shift: its `division.inverse`. programs, unit_keys: shares of the
+plan, keys of its units. tokens: rows of q. left, right: the window, or `OPEN`; right is 0 where a query sees no later key.
+has_…: whether that argument is given.
 """
 
 

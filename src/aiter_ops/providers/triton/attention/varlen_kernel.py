@@ -126,16 +126,8 @@ def over_keys(
 
 FREE = (
     *("tokens", "sequences", "blocks", "together", "parts", "group", "left", "right"),
-    *(
-        "by_blocks",
-        "blocks_shift",
-        "by_together",
-        "together_shift",
-        "by_parts",
-        "parts_shift",
-        "by_group",
-        "group_shift",
-    ),
+    *("by_blocks", "blocks_shift", "by_together", "together_shift"),
+    *("by_parts", "parts_shift", "by_group", "group_shift"),
 )
 """The first numbers of the kernel: what no compilation follows from."""
 

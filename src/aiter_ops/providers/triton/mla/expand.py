@@ -84,10 +84,10 @@ def expand_kernel(
 ):
     """TOKENS tokens and COLUMNS columns of the key or the value of one head; the first of a key also copies its rope.
 
-    k [T, heads, NOPE + ROPE], v [T, heads, VALUE] with the strides given. stride: see `sequence_of`. by_..., ..._shift: `division.inverse` of heads
-    and page_size. SCALES of the weight: ``none``, ``row`` or
-    ``block``; a step of the latent columns lies in one block. The factors are multiplied in the latents' dtype where
-    both are FP8 or none is, else in the wider of the two. K_FIRST: see `gemm.body.summed`.
+    k [T, heads, NOPE + ROPE], v [T, heads, VALUE] with the strides given. stride: see `sequence_of`. by_..., ..._shift:
+    `division.inverse` of heads and page_size. SCALES of the weight: ``none``, ``row`` or ``block``; a step of the latent
+    columns lies in one block. The factors are multiplied in the latents' dtype where both are FP8 or none is, else in the
+    wider of the two. K_FIRST: see `gemm.body.summed`.
 
     COUNTED: a step's columns are found from the loop's own counter. LLVM for AMD GPUs makes of a counter that the scales of
     blocks follow too one that begins a step below zero, and adds the rest in the instruction; an offset of a buffer is
