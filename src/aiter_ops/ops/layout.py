@@ -261,9 +261,9 @@ def fnuz_samples(make: Make) -> Iterator[Sample]:
 
     # every code in every place of a lane, and as many as end in a lane's middle
     codes = (make.permutation(201 * 253) % 256).to(torch.uint8).view(201, 253).view(torch.float8_e4m3fn)
-    yield Sample("block scales", (codes, make.normal(2, 2, dtype=torch.float32).abs()))
+    yield Sample("block scales, NaN too", (codes, make.normal(2, 2, dtype=torch.float32).abs()))
     every = torch.arange(256, dtype=torch.uint8, device=make.device).view(4, 64).view(torch.float8_e4m3fn)
-    yield Sample("every code", (every, torch.tensor(0.5, device=make.device)))
+    yield Sample("every code, NaN too", (every, torch.tensor(0.5, device=make.device)))
     w, scale = pair(64, 96, scales=(96, 1))
     yield Sample("transposed", (w.t(), scale))
     yield Sample("experts", pair(3, 16, 32, scales=(3,)))
