@@ -1,6 +1,7 @@
 """Mutates single instructions of the machine code of ops and counts what verification catches.
 
     python tools/mutation_control.py [--as gfx942] [--most 200] [--seed 0] [--json FILE] [--list] [OP ...]
+    python tools/mutation_control.py --total 1200 --jobs 2 --seed 5      of the whole layer, each op by how many it has
 
 Mutants of the programs of one sample, of large programs a sample of them drawn with a given seed, are run on every input of
 `aiter-ops verify --emulate` that reaches the same program. What survives is run on values drawn anew, on rows rescaled, and on
@@ -12,38 +13,67 @@ from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import json
 import math
 import random
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mutation_cases import CASES, Case, cases_of, resized, sample_of
+from mutation_cases import Case, cases_of, resized, sample_of
 
 from aiter_ops.amdgcn import EmulationError
 from aiter_ops.check.emulate import emulate, inputs, refusal
 from aiter_ops.check.mutate import Mutant, caught, means, mutants_of
 from aiter_ops.check.survivors import arguments, elements, more_inputs
 from aiter_ops.check.touched import Touched
-from aiter_ops.core.op import Op, get_op
+from aiter_ops.core.op import Op, get_op, list_ops
 from aiter_ops.core.platforms import Platform, platform_for
 from aiter_ops.core.samples import Sample
 
+LEAST = 8
+"""Mutants of a program that are drawn where few are drawn in all."""
+
 MOST_ALIKE = 3
 """Further inputs of verification that arguments are asked over, beside those of other values and sizes."""
+
+
+def served(case: Case, target: Platform) -> tuple[list[Sample], Sample | None]:
+    """The inputs that the target serves, and that whose programs are mutated."""
+    op = get_op(case.op)
+    every = [s for s in inputs(op, target) if not refusal(op, s, target)]
+    return every, sample_of(case, every)
+
+
+def whole_of(case: Case, sample: Sample, target: Platform) -> list[Mutant]:
+    """Every mutant of the case's programs."""
+    return [m for m in mutants_of(get_op(case.op), sample, target) if m.kernel not in case.without]
+
+
+def count(case: Case, arch: str) -> int:
+    _, sample = served(case, platform_for(arch))
+    return len(whole_of(case, sample, platform_for(arch))) if sample else 0
+
+
+def spread(counts: list[int], total: int, least: int = LEAST) -> list[int]:
+    """How many to draw of each so that there are about `total` in all, in proportion, of none fewer than `least`."""
+    every = sum(counts)
+    return [min(n, max(least, round(total * n / every))) for n in counts]
 
 
 def control(case: Case, arch: str, most: int | None, seed: int = 0) -> dict[str, Any] | None:
     """Counts of one op's mutants: caught by verification and how, kept the meaning and why, missed and why. None: the target
     serves no sample of the case.
     """
+    before = time.process_time()
     op, target = get_op(case.op), platform_for(arch)
-    every = [s for s in inputs(op, target) if not refusal(op, s, target)]
-    if (sample := sample_of(case, every)) is None:
+    every, sample = served(case, target)
+    if sample is None:
         return None
-    whole = [m for m in mutants_of(op, sample, target) if m.kernel not in case.without]
+    whole = whole_of(case, sample, target)
     most = most or len(whole)
     found = [whole[i] for i in sorted(random.Random(seed).sample(range(len(whole)), min(most, len(whole))))]
     first = [s for s in every if s.name.startswith(sample.name)]
@@ -81,6 +111,7 @@ def control(case: Case, arch: str, most: int | None, seed: int = 0) -> dict[str,
         "rate": (meaningful - missed) / meaningful if meaningful else 1.0,
         "least": lower_bound(meaningful - missed, meaningful) if len(found) < len(whole) else None,
         "survivors": [{"mutant": str(m), "why": why} for m, why in sorted(rows.items(), key=lambda r: r[0].place)],
+        "seconds": round(time.process_time() - before),
     }
 
 
@@ -135,34 +166,51 @@ def _reaches(op: Op, sample: Sample, target: Platform, mutants: list[Mutant]) ->
     return any(seen)
 
 
+def told(row: dict[str, Any], survivors: bool) -> str:
+    """A row of `control` in words."""
+    counts = {n: ", ".join(f"{k} {w}" for w, k in row[n].items()) or "none" for n in ("caught", "kept")}
+    least = "" if row["least"] is None else f" (at least {100 * row['least']:.1f} % with 95 % confidence)"
+    return "\n".join(
+        (
+            f"{row['op']}, {row['target']} ({row['sample']}): {row['mutants']} of {row['of']} mutants; caught: {counts['caught']};",
+            f"  kept the meaning: {counts['kept']}; missed {row['missed']}; caught of the meaningful: "
+            f"{100 * row['rate']:.1f} %{least}  [{row['seconds']} s]",
+            *(f"    {s['why']}: {s['mutant']}" for s in row["survivors"] if survivors),
+        )
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ops", nargs="*", default=list(dict.fromkeys(c.op for c in CASES)), metavar="OP")
+    parser.add_argument("ops", nargs="*", default=[op.name for op in list_ops()], metavar="OP", help="default: all")
     parser.add_argument("--as", dest="arch", default="gfx942")
-    parser.add_argument("--most", type=int, default=200, help="mutants of an op; 0: all")
+    parser.add_argument("--most", type=int, default=200, help="mutants of a sample's programs; 0: all")
+    parser.add_argument("--total", type=int, help=f"mutants in all, of a program by how many it has, at least {LEAST}")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--json", type=Path, help="write everything there")
     parser.add_argument("--list", action="store_true", help="print every survivor")
     given = parser.parse_args()
+    cases = [c for name in given.ops for c in cases_of(name, given.arch)]
     made = []
-    for case in (c for name in given.ops for c in cases_of(name, given.arch)):
-        before = time.process_time()
-        if (row := control(case, given.arch, given.most, given.seed)) is None:
-            print(f"{case.op}, {given.arch}: not served", flush=True)
-            continue
-        made.append(row)
-        counts = {n: ", ".join(f"{k} {w}" for w, k in row[n].items()) or "none" for n in ("caught", "kept")}
-        least = "" if row["least"] is None else f" (at least {100 * row['least']:.1f} % with 95 % confidence)"
-        print(
-            f"{case.op}, {given.arch} ({row['sample']}): {row['mutants']} of {row['of']} mutants; caught: {counts['caught']};"
-        )
-        print(f"  kept the meaning: {counts['kept']}; missed {row['missed']}; caught of the meaningful:", end=" ")
-        print(f"{100 * row['rate']:.1f} %{least}  [{time.process_time() - before:.0f} s]", flush=True)
-        if given.list:
-            for s in row["survivors"]:
-                print(f"    {s['why']}: {s['mutant']}", flush=True)
-        if given.json:
-            given.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    with ProcessPoolExecutor(given.jobs) as pool:
+        most = [given.most] * len(cases)
+        if given.total:
+            counts = list(pool.map(count, cases, itertools.repeat(given.arch)))
+            cases, counts = [c for c, n in zip(cases, counts, strict=True) if n], [n for n in counts if n]
+            most = spread(counts, given.total)
+        # the longest first, so that no process is left alone with one
+        order = sorted(range(len(cases)), key=lambda i: -most[i])
+        made_by = {i: pool.submit(control, cases[i], given.arch, most[i], given.seed) for i in order}
+        for i, case in enumerate(cases):
+            if (row := made_by[i].result()) is None:
+                print(f"{case.op}, {given.arch}: not served", flush=True)
+                continue
+            made.append(row)
+            print(told(row, given.list), flush=True)
+            if given.json:
+                given.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    enough = all(r["rate"] >= 0.95 for r in made)
     if len(made) > 1:
         share, least = whole(made)
         hit = sum(sum(r["caught"].values()) for r in made)
@@ -170,7 +218,9 @@ def main() -> None:
         print(
             f"all: {hit} of {of} drawn; of all mutants of these programs {100 * share:.1f} % (at least {100 * least:.1f} %)"
         )
-    sys.exit(0 if all(r["rate"] >= 0.95 for r in made) else 1)
+        # few of each say little of a single one
+        enough = share >= 0.95 if given.total else enough
+    sys.exit(0 if enough else 1)
 
 
 if __name__ == "__main__":
