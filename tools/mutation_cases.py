@@ -168,6 +168,19 @@ CASES = (
     Case("moe_align", "7x2 of 60", others=_choices),
     Case("moe_align", "260x6 of 300", others=_many_choices),
     Case("fused_moe", "33 tokens fp32, odd sizes", ({33: 40}, {33: 5}), without=("place_kernel",)),  # moe_align's
+    Case(
+        "fused_moe",
+        ("33 tokens per token float8_e4m3fnuz, odd sizes", "33 tokens per token float8_e4m3fn, odd sizes"),
+        ({33: 40}, {33: 5}),
+        without=("place_kernel", "total_kernel"),  # the fp32 case's
+    ),
+    Case(
+        "fused_moe",
+        ("33 tokens per block float8_e4m3fnuz", "33 tokens per block float8_e4m3fn"),
+        ({33: 40}, {33: 5}),
+        without=("place_kernel", "groups_kernel"),  # group_quant's
+    ),
+    Case("fused_moe", "33 tokens mxfp4, odd sizes", ({33: 40}, {33: 5}), without=("place_kernel", "total_kernel")),
     Case("greedy", "258x4112 fp32", ({258: 300}, {258: 3, 4112: 1008}, {258: 1, 4112: 264000})),
     Case("sample", "29x2032 fp32", ({29: 3, 2032: 1008}, {29: 1, 2032: 264000})),
 )
