@@ -27,8 +27,10 @@ from .mx import HALVES, as_mxfp4, drawn_mxfp4, mxfp4, with_nan
 ABSORBED = ((128, 512), (512, 128))
 """K and N of DeepSeek-V3's absorbed projections, with 128 heads: queries into the latent space, values out of it."""
 
-STEPS, NAN = (3, 74, 150, 288), (2, 74, 70, 125)
-"""Batches, rows of both factors and columns, as in `BATCHES`: of three steps, the last one short; with elements that are NaN."""
+PARTS = tuple((2, rows, n, 256) for rows, n in c.PARTS)
+STEPS = (3, 74, 150, 384)
+NAN = (2, 74, 70, 384)
+"""Batches, rows of both factors and columns, as in `BATCHES`; of three steps; with elements or scales that are NaN."""
 
 # --- what they share --------------------------------------------------------------------------------------------------
 
@@ -172,10 +174,12 @@ def fp8_samples(make: Make) -> Iterator[Sample]:
         yield Sample(f"DeepSeek-V3 fnuz 128x16x{k}, N {n}", fnuz, {"transpose_bm": True}, "model")
     yield Sample("DeepSeek-V3 at TP 8 16x32x512, N 128", call(_heads(make, 16, 32, 512), 128), size="model")
     yield Sample("DeepSeek-V3 at TP 8 fnuz 16x1x128, N 512", call(_heads(make, 16, 1, 128), 512, FNUZ), size="model")
-    for batch, rows, n, k in (*c.BATCHES, NAN):
+    # several groups in all of them, whose number the kernel takes apart where it is one
+    shapes = (c.BATCHES[0], (29, *c.BATCHES[1][1:]), *c.BATCHES[2:], *PARTS, NAN)
+    for batch, rows, n, k in shapes:
         for dtype, name in ((FNUZ, "odd fnuz"), (FN, "odd")):
             # codes already, with the largest in every group: a rounding that goes the other way would show in large samples
-            x = c.drawn_codes(make, batch, rows, 128 * -(-k // 64), dtype=dtype).float()
+            x = c.drawn_codes(make, batch, rows, 384 if k % 3 == 0 else 256, dtype=dtype).float()
             x[..., ::128] = f.code_max(dtype)
             if (batch, rows, n, k) == NAN:
                 name += " NaN"
@@ -267,8 +271,9 @@ def mx_samples(make: Make) -> Iterator[Sample]:
     inside = call(_heads(make, 128, 16, 512), 128)
     tail = {"transpose_bm": True, "prequant": True}
     yield Sample("DeepSeek-V3 128x16x512, N 128, activations to MXFP4", inside, tail, "model")
-    for (batch, rows, n, k), nan in (*((shape, "") for shape in (*c.BATCHES, STEPS)), (STEPS, "NaN ")):
-        k = 32 * -(-k // 32)
+    for i, (batch, rows, n, k) in enumerate((*c.BATCHES, STEPS, *PARTS, NAN)):
+        step, nan = 32 if 2 <= i < len(c.BATCHES) else 128, "NaN " if (batch, rows, n, k) == NAN else ""
+        k = step * -(-k // step)
         x, w = make.normal(batch, rows, k), drawn_mxfp4(make, batch, n, k)
         w = with_nan(make, w) if nan else w
         args = c.spaced(x, k + 16), c.spaced(w[0], k // 2 + 24), c.spaced(w[1], k // 32 + 4)
