@@ -27,10 +27,10 @@ from .mx import HALVES, as_mxfp4, drawn_mxfp4, mxfp4, with_nan
 ABSORBED = ((128, 512), (512, 128))
 """K and N of DeepSeek-V3's absorbed projections, with 128 heads: queries into the latent space, values out of it."""
 
-PARTS = tuple((2, rows, n, 256) for rows, n in c.PARTS)
+PARTS = tuple((2, rows + 32, n, 256) for rows, n in c.PARTS)
 STEPS = (3, 74, 150, 384)
 NAN = (2, 74, 70, 384)
-"""Batches, rows of both factors and columns, as in `BATCHES`; of three steps; with elements or scales that are NaN."""
+"""Batches, rows of both factors and columns, as in `BATCHES`: more than 32 rows; three steps; elements or scales that are NaN."""
 
 # --- what they share --------------------------------------------------------------------------------------------------
 
