@@ -238,7 +238,7 @@ def tile_samples(make: Make) -> Iterator[Sample]:
         apart = spaced(x, 328), spaced(w1, 344), spaced(w2, 96)
         yield Sample(f"33 tokens per token {short}, odd sizes", (*apart, weights, ids), named)
         for quant in ("per_token", "per_block"):
-            (x, w1, w2, weights, ids), named = layer(make, 33, 3, 2, 3 * D, SIZE, quant, FP32, codes)
+            (x, w1, w2, weights, ids), named = layer(make, 33, 3, 2, 3 * D, SIZE, quant, codes=codes)
             ids[::2, 0] = 1
             yield Sample(f"33 tokens {quant.replace('_', ' ')} {short}", (x, w1, w2, weights, ids), named)
     for quant in ("mxfp4", "mxfp4_fp8"):
