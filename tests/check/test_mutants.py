@@ -329,6 +329,29 @@ def test_a_kernels_own_division_two_at_a_time(last, place, step):
     assert in_quotient(mutant, _program(lines)) == step
 
 
+@pytest.mark.parametrize(
+    ("between", "step"),
+    [
+        (("v_mul_f32_e32 v20, v21, v22",) * 70, True),
+        (("v_mov_b32_e32 v10, v2",), False),  # what is added is no remainder any more
+        (("ds_read_b32 v10, v0",), False),
+        (("v_mov_b32_e32 v8, v2",), False),  # the remainder is another quotient's
+        (("v_mul_f32_e32 v20, v21, v22",) * 130, False),
+    ],
+)
+def test_a_remainder_is_added_to_its_own_quotient_after_others_steps(between, step):
+    lines = (
+        "v_mul_f32_e32 v8, v4, v6",
+        "v_fma_f32 v10, -v2, v8, v6",
+        *between,
+        "v_fmac_f32_e32 v8, v10, v4",
+        "global_store_dword v0, v8, s[0:1]",
+        "s_endpgm",
+    )
+    mutant = Mutant("k", 0, 0, "operand", lines[0], lines[0].replace("v6", "v5"))
+    assert in_quotient(mutant, _program(lines)) == step
+
+
 def _program(lines):
     begin, end = BRANCHED.index("    s_load"), BRANCHED.index(".amdhsa_kernel")
     return parse(BRANCHED[:begin] + "".join(f"    {line}\n" for line in lines) + BRANCHED[end:])
