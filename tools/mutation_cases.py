@@ -120,6 +120,10 @@ CASES = (
     Case("rms_norm", "ragged", ({7: 40}, {7: 1})),
     Case("group_quant", "ragged", ({7: 40}, {7: 1})),
     Case("per_token_quant", "ragged", ({7: 40}, {7: 1})),
+    Case("per_tensor_quant", "ragged 7x384", ({7: 40}, {7: 1})),
+    Case("per_tensor_quant_static", "ragged 7x384", ({7: 40}, {7: 1})),
+    Case("mxfp4_quant", "ragged 7x384", ({7: 40}, {7: 1})),
+    Case("mxfp8_quant", "ragged 7x384", ({7: 40}, {7: 1})),
     Case("layer_norm", "ragged 7x384", ({7: 40}, {7: 1})),
     Case("gemm_a16w16", "odd 600x125", ({600: 1100, 342: 330}, {600: 130, 125: 77}, {600: 65, 342: 9})),
     Case("gemm_a16w16", "ragged 7x256", ({608: 720, 7: 13}, {608: 1040, 256: 448}, {7: 1, 608: 64})),
@@ -140,12 +144,12 @@ CASES = (
         ("odd fnuz 600x301", "odd 600x301"),
         ({600: 3700, 342: 20}, {600: 65, 342: 9}, {600: 130, 301: 77}),
     ),
-    Case("gemm_a16wfp4", "odd 280x288", ({280: 3700, 150: 20}, {280: 65, 150: 9})),
-    Case("gemm_a8wfp4", ("odd fnuz 280x288", "odd 280x288"), ({280: 3700, 150: 20}, {280: 65, 150: 9})),
-    Case("gemm_a4w4", "odd 280x288", ({280: 3700, 150: 20}, {280: 65, 150: 9})),
+    Case("gemm_a16wfp4", "odd 280x384", ({280: 3700, 150: 20}, {280: 65, 150: 9})),
+    Case("gemm_a8wfp4", ("odd fnuz 280x384", "odd 280x384"), ({280: 3700, 150: 20}, {280: 65, 150: 9})),
+    Case("gemm_a4w4", "odd 280x384", ({280: 3700, 150: 20}, {280: 65, 150: 9})),
     Case("bmm_a16w16", "odd 5x150x125", ({5: 21, 150: 70}, {5: 3, 70: 33})),
     Case("bmm_a8w8_group_prequant", ("odd fnuz 5x150x256", "odd 5x150x256"), ({5: 21, 150: 70}, {5: 3, 70: 33})),
-    Case("bmm_a16wfp4", "odd 37x65x32", ({37: 5, 65: 300}, {37: 50, 40: 33})),
+    Case("bmm_a16wfp4", "odd 3x74x384", ({3: 21, 150: 70}, {74: 200, 150: 33}, {3: 1, 384: 512, 192: 256, 12: 16})),
     Case("shuffle_weight", "experts 5x208x352", ({5: 2, 208: 464}, {352: 32, 208: 48}, {5: 9, 352: 400})),
     Case("unshuffle_weight", "experts 5x208x352", ({5: 2, 208: 464}, {352: 32, 208: 48}, {5: 9, 352: 400})),
     Case("shuffle_scale", "experts 5x160x88", ({5: 2, 160: 480}, {88: 8, 160: 32}, {5: 9, 88: 104})),
@@ -168,6 +172,19 @@ CASES = (
     Case("moe_align", "7x2 of 60", others=_choices),
     Case("moe_align", "260x6 of 300", others=_many_choices),
     Case("fused_moe", "33 tokens fp32, odd sizes", ({33: 40}, {33: 5}), without=("place_kernel",)),  # moe_align's
+    Case(
+        "fused_moe",
+        ("33 tokens per token float8_e4m3fnuz, odd sizes", "33 tokens per token float8_e4m3fn, odd sizes"),
+        ({33: 40}, {33: 5}),
+        without=("place_kernel", "total_kernel"),  # the fp32 case's
+    ),
+    Case(
+        "fused_moe",
+        ("33 tokens per block float8_e4m3fnuz", "33 tokens per block float8_e4m3fn"),
+        ({33: 40}, {33: 5}),
+        without=("place_kernel", "groups_kernel"),  # group_quant's
+    ),
+    Case("fused_moe", "33 tokens mxfp4, odd sizes", ({33: 40}, {33: 5}), without=("place_kernel", "total_kernel")),
     Case("greedy", "258x4112 fp32", ({258: 300}, {258: 3, 4112: 1008}, {258: 1, 4112: 264000})),
     Case("sample", "29x2032 fp32", ({29: 3, 2032: 1008}, {29: 1, 2032: 264000})),
 )

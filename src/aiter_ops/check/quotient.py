@@ -41,14 +41,29 @@ def in_quotient(mutant: Mutant, program: Program) -> bool:
     return False
 
 
+FURTHEST = 128
+"""Instructions between a remainder and the step that adds it: those of many divisions side by side."""
+
+
 def _corrects(code: list[Instruction], place: int) -> bool:
-    """Whether an instruction is q + r · (1 / d) of a remainder r = x - q · d that was made shortly before of the same q."""
+    """Whether an instruction is q + r · (1 / d) of a remainder r = x - q · d that was made before of the same q."""
     last = code[place]
-    if last.name != "v_fmac_f32" or len(last.operands) != 3:
+    if last.name == "v_fmac_f32" and len(last.operands) == 3:
+        added = last.operands[0]
+    elif last.name in ("v_fma_f32", "v_pk_fma_f32"):
+        added = last.operands[3]
+    else:
         return False
-    q, factors = of_operand(last.operands[0]), of_operand(last.operands[1]) | of_operand(last.operands[2])
-    for ins in code[max(place - 24, 0) : place]:
-        remainder = ins.name.startswith(("v_fma_f32", "v_fmac_f32", "v_fmamk_f32", "v_fma_mix_f32"))
-        if remainder and of_operand(ins.operands[0]) & factors and any(of_operand(o) & q for o in ins.operands[1:]):
+    q, factors = of_operand(added), of_operand(last.operands[1]) | of_operand(last.operands[2])
+    for ins in reversed(code[max(place - FURTHEST, 0) : place]):
+        if not ins.operands or ins.name.startswith("s_"):
+            continue
+        written = of_operand(ins.operands[0])
+        remainder = ins.name.startswith(("v_fma_f32", "v_fmac_f32", "v_fmamk_f32", "v_fma_mix_f32", "v_pk_fma_f32"))
+        if remainder and written & factors and any(of_operand(o) & q for o in ins.operands[1:3]):
             return True
+        # made of something else, or of another q
+        factors = factors - written
+        if not factors or written & q:
+            return False
     return False

@@ -33,6 +33,12 @@ def samples(make: Make) -> Iterator[Sample]:
     def scales(rows: int, n: int) -> tuple[Tensor, Tensor]:
         return c.drawn_scale(make, rows, 1), c.drawn_scale(make, n, 1)
 
+    def odd(name: str, rows: int, n: int, k: int, dtype: torch.dtype) -> Sample:
+        a, b = codes(rows, n, k, dtype)
+        a, a_scale = c.rows_apart(a, c.drawn_scale(make, rows, 1))
+        spaced = c.spaced(a, 328), c.spaced(b, 344), c.spaced(a_scale, 3), c.drawn_scale(make, n, 1)
+        return Sample(f"{name} {rows}x{k}, N {n}, bias, to fp32", (*spaced, make.normal(n)), {"out_dtype": FP32})
+
     yield Sample("ragged 7x640, N 720", (*codes(7, 720, 640), *scales(7, 720)))
     one = torch.full((1,), 0.01, device=make.device), torch.tensor(0.02, device=make.device)
     yield Sample("one scale each, bias, to fp16", (*codes(1, 96, 256), *one, make.normal(96)), {"out_dtype": FP16})
@@ -40,15 +46,12 @@ def samples(make: Make) -> Iterator[Sample]:
     yield Sample("fnuz 5x640, N 720", (*codes(5, 720, 640, FNUZ), *scales(5, 720)))
     a_scale, b_scale = c.drawn_scale(make, 5, 1), c.drawn_scale(make, 33)
     yield Sample("odd 5x67, N 33, to fp32", (*codes(5, 33, 67), a_scale, b_scale), {"out_dtype": FP32})
-    odd = *codes(66, 35, 45, INT8), c.drawn_scale(make, 66, 1), c.drawn_scale(make, 1, 35)
-    yield Sample("odd int8 66x45, N 35, scales in a row", odd, {"out_dtype": FP32})
+    in_a_row = *codes(66, 35, 45, INT8), c.drawn_scale(make, 66, 1), c.drawn_scale(make, 1, 35)
+    yield Sample("odd int8 66x45, N 35, scales in a row", in_a_row, {"out_dtype": FP32})
     tails = (600, 342, 301), (280, 150, 301), (*c.MANY, 61), *c.TAILS
     shapes = [(dtype, name, shape) for shape in tails for dtype, name in ((FNUZ, "odd fnuz"), (FN, "odd"))]
-    for dtype, name, (rows, n, k) in (*shapes, (INT8, "odd int8", c.TAILS[0])):
-        a, b = codes(rows, n, k, dtype)
-        a, a_scale = c.rows_apart(a, c.drawn_scale(make, rows, 1))
-        spaced = c.spaced(a, 328), c.spaced(b, 344), c.spaced(a_scale, 3), c.drawn_scale(make, n, 1)
-        yield Sample(f"{name} {rows}x{k}, N {n}, bias, to fp32", (*spaced, make.normal(n)), {"out_dtype": FP32})
+    for dtype, name, shape in (*shapes, (INT8, "odd int8", c.TAILS[0])):
+        yield odd(name, *shape, dtype)
     a = c.drawn_codes(make, 2, 3, 128)
     lead = a, c.drawn_codes(make, 64, 128), c.drawn_scale(make, 2, 3, 1), c.drawn_scale(make, 64)
     yield Sample("leading dimensions 2x3x128, bias", (*lead, make.normal(64, dtype=FP32)))
@@ -70,6 +73,10 @@ def samples(make: Make) -> Iterator[Sample]:
     yield Sample("DeepSeek-V3 64x7168, N 2112, shuffled", (a, b, *scales(64, 2112)), tail, "model")
     llama = *codes(1000, 6144, 4096, INT8), *scales(1000, 6144)
     yield Sample("Llama-3-8B int8 1000x4096, N 6144", llama, size="model")
+    # sums that are split, as those of many tiles and steps are
+    for rows, n in (*(shape[:2] for shape in c.TAILS), *c.PARTS):
+        for dtype, name in ((FNUZ, "odd fnuz"), (FN, "odd")):
+            yield odd(name, rows, n, 253 + 32 * (rows % 3), dtype)
 
 
 def _check(

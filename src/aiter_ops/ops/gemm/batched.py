@@ -4,6 +4,7 @@ weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -21,10 +22,15 @@ from . import common as c
 from .a8w8 import FEW_BITS
 from .a16w16 import CUT
 from .common import FN, FNUZ, FP16, FP32
-from .mx import HALVES, as_mxfp4, drawn_mxfp4, mxfp4
+from .mx import HALVES, as_mxfp4, drawn_mxfp4, mxfp4, with_nan
 
 ABSORBED = ((128, 512), (512, 128))
 """K and N of DeepSeek-V3's absorbed projections, with 128 heads: queries into the latent space, values out of it."""
+
+PARTS = tuple((2, rows + 32, n, 256) for rows, n in c.PARTS)
+STEPS = (3, 74, 150, 384)
+NAN = (2, 74, 70, 384)
+"""Batches, rows of both factors and columns, as in `BATCHES`: more than 32 rows; three steps; elements or scales that are NaN."""
 
 # --- what they share --------------------------------------------------------------------------------------------------
 
@@ -168,11 +174,18 @@ def fp8_samples(make: Make) -> Iterator[Sample]:
         yield Sample(f"DeepSeek-V3 fnuz 128x16x{k}, N {n}", fnuz, {"transpose_bm": True}, "model")
     yield Sample("DeepSeek-V3 at TP 8 16x32x512, N 128", call(_heads(make, 16, 32, 512), 128), size="model")
     yield Sample("DeepSeek-V3 at TP 8 fnuz 16x1x128, N 512", call(_heads(make, 16, 1, 128), 512, FNUZ), size="model")
-    for batch, rows, n, k in c.BATCHES:
+    # several groups in all of them, whose number the kernel takes apart where it is one
+    shapes = (c.BATCHES[0], (29, *c.BATCHES[1][1:]), *c.BATCHES[2:], *PARTS, NAN)
+    for batch, rows, n, k in shapes:
         for dtype, name in ((FNUZ, "odd fnuz"), (FN, "odd")):
             # codes already, with the largest in every group: a rounding that goes the other way would show in large samples
-            x = c.drawn_codes(make, batch, rows, 128 * -(-k // 64), dtype=dtype).float()
+            x = c.drawn_codes(make, batch, rows, 384 if k % 3 == 0 else 256, dtype=dtype).float()
             x[..., ::128] = f.code_max(dtype)
+            if (batch, rows, n, k) == NAN:
+                name += " NaN"
+                row = torch.arange(rows, device=make.device)
+                x[:, row % 5 == 0, 128:] = 0
+                x[:, row[::3], row[::3] * 37 % x.shape[2]] = math.nan
             x, w, scale = call((x * 2.0**-6).to(FP16), n, dtype)
             args = c.spaced(x, 400), c.spaced(w, 432), scale, 128, make.normal(batch, n, dtype=FP32)
             yield Sample(f"{name} {batch}x{rows}x{x.shape[2]}, N {n}, bias", args)
@@ -258,11 +271,13 @@ def mx_samples(make: Make) -> Iterator[Sample]:
     inside = call(_heads(make, 128, 16, 512), 128)
     tail = {"transpose_bm": True, "prequant": True}
     yield Sample("DeepSeek-V3 128x16x512, N 128, activations to MXFP4", inside, tail, "model")
-    for batch, rows, n, k in c.BATCHES:
-        k = 32 * -(-k // 32)
-        x, (w, scale) = make.normal(batch, rows, k), drawn_mxfp4(make, batch, n, k)
-        args = c.spaced(x, 144), c.spaced(w, 88), c.spaced(scale, 7)
-        yield Sample(f"odd {batch}x{rows}x{k}, N {n}", args)
+    for i, (batch, rows, n, k) in enumerate((*c.BATCHES, STEPS, *PARTS, NAN)):
+        step, nan = 32 if 2 <= i < len(c.BATCHES) else 128, "NaN " if (batch, rows, n, k) == NAN else ""
+        k = step * -(-k // step)
+        x, w = make.normal(batch, rows, k), drawn_mxfp4(make, batch, n, k)
+        w = with_nan(make, w) if nan else w
+        args = c.spaced(x, k + 16), c.spaced(w[0], k // 2 + 24), c.spaced(w[1], k // 32 + 4)
+        yield Sample(f"odd {nan}{batch}x{rows}x{k}, N {n}", args, {"out_dtype": FP32})
 
 
 def _mx_check(

@@ -30,6 +30,13 @@ def samples(make: Make) -> Iterator[Sample]:
         a_scale = f.lay_out(c.drawn_scale(make, rows, k // block[1]), layout)
         return a, b, a_scale, c.drawn_scale(make, -(-n // block[0]), k // block[1])
 
+    def odd(name: str, rows: int, n: int, k: int, dtype: torch.dtype) -> Sample:
+        a, b, a_scale, b_scale = call(rows, n, k, dtype)
+        a, a_scale = c.rows_apart(a, a_scale)
+        spaced = c.spaced(a, k + 32), c.spaced(b, k + 64), c.spaced(a_scale, 13), c.spaced(b_scale, 11)
+        args = (*spaced, make.normal(n, dtype=FP32))
+        return Sample(f"{name} {rows}x{k}, N {n}, bias, to fp32", args, {"out_dtype": FP32})
+
     yield Sample("ragged 7x640, N 720", call(7, 720, 640))
     yield Sample("decode 1x384, N 256, to fp16", call(1, 256, 384), {"out_dtype": FP16})
     yield Sample("column-major scales 33x256, N 96", call(33, 96, 256, layout="col"), {"out_dtype": FP32})
@@ -39,11 +46,7 @@ def samples(make: Make) -> Iterator[Sample]:
     for rows, n, steps in ((600, 342, 5), (*c.MANY, 1), *tails):
         k = steps * BLOCK
         for dtype, name in ((FNUZ, "odd fnuz"), (FN, "odd")):
-            a, b, a_scale, b_scale = call(rows, n, k, dtype)
-            a, a_scale = c.rows_apart(a, a_scale)
-            spaced = c.spaced(a, k + 32), c.spaced(b, k + 64), c.spaced(a_scale, 13), c.spaced(b_scale, 11)
-            args = (*spaced, make.normal(n, dtype=FP32))
-            yield Sample(f"{name} {rows}x{k}, N {n}, bias, to fp32", args, {"out_dtype": FP32})
+            yield odd(name, rows, n, k, dtype)
     small = call(6, 100, 192, block=(64, 32))
     yield Sample("blocks of 64x32, 6x192, N 100", small, {"block": [64, 32]})
     a = c.drawn_codes(make, 2, 3, 256)
@@ -64,6 +67,8 @@ def samples(make: Make) -> Iterator[Sample]:
     a, b, a_scale, b_scale = call(64, 2112, 7168, layout="col")
     b = shuffled(b, "shuffled_16x16")
     yield Sample("DeepSeek-V3 64x7168, N 2112, shuffled", (a, b, a_scale, b_scale), tail, "model")
+    for dtype, name in ((FNUZ, "odd fnuz"), (FN, "odd")):
+        yield from (odd(name, rows, n, BLOCK * (1 + rows % 3), dtype) for rows, n in c.PARTS)
 
 
 def _check(

@@ -21,6 +21,9 @@ columns in such of 32 and of every fourth. Columns end in the first, a later and
 MANY = (2072, 150)
 """Rows of a and of b of a product of 33 by 3 tiles of 64 by 64: programs in four whole groups of rows of tiles and one more."""
 
+PARTS = ((17, 10), (33, 43), (49, 17), (21, 55), (25, 25), (29, 58), (41, 27))
+"""Rows of a and of b of products whose last column is in the parts of 8 of 32 columns in which `TAILS` have none."""
+
 BATCHES = ((5, 150, 70, 125), (37, 65, 40, 29), *((2, *shape) for shape in TAILS[1:]))
 """The same of batches: some with three tiles of rows and of columns, and some in numbers that divisions by those do not end with."""
 

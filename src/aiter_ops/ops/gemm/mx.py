@@ -80,29 +80,56 @@ def _shapes(make: Make) -> Iterator[tuple[str, Tensor, tuple[Tensor, Tensor]]]:
     expanded = packed[:1].expand(20, -1), scale[:1].expand(20, -1)
     yield "sliced 6x256, expanded weight", make.sliced(6, 256, FP16), expanded
     for rows, n, k in ODD:
-        yield f"odd {rows}x{k}, N {n}", c.spaced(make.normal(rows, k), 304), _apart(drawn_mxfp4(make, n, k))
+        yield f"odd {rows}x{k}, N {n}", c.spaced(make.normal(rows, k), k + 16), apart(drawn_mxfp4(make, n, k))
 
 
 ODD = (
-    (280, 150, 288),
-    (*c.MANY, BLOCK),
+    (280, 150, 384),
+    (*c.MANY, 128),
     *((rows, n, BLOCK * -(-k // BLOCK)) for rows, n, k in c.TAILS),
 )
-"""Rows of a and of b, and columns: `TAILS` in whole blocks, three steps, and an order of many tiles."""
+"""Rows of a and of b, and columns: three steps and an order of many tiles in whole steps, and `TAILS` in whole blocks."""
+
+STEPS = ((74, 150, 288), *((rows, n, 128 + 128 * (rows % 3)) for rows, n in c.PARTS))
+"""The same of three steps, of which the last is short, and `PARTS` in whole steps."""
+
+NAN = (74, 150, 384)
+"""The same where some scales are NaN."""
 
 
-def _apart(factor: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def with_nan(make: Make, factor: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Codes and scales [..., rows, K/32] with one scale of every third row or so 255, which is NaN, in a block drawn for each."""
+    codes, scale = factor
+    drawn = make.normal(*scale.shape[:-1], 2, dtype=FP32)
+    block = (drawn[..., :1].abs() * 1e3).long() % scale.shape[-1]
+    here = (drawn[..., 1:] > 0.5) & (torch.arange(scale.shape[-1], device=scale.device) == block)
+    return codes, torch.where(here, 255, scale)
+
+
+def apart(factor: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Codes and scales in rows that lie apart."""
-    return c.spaced(factor[0], 168), c.spaced(factor[1], 13)
+    codes, scale = factor
+    return c.spaced(codes, codes.shape[-1] + 24), c.spaced(scale, scale.shape[-1] + 4)
+
+
+def last_shapes() -> Iterator[tuple[int, int, int, bool]]:
+    """`STEPS`, and `NAN`, in which scales are to be NaN."""
+    yield from ((*shape, False) for shape in STEPS)
+    yield (*NAN, True)
 
 
 MODELS = (("gpt-oss", 1, 5120, 2880), ("DeepSeek-V3", 1, 7168, 16384), ("DeepSeek-V3", 64, 24576, 1536))
 MODELS = (*MODELS, ("gpt-oss", 1000, 2880, 4096))
 
 
+def _exactly(name: str) -> dict[str, torch.dtype]:
+    """Arguments by which results of odd sizes are fp32: no rounding to bf16 hides their last bits."""
+    return {"out_dtype": FP32} if name.startswith("odd") else {}
+
+
 def a16_samples(make: Make) -> Iterator[Sample]:
     for name, a, b in _shapes(make):
-        yield Sample(name, (a, *b))
+        yield Sample(name, (a, *b), _exactly(name))
     odd = make.normal(33, 288, dtype=FP16), *drawn_mxfp4(make, 45, 288)
     yield Sample("odd 33x288, N 45, bias, to fp32", (*odd, make.normal(45, dtype=FP32)), {"out_dtype": FP32})
     inside = make.normal(9, 256, dtype=FP16, scale=3.0), *drawn_mxfp4(make, 48, 256)
@@ -112,6 +139,10 @@ def a16_samples(make: Make) -> Iterator[Sample]:
         yield Sample(f"{model} {rows}x{k}, N {n}", (*call, make.normal(n)), size="model")
     call = make.normal(16, 7168), *drawn_mxfp4(make, 2112, 7168)
     yield Sample("DeepSeek-V3 16x7168, N 2112, activations to MXFP4", call, {"prequant": True}, "model")
+    for rows, n, k, nan in last_shapes():
+        a, b = c.spaced(make.normal(rows, k), k + 16), drawn_mxfp4(make, n, k)
+        b = apart(with_nan(make, b) if nan else b)
+        yield Sample(f"odd {'NaN ' * nan}{rows}x{k}, N {n}", (a, *b), {"out_dtype": FP32})
 
 
 def a8_samples(make: Make) -> Iterator[Sample]:
@@ -123,11 +154,11 @@ def a8_samples(make: Make) -> Iterator[Sample]:
         return a, b, a_scale, b_scale
 
     for name, a, b in _shapes(make):
-        yield Sample(name, order(*call(a, b)))
+        yield Sample(name, order(*call(a, b)), _exactly(name))
     for rows, n, k in ODD:
-        a, b = make.normal(rows, k), _apart(drawn_mxfp4(make, n, k))
+        a, b = make.normal(rows, k), apart(drawn_mxfp4(make, n, k))
         a, *rest = order(*call(a, b, FNUZ))
-        yield Sample(f"odd fnuz {rows}x{k}, N {n}", (c.spaced(a, 304), *rest))
+        yield Sample(f"odd fnuz {rows}x{k}, N {n}", (c.spaced(a, k + 16), *rest), {"out_dtype": FP32})
     yield Sample("fnuz 9x256, N 48", call(make.normal(9, 256), drawn_mxfp4(make, 48, 256), FNUZ))
     yield Sample(
         "odd 33x288, N 45, to fp32", call(make.normal(33, 288), drawn_mxfp4(make, 45, 288)), {"out_dtype": FP32}
@@ -136,6 +167,11 @@ def a8_samples(make: Make) -> Iterator[Sample]:
         yield Sample(f"{model} {rows}x{k}, N {n}", call(make.normal(rows, k), drawn_mxfp4(make, n, k)), size="model")
     fnuz = call(make.normal(16, 7168), drawn_mxfp4(make, 2112, 7168), FNUZ)
     yield Sample("DeepSeek-V3 fnuz 16x7168, N 2112", fnuz, size="model")
+    for rows, n, k, nan in last_shapes():
+        for dtype, name in ((FNUZ, "odd fnuz"), (c.FN, "odd")):
+            b = drawn_mxfp4(make, n, k)
+            a, *rest = order(*call(make.normal(rows, k), apart(with_nan(make, b) if nan else b), dtype))
+            yield Sample(f"{name} {'NaN ' * nan}{rows}x{k}, N {n}", (c.spaced(a, k + 16), *rest), {"out_dtype": FP32})
 
 
 def a4_samples(make: Make) -> Iterator[Sample]:
@@ -157,13 +193,18 @@ def a4_samples(make: Make) -> Iterator[Sample]:
     yield Sample("strided 6x256", tuple(t.t().contiguous().t() for t in call((6, 256), 48)))
     for rows, n, k in ODD:
         a, b, a_scale, b_scale = call((rows, k), n)
-        (a, a_scale), (b, b_scale) = _apart((a, a_scale)), _apart((b, b_scale))
-        yield Sample(f"odd {rows}x{k}, N {n}, bias", (a, b, a_scale, b_scale, make.normal(n)))
+        (a, a_scale), (b, b_scale) = apart((a, a_scale)), apart((b, b_scale))
+        yield Sample(f"odd {rows}x{k}, N {n}, bias", (a, b, a_scale, b_scale, make.normal(n)), {"out_dtype": FP32})
     yield Sample("shuffled 6x512, N 64", call((6, 512), 64, True), tail)
     yield Sample("shuffled 40x256, N 96", call((40, 256), 96, True), tail)
     for model, rows, n, k in MODELS:
         yield Sample(f"{model} {rows}x{k}, N {n}", call((rows, k), n), size="model")
     yield Sample("DeepSeek-V3 16x7168, N 24576, shuffled", call((16, 7168), 24576, True), tail, "model")
+    for rows, n, k, nan in last_shapes():
+        factors = [drawn_mxfp4(make, lines, k) for lines in (rows, n)]
+        (a, a_scale), (b, b_scale) = (apart(with_nan(make, factor) if nan else factor) for factor in factors)
+        odd = a, b, a_scale, b_scale, make.normal(n)
+        yield Sample(f"odd {'NaN ' * nan}{rows}x{k}, N {n}, bias", odd, {"out_dtype": FP32})
 
 
 # --- the ops ----------------------------------------------------------------------------------------------------------

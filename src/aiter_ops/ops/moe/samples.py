@@ -229,8 +229,26 @@ def model_samples(make: Make) -> Iterator[Sample]:
     yield Sample("Llama-4-Scout TP8, 4 experts", args, {"apply_weight_on_input": True}, size="model")
 
 
+def tile_samples(make: Make) -> Iterator[Sample]:
+    """Coded weights in several steps and tiles, more rows of one expert than a block has, and sizes that end inside of a tile."""
+    for codes in (FNUZ, FN):
+        short = str(codes).split(".")[-1]
+        (x, w1, w2, weights, ids), named = layer(make, 33, 5, 3, 310, 77, "per_token", FP32, codes, biased=True)
+        ids[::2, 0] = 3
+        apart = spaced(x, 328), spaced(w1, 344), spaced(w2, 96)
+        yield Sample(f"33 tokens per token {short}, odd sizes", (*apart, weights, ids), named)
+        for quant in ("per_token", "per_block"):
+            (x, w1, w2, weights, ids), named = layer(make, 33, 3, 2, 3 * D, SIZE, quant, codes=codes)
+            ids[::2, 0] = 1
+            yield Sample(f"33 tokens {quant.replace('_', ' ')} {short}", (x, w1, w2, weights, ids), named)
+    for quant in ("mxfp4", "mxfp4_fp8"):
+        made = layer(make, 33, 3, 2, 288, 160, quant, codes=torch.uint8, biased=True)
+        yield _sample(f"33 tokens {quant}, odd sizes, to fp32", made, out_dtype=FP32)
+
+
 def fused_moe_samples(make: Make) -> Iterator[Sample]:
     yield from route_samples(make)
     yield from feature_samples(make)
     yield from quant_samples(make)
     yield from model_samples(make)
+    yield from tile_samples(make)
