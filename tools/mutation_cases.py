@@ -190,9 +190,17 @@ CASES = (
     Case("flash_attn_varlen_out", "fp32 ragged", others=_written_prefills),
     Case("flash_attn_varlen_fp8", ("fnuz several steps", "several steps"), others=_coded_prefills),
     Case("paged_attention", "mixed", others=_pages),
-    Case("paged_attention", ("e4m3fnuz throughout", "e4m3fn throughout")),
+    Case("paged_attention", ("e4m3fnuz throughout to", "e4m3fn throughout to")),
+    Case("paged_attention", ("e4m3fnuz caches, several", "e4m3fn caches, several")),
+    Case("paged_attention", ("e4m3fnuz caches, shuffled, several", "e4m3fn caches, shuffled, several")),
     Case("paged_attention_lse", "several parts", others=_pages),
     Case("mla_decode", "several rows a sequence", others=_latents),
+    Case("mla_decode", ("e4m3fnuz, several rows", "e4m3fn, several rows"), without=("merge_kernel",)),
+    Case(
+        "mla_decode",
+        ("bf16 on a cache of e4m3fnuz, rows", "bf16 on a cache of e4m3fn, rows"),
+        without=("merge_kernel",),
+    ),
     Case("mla_decode_lse", "several rows a sequence", others=_latents, without=("decode_kernel",)),  # mla_decode's
     Case("mla_decode_plan", "several rows, none in some", others=_plans),
     Case("merge_attn_states", "fp32", others=_states),
