@@ -205,7 +205,7 @@ CASES = (
     Case("mla_decode_plan", "several rows, none in some", others=_plans),
     Case("merge_attn_states", "fp32", others=_states),
     Case("mrope", "37x(70+35)", others=_turned),
-    Case("apply_rope", "3x(70+35)x13", ({13: 20, 3: 2}, {13: 1, 3: 7}, {70: 129, 35: 65})),
+    Case("apply_rope", "5x(70+35)x9", ({9: 20, 5: 2}, {9: 1, 5: 7}, {70: 129, 35: 65})),
     Case("rope_and_cache", "21x(36+18)"),
     Case("rope_and_cache", ("partial GPT-J FP8 fnuz", "partial GPT-J FP8 fn")),
     Case("qk_norm_rope_and_cache", "21x(36+18)"),

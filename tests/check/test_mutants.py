@@ -21,6 +21,7 @@ from aiter_ops.amdgcn.parse import EXEC
 from aiter_ops.check import survivors
 from aiter_ops.check.emulate import emulate, variants
 from aiter_ops.check.mutate import MEANS, Mutant, caught, means, mutants, mutants_of
+from aiter_ops.check.quotient import in_quotient
 from aiter_ops.check.survivors import ARGUMENTS, arguments, more_inputs
 from aiter_ops.check.waits import waits_enough
 from aiter_ops.check.watch import Seen, may_differ, random_waves
@@ -296,10 +297,46 @@ def test_moves_between_lanes_are_run_in_a_window(more, same):
     assert _same_window(lines, 1, f"v_add_u32_e32 v1, {more}, v1") == same
 
 
+@pytest.mark.parametrize(
+    ("last", "place", "step"),
+    [
+        # q, r and the last step
+        ("v_pk_fma_f32 v[12:13], v[10:11], v[4:5], v[8:9] op_sel_hi:[1,0,1]", 0, True),
+        ("v_pk_fma_f32 v[12:13], v[10:11], v[4:5], v[8:9] op_sel_hi:[1,0,1]", 1, True),
+        ("v_pk_fma_f32 v[12:13], v[10:11], v[4:5], v[8:9] op_sel_hi:[1,0,1]", 2, True),
+        ("v_fma_f32 v12, v10, v4, v8", 1, True),
+        # another q is added, or what is multiplied is no remainder of it: nothing corrects the first one
+        ("v_pk_fma_f32 v[12:13], v[10:11], v[4:5], v[6:7] op_sel_hi:[1,0,1]", 0, False),
+        ("v_pk_fma_f32 v[12:13], v[6:7], v[4:5], v[8:9] op_sel_hi:[1,0,1]", 0, False),
+        ("v_pk_mul_f32 v[12:13], v[10:11], v[4:5] op_sel_hi:[1,0]", 1, False),
+    ],
+)
+def test_a_kernels_own_division_two_at_a_time(last, place, step):
+    lines = (
+        "v_pk_mul_f32 v[8:9], v[4:5], v[6:7] op_sel_hi:[0,1]",
+        "v_pk_fma_f32 v[10:11], v[2:3], v[8:9], v[6:7] op_sel_hi:[0,1,1]",
+        last,
+        "global_store_dwordx2 v0, v[12:13], s[0:1]",
+        "s_endpgm",
+    )
+    code = _program(lines).code
+    after = {
+        0: lines[0].replace("v[6:7]", "v[4:5]"),
+        1: lines[1].replace("v[6:7]", "v[4:5]"),
+        2: last.replace("v[8:9]", "v[6:7]"),
+    }
+    mutant = Mutant("k", 0, place, "operand", code[place].text, after[place])
+    assert in_quotient(mutant, _program(lines)) == step
+
+
+def _program(lines):
+    begin, end = BRANCHED.index("    s_load"), BRANCHED.index(".amdhsa_kernel")
+    return parse(BRANCHED[:begin] + "".join(f"    {line}\n" for line in lines) + BRANCHED[end:])
+
+
 def _same_window(lines, place, changed):
     """Of a program that starts with all lanes on, their numbers in v0."""
-    begin, end = BRANCHED.index("    s_load"), BRANCHED.index(".amdhsa_kernel")
-    program = parse(BRANCHED[:begin] + "".join(f"    {line}\n" for line in lines) + BRANCHED[end:])
+    program = _program(lines)
     waves = random_waves(*program.code)
     waves.v[0], waves.s[EXEC : EXEC + 2], waves._exec = np.arange(64), 0xFFFFFFFF, None
     return Window.around(program, place, instruction(changed)).same(waves, lambda w, place: None)

@@ -240,7 +240,12 @@ def mutants_of(op: Op, sample: Sample, target: Platform) -> list[Mutant]:
     not have; of several programs of one name the first.
     """
     programs: dict[str, Program] = {}
-    emulate(op, sample, target, lambda p: programs.setdefault(p.name, p))
+
+    def note(program: Program) -> Program:
+        programs.setdefault(program.name, program)
+        return program
+
+    emulate(op, sample, target, note)
     found: dict[Mutant, None] = {}
     for program in programs.values():
         number = hash(tuple(i.text for i in program.code))

@@ -44,11 +44,15 @@ def in_quotient(mutant: Mutant, program: Program) -> bool:
 def _corrects(code: list[Instruction], place: int) -> bool:
     """Whether an instruction is q + r · (1 / d) of a remainder r = x - q · d that was made shortly before of the same q."""
     last = code[place]
-    if last.name != "v_fmac_f32" or len(last.operands) != 3:
+    if last.name == "v_fmac_f32" and len(last.operands) == 3:
+        added = last.operands[0]
+    elif last.name in ("v_fma_f32", "v_pk_fma_f32"):
+        added = last.operands[3]
+    else:
         return False
-    q, factors = of_operand(last.operands[0]), of_operand(last.operands[1]) | of_operand(last.operands[2])
+    q, factors = of_operand(added), of_operand(last.operands[1]) | of_operand(last.operands[2])
     for ins in code[max(place - 24, 0) : place]:
-        remainder = ins.name.startswith(("v_fma_f32", "v_fmac_f32", "v_fmamk_f32", "v_fma_mix_f32"))
-        if remainder and of_operand(ins.operands[0]) & factors and any(of_operand(o) & q for o in ins.operands[1:]):
+        remainder = ins.name.startswith(("v_fma_f32", "v_fmac_f32", "v_fmamk_f32", "v_fma_mix_f32", "v_pk_fma_f32"))
+        if remainder and of_operand(ins.operands[0]) & factors and any(of_operand(o) & q for o in ins.operands[1:3]):
             return True
     return False

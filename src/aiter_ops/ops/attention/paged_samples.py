@@ -180,7 +180,7 @@ def _coded_parts(make: Make) -> Iterator[Sample]:
         one = {"k_descale": scales(make, 1), "v_descale": scales(make, 1)}
         apart = far_apart(make, batch(make, *CODED_PARTS, SIX, dtype=BF16, cache=dtype))
         yield Sample(f"{name} caches, several parts", apart, one)
-        each = {"q_descale": scales(make, 6, 2), "k_descale": scales(make, 6, 2), "v_descale": scales(make, 2)}
+        each = {"q_descale": scales(make, 8, 2), "k_descale": scales(make, 8, 2), "v_descale": scales(make, 2)}
         q, *rest = far_apart(make, batch(make, *CODED_PARTS, SIX, cache=dtype, out=BF16))
         yield Sample(f"{name} throughout to bf16, several parts", (q.clamp(-224, 224).to(dtype), *rest), each)
         q, *rest = batch(make, *CODED_PARTS, SIX, dtype=BF16, cache=dtype, form="shuffled")

@@ -134,9 +134,9 @@ def functional_samples(make: Make) -> Iterator[Sample]:
     yield Sample("sliced", (q[..., 16:80], k[..., 16:80], cos, sin))
     yield sample("Llama-3-8B prefill 4x1024", 4, 32, 8, 1024, 128, 128, model=True)
     yield sample("GLM-4 prefill 2x1024", 2, 32, 2, 1024, 128, 64, neox=False, rows=2, model=True)
-    # more heads than a tile has, of sequences whose length is no power of two, in parts of wider rows
-    q, k, cos, sin = sample("", 3, 70, 35, 13, 96, 48, dtype=FP16, rows=3, tables=FP32).args[:4]
-    wide = cos.new_zeros(3, 13, 56), sin.new_zeros(3, 13, 56)
-    for held, table in zip(wide, (cos, sin), strict=True):
-        held[..., :48] = table
-    yield Sample("3x(70+35)x13x64, partial, apart", (q[..., 16:80], k[..., 16:80], *(t[..., :48] for t in wide), False))
+    # more heads than a tile has, of sequences whose length is no power of two, in parts of wider rows; heads end in every
+    # part of a tile
+    for b, s, h, kv in ((5, 9, 70, 35), (1, 3, 46, 38), (1, 3, 54, 46), (1, 3, 62, 54), (1, 3, 39, 62)):
+        q, k, cos, sin = sample("", b, h, kv, s, 96, 48, dtype=FP16, rows=b, tables=FP32).args[:4]
+        cos, sin = (torch.cat((t, t.new_zeros(b, s, 8)), -1)[..., :48] for t in (cos, sin))
+        yield Sample(f"{b}x({h}+{kv})x{s}x64, partial, apart", (q[..., 16:80], k[..., 16:80], cos, sin, False))
