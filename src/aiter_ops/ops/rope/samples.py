@@ -136,7 +136,7 @@ def functional_samples(make: Make) -> Iterator[Sample]:
     yield sample("GLM-4 prefill 2x1024", 2, 32, 2, 1024, 128, 64, neox=False, rows=2, model=True)
     # more heads than a tile has, of sequences whose length is no power of two, in parts of wider rows; heads end in every
     # part of a tile
-    for b, s, h, kv in ((5, 9, 70, 35), (1, 3, 46, 38), (1, 3, 54, 46), (1, 3, 62, 54), (1, 3, 39, 62)):
+    for b, s, h, kv in ((5, 9, 70, 35), (2, 3, 46, 38), (2, 3, 54, 46), (2, 3, 62, 54), (2, 3, 39, 62)):
         q, k, cos, sin = sample("", b, h, kv, s, 96, 48, dtype=FP16, rows=b, tables=FP32).args[:4]
         cos, sin = (torch.cat((t, t.new_zeros(b, s, 8)), -1)[..., :48] for t in (cos, sin))
         yield Sample(f"{b}x({h}+{kv})x{s}x64, partial, apart", (q[..., 16:80], k[..., 16:80], cos, sin, False))
