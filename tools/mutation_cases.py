@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from aiter_ops.core.samples import Make, Sample
-from aiter_ops.ops.attention.paged_samples import SIX, batch
+from aiter_ops.ops.attention.paged_samples import SIX, batch, scales
 from aiter_ops.ops.attention.samples import packed
 from aiter_ops.ops.mla.samples import call as decoded
 from aiter_ops.ops.mla.samples import starts, tables
-from aiter_ops.ops.rope.samples import part
+from aiter_ops.ops.rope.samples import angles, part
 
 Sizes = dict[int, int]
 
@@ -41,6 +41,22 @@ def _prefills(make: Make) -> Iterator[tuple[Any, ...]]:
     yield (*packed(make, (90,), (90,), (8, 1), (32, 32), fp32)[:-1], 9.0)
 
 
+def _written_prefills(make: Make) -> Iterator[tuple[Any, ...]]:
+    """The same with a buffer of wider rows for the result."""
+    for args in _prefills(make):
+        q, v = args[0], args[2]
+        yield (*args[:3], make.normal(*q.shape[:2], v.shape[2] + 8, dtype=q.dtype)[..., : v.shape[2]], *args[3:])
+
+
+def _coded_prefills(make: Make) -> Iterator[tuple[Any, ...]]:
+    """Codes of either flavour with a scale a head; a target serves one of the two."""
+    for dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz):
+        for queries, keys, heads in (((70, 1, 0, 131), (70, 40, 9, 131), (4, 2)), ((1, 1), (300, 5), (6, 3))):
+            q, k, v, *rest = packed(make, queries, keys, heads, (64, 64), dtype)
+            by_head = (scales(make, len(keys), heads[1]) / 50 for _ in range(3))
+            yield q, k, v, *by_head, *rest
+
+
 def _pages(make: Make) -> Iterator[tuple[Any, ...]]:
     """Of the sample's heads, whose programs they then run."""
     yield batch(make, (40, 1, 2), (300, 1, 40), SIX)
@@ -54,6 +70,14 @@ def _latents(make: Make) -> Iterator[tuple[Any, ...]]:
     yield decoded(make, (90, 0, 33, 129, 1), heads=20)[0]
     args = decoded(make, (170, 20), (1, 1), heads=3)[0]
     yield (*args[:8], 9.0, *args[9:])
+
+
+def _turned(make: Make) -> Iterator[tuple[Any, ...]]:
+    """Three positions a token, of other tokens and heads."""
+    for tokens, heads, kv in ((70, 33, 65), (9, 100, 1), (1, 64, 64)):
+        at = make.integers([n * n % 61 for n in range(3 * tokens)], torch.int64).view(3, tokens)
+        q, k = (part(make, tokens, count * 64, torch.float16) for count in (heads, kv))
+        yield at, q, k, 64, angles(make, 61, 64), [10, 12, 10], False, False
 
 
 def _slots(make: Make) -> Iterator[tuple[Any, ...]]:
@@ -125,6 +149,16 @@ CASES = (
     Case("mxfp4_quant", "ragged 7x384", ({7: 40}, {7: 1})),
     Case("mxfp8_quant", "ragged 7x384", ({7: 40}, {7: 1})),
     Case("layer_norm", "ragged 7x384", ({7: 40}, {7: 1})),
+    *(
+        Case(name, "ragged 7x", ({7: 40}, {7: 1}))
+        for name in (
+            *("add_layer_norm", "add_rms_norm", "add_rms_norm_dynamic_quant", "add_rms_norm_group_quant"),
+            *("add_rms_norm_pad", "add_rms_norm_static_quant", "rms_norm_dynamic_quant", "rms_norm_group_quant"),
+            *("rms_norm_static_quant", "gelu_and_mul", "gelu_tanh_and_mul", "swiglu_oai_and_mul"),
+            *("silu_and_mul_dynamic_quant", "silu_and_mul_group_quant", "mxfp4_quant", "per_tensor_quant"),
+            "per_tensor_quant_static",
+        )
+    ),
     Case("gemm_a16w16", "odd 600x125", ({600: 1100, 342: 330}, {600: 130, 125: 77}, {600: 65, 342: 9})),
     Case("gemm_a16w16", "ragged 7x256", ({608: 720, 7: 13}, {608: 1040, 256: 448}, {7: 1, 608: 64})),
     # RDNA multiplies fp32 without matrix instructions
@@ -156,18 +190,38 @@ CASES = (
     Case("unshuffle_scale", "experts 5x160x88", ({5: 2, 160: 480}, {88: 8, 160: 32}, {5: 9, 88: 104})),
     Case("to_fp8_fnuz", "block scales", ({201: 320}, {201: 7, 2: 1})),
     Case("flash_attn_varlen", "fp32 ragged", others=_prefills),
-    Case("flash_attn_varlen_fp8", ("fnuz several steps", "several steps")),
+    Case("flash_attn_varlen_lse", "fp32 ragged", others=_prefills),
+    Case("flash_attn_varlen_out", "fp32 ragged", others=_written_prefills),
+    Case("flash_attn_varlen_fp8", ("fnuz several steps", "several steps"), others=_coded_prefills),
     Case("paged_attention", "mixed", others=_pages),
+    Case("paged_attention", ("e4m3fnuz throughout to", "e4m3fn throughout to")),
+    Case("paged_attention", ("e4m3fnuz caches, several", "e4m3fn caches, several")),
+    Case("paged_attention", ("e4m3fnuz caches, shuffled, several", "e4m3fn caches, shuffled, several")),
+    Case("paged_attention_lse", "several parts", others=_pages),
     Case("mla_decode", "several rows a sequence", others=_latents),
+    Case("mla_decode", ("e4m3fnuz, several rows", "e4m3fn, several rows"), without=("merge_kernel",)),
+    Case(
+        "mla_decode",
+        ("bf16 on a cache of e4m3fnuz, rows", "bf16 on a cache of e4m3fn, rows"),
+        without=("merge_kernel",),
+    ),
     Case("mla_decode_lse", "several rows a sequence", others=_latents, without=("decode_kernel",)),  # mla_decode's
     Case("mla_decode_plan", "several rows, none in some", others=_plans),
     Case("merge_attn_states", "fp32", others=_states),
+    Case("mrope", "37x(70+35)", others=_turned),
+    Case("apply_rope", "5x(70+35)x9", ({9: 20, 5: 2}, {9: 1, 5: 7}, {70: 129, 35: 65})),
+    Case("rope_and_cache", "21x(36+18)"),
+    Case("rope_and_cache", ("partial GPT-J FP8 fnuz", "partial GPT-J FP8 fn")),
+    Case("qk_norm_rope_and_cache", "21x(36+18)"),
+    Case("qk_norm_rope_and_cache", ("partial GPT-J FP8 fnuz", "partial GPT-J FP8 fn")),
     Case("rotary_embedding", "GPT-J", ({37: 70}, {37: 9, 4480: 8192}, {37: 1, 2240: 4096})),
     Case("topk_softmax", "37x64 fp32", ({37: 70}, {37: 1})),
     Case("grouped_topk", "37x64 fp32", ({37: 70}, {37: 1})),
     Case("biased_grouped_topk", "37x64 fp32", ({37: 70}, {37: 1})),
     Case("reshape_and_cache", "sliced k and v, caches", others=_slots),
+    Case("reshape_and_cache", ("FP8 fnuz by head, sliced", "FP8 fn by head, sliced")),
     Case("concat_and_cache_mla", "75x(64+16) fp32", others=_latent_slots),
+    Case("concat_and_cache_mla", ("FP8 fnuz, sliced", "FP8 fn, sliced")),
     Case("gather_kv_b_proj", "ragged, pages of 3", others=_gathered),
     Case("moe_align", "7x2 of 60", others=_choices),
     Case("moe_align", "260x6 of 300", others=_many_choices),

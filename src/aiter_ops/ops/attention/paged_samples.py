@@ -94,6 +94,9 @@ PARTS = (42, 41, 40, 21, 1, 0), (400, 60, 40, 384, 400, 7)
 tiles of 21 rows (three heads to one) two and one sequence fill theirs, and sequences begin at a tile's first and last row.
 """
 
+CODED_PARTS = (*PARTS[0], 1, 1), (*PARTS[1], 9, 33)
+"""With single rows whose contexts have one part."""
+
 FEW = (1, 8, 0, 3), (45, 9, 7, 50)
 """The same with no more rows than go together."""
 
@@ -171,6 +174,20 @@ def _coded(make: Make) -> Iterator[Sample]:
     yield Sample("shuffled", shuffled, {"layout": "shuffled"})
 
 
+def _coded_parts(make: Make) -> Iterator[Sample]:
+    """Codes in one part and several and in several tiles, with rows of all sizes."""
+    for dtype, name in ((FN, "e4m3fn"), (FNUZ, "e4m3fnuz")):
+        one = {"k_descale": scales(make, 1), "v_descale": scales(make, 1)}
+        apart = far_apart(make, batch(make, *CODED_PARTS, SIX, dtype=BF16, cache=dtype))
+        yield Sample(f"{name} caches, several parts", apart, one)
+        each = {"q_descale": scales(make, 8, 2), "k_descale": scales(make, 8, 2), "v_descale": scales(make, 2)}
+        q, *rest = far_apart(make, batch(make, *CODED_PARTS, SIX, cache=dtype, out=BF16))
+        yield Sample(f"{name} throughout to bf16, several parts", (q.clamp(-224, 224).to(dtype), *rest), each)
+        q, *rest = batch(make, *CODED_PARTS, SIX, dtype=BF16, cache=dtype, form="shuffled")
+        q *= sizes(make, len(q))[:, None, None]
+        yield Sample(f"{name} caches, shuffled, several parts", (q, *rest), {"layout": "shuffled", **one})
+
+
 def model(make: Make) -> Iterator[Sample]:
     """Caches smaller than the contexts: sequences share pages, as with a common prompt."""
     spread = [2048 - 61 * i for i in range(16)]
@@ -196,6 +213,7 @@ def model(make: Make) -> Iterator[Sample]:
 def samples(make: Make) -> Iterator[Sample]:
     yield from small(make)
     yield from model(make)
+    yield from _coded_parts(make)
 
 
 def samples_lse(make: Make) -> Iterator[Sample]:
@@ -210,3 +228,6 @@ def samples_lse(make: Make) -> Iterator[Sample]:
     yield Sample("plan", arguments, {"plan": planned(arguments, 5)})
     llama = batch(make, [1] * 8, [1900, 2000, 3, 70, 900, 1024, 1500, 1000], (32, 8), 128, 16, BF16, pool=512)
     yield Sample("Llama-3-8B decode 8", llama, size="model")
+    yield Sample(
+        "several parts and tiles, rows of all sizes", far_apart(make, batch(make, *CODED_PARTS, SIX, padding=2))
+    )

@@ -192,5 +192,17 @@ def fp8_samples(make: Make) -> Iterator[Sample]:
         llama = call((1000, 37, 2048), (1000, 1500, 2048), (32, 8), (128, 128), dtype)
         yield Sample(f"Llama-3-8B {name}3 prefills", llama, size="model")
     for name, dtype in (("", FN), ("fnuz ", FNUZ)):
-        several = call((5, 0, 150, 3, 20), (33, 7, 260, 0, 11), (4, 2), (64, 64), dtype, padding=3, by_head=True)
-        yield Sample(f"{name}several steps, window of 130", several, {"window": [130, -1]})
+        several = _coded_steps(make, dtype)
+        yield Sample(f"{name}several steps, window of 330", several, {"window": [330, -1]})
+
+
+def _coded_steps(make: Make, dtype: torch.dtype) -> tuple[Any, ...]:
+    """What `steps` has, for tiles of 128 rows, in codes: rows of all sizes, of which the largest see one key alone."""
+    lengths = (5, 0, 300, 3, 20), (33, 7, 520, 0, 11)
+    q, k, v, *rest = packed(make, *lengths, (6, 2), (80, 96), FP32, padding=3)
+    spread = CODES[dtype]
+    q *= sizes(make, len(q))[:, None, None].clamp(max=64) * spread / 64
+    k[:, :, 0] = 7
+    q, k, v = q.to(dtype), (k * spread).to(dtype), (v * spread).to(dtype)
+    by_head = (make.normal(5, 2, dtype=FP32).sigmoid().add(0.5).mul(factor) for factor in (1.0, 0.05, 0.02))
+    return q[:, :, :64], k[:, :, :64], v[:, :, :64], *by_head, *rest

@@ -90,6 +90,13 @@ def cache_samples(make: Make) -> Iterator[Sample]:
         shuffled: dict[str, Any] = {"layout": "shuffled", "slots": slots, "scales": (one, two), "model": True}
         yield sample(f"Llama-3-8B 1024 FP8 {word} shuffled", 1024, 8, 128, 128, 16, cache=flavour, **shuffled)
     yield sample("Llama-3-8B 1024 shuffled", 1024, 8, 128, 128, 16, layout="shuffled", slots=slots, model=True)
+    for flavour in (FN, FNUZ):
+        word = "fn" if flavour == FN else "fnuz"
+        qkv = (part(make, 45, 5 * 64, FP16, before).unflatten(-1, (5, 64)) for before in (64, 8))
+        both = make.normal(17, 2, 7, 5, 64, dtype=flavour)
+        each = scale_of(make, 0.37, 0.5, 0.02, 1.5, 0.11), scale_of(make, 0.05, 0.7, 0.3, 2.5, 0.013)
+        slots = slots_of(make, 45, 17, 7, first=31)
+        yield Sample(f"FP8 {word} by head, sliced, 45 tokens", (*qkv, both[:, 0], both[:, 1], slots, *each))
 
 
 def mla_samples(make: Make) -> Iterator[Sample]:
@@ -128,6 +135,11 @@ def mla_samples(make: Make) -> Iterator[Sample]:
             f"DeepSeek-V3 prefill 4096{name}", 4096, 512, 64, 128, 64, BF16, dtype, scale, slots, model=True
         )
         yield prefill
+    for flavour in (FN, FNUZ):
+        word = "fn" if flavour == FN else "fnuz"
+        cache, slots = make.normal(31, 5, 128, dtype=flavour)[..., 16:96], slots_of(make, 75, 31, 5, first=99)
+        new = part(make, 75, 64, FP32), part(make, 75, 16, FP32, 16)
+        yield Sample(f"FP8 {word}, sliced, 75 tokens", (*new, cache, slots, scale_of(make, 0.3)))
 
 
 def rope_samples(make: Make) -> Iterator[Sample]:
@@ -200,3 +212,15 @@ def _fused(make: Make, normed: bool) -> Iterator[Sample]:
         "Qwen3-8B 1000 FP8 fnuz shuffled", 1000, 32, 8, 128, 128, 16, cache=FNUZ, layout="shuffled", scales=(one, two),
         slots=slots_of(make, 1000, 128, 16), table=8192, model=True,
     )  # fmt: skip
+    # more heads than a tile has; fewer slots than tokens, and blocks that do not follow one another
+    for name, cache, scales, rotary, neox in (
+        ("", None, (None, None), 128, True),
+        ("partial GPT-J FP8 fn ", FN, (one, two), 64, False),
+        ("partial GPT-J FP8 fnuz ", FNUZ, (one, two), 64, False),
+    ):
+        q, k, v = (part(make, 21, count * 128, FP16, 8).unflatten(-1, (count, 128)) for count in (36, 18, 18))
+        both = make.normal(9, 2, 5, 18, 128, dtype=cache or FP16)
+        norm = (make.weight(128, FP16), make.weight(128, FP16), 1e-6) if normed else ()
+        at, slots = make.integers(spread(21, 97), INT64), slots_of(make, 19, 9, 5, first=17)
+        args = (at, q, k, v, *norm, angles(make, 97, rotary), neox, both[:, 0], both[:, 1], slots, *scales)
+        yield Sample(f"{name}21x(36+18)x128, apart", args)

@@ -98,6 +98,12 @@ def mrope_samples(make: Make) -> Iterator[Sample]:
     yield sample("zero rows", 0, 4, 2, 32, (4, 6, 6))
     yield sample("Qwen2-VL-7B prefill 2048", 2048, 28, 4, 128, (16, 24, 24), model=True)
     yield sample("Qwen3-VL-8B prefill 2048", 2048, 32, 8, 128, (24, 20, 20), interleaved=True, model=True)
+    # more heads than a tile has, in parts of wider rows; positions of an axis further apart than there are tokens
+    for name, interleaved, neox in (("", False, False), ("interleaved ", True, True)):
+        at = make.integers([(5 * i * i + i) % 61 for i in range(3 * 40)], INT64).view(3, 40)[:, :37]
+        q, k = part(make, 37, 70 * 64, FP16), part(make, 37, 35 * 64, FP16, 8)
+        arguments = (at, q, k, 64, angles(make, 61, 64), [10, 12, 10], neox, interleaved)
+        yield Sample(f"{name}37x(70+35)x64, apart", arguments)
 
 
 def functional_samples(make: Make) -> Iterator[Sample]:
@@ -128,3 +134,9 @@ def functional_samples(make: Make) -> Iterator[Sample]:
     yield Sample("sliced", (q[..., 16:80], k[..., 16:80], cos, sin))
     yield sample("Llama-3-8B prefill 4x1024", 4, 32, 8, 1024, 128, 128, model=True)
     yield sample("GLM-4 prefill 2x1024", 2, 32, 2, 1024, 128, 64, neox=False, rows=2, model=True)
+    # more heads than a tile has, of sequences whose length is no power of two, in parts of wider rows; heads end in every
+    # part of a tile
+    for b, s, h, kv in ((5, 9, 70, 35), (2, 3, 46, 38), (2, 3, 54, 46), (2, 3, 62, 54), (2, 3, 39, 62)):
+        q, k, cos, sin = sample("", b, h, kv, s, 96, 48, dtype=FP16, rows=b, tables=FP32).args[:4]
+        cos, sin = (torch.cat((t, t.new_zeros(b, s, 8)), -1)[..., :48] for t in (cos, sin))
+        yield Sample(f"{b}x({h}+{kv})x{s}x64, partial, apart", (q[..., 16:80], k[..., 16:80], cos, sin, False))

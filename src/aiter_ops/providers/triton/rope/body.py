@@ -20,7 +20,7 @@ def place_in_grid(program, heads, TOKENS: tl.constexpr, HEADS: tl.constexpr):
     if TOKENS > 1 and HEADS > 1:
         first_token, first_head = program, 0
     else:
-        blocks = tl.cdiv(heads, HEADS)
+        blocks = tl.cast(heads + HEADS - 1, tl.uint32) // HEADS  # a signed division would take care of signs
         first_token, block = divided(program, blocks)
         first_head = block * HEADS
     token = first_token * TOKENS + tl.arange(0, TOKENS)

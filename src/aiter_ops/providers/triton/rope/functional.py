@@ -11,6 +11,7 @@ from torch import Tensor
 from aiter_ops.core.platforms import Platform
 from aiter_ops.providers.triton import PROVIDER
 from aiter_ops.providers.triton.common import new_like, widen
+from aiter_ops.providers.triton.division import divided, unsigned
 from aiter_ops.providers.triton.launch import Launcher, machine
 from aiter_ops.providers.triton.tiles.norm import next_power_of_two
 from aiter_ops.providers.triton.tiles.rope import head_tile, uneven, warps
@@ -28,7 +29,8 @@ def _turn(
     """One tile of x [batch, heads, length, D] with strides into y, the same without gaps; tokens: batch · length."""
     token, head = place_in_grid(program, heads, TOKENS, HEADS)
     here = (token < tokens)[:, None, None] & (head < heads)
-    batch, place = (token // length).to(tl.int64)[:, None, None], (token % length).to(tl.int64)[:, None, None]
+    batch, place = divided(token, length)
+    batch, place = unsigned(batch)[:, None, None], unsigned(place)[:, None, None]
     at = batch * by_batch + place * by_token + head * by_head
     to = ((batch * heads + head) * length + place) * D
     a, b = read_pairs(x_ptr, at, here, R, HALF, NEOX)
