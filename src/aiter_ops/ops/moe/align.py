@@ -67,6 +67,17 @@ def _samples(make: Make) -> Iterator[Sample]:
     yield Sample("16384x8 of 512", (large, 128, 512), size="model")
     valid_tokens = torch.tensor([9000], dtype=torch.int32, device=large.device)
     yield Sample("16384x8, 9000 rows valid", (large, 64, 512), {"num_valid_tokens": valid_tokens}, "model")
+    # in one step each and in several, with more out of use than all programs fill at once
+    for tokens, k, block, experts, chosen in (
+        (200, 8, 40, 512, 37),
+        (129, 2, 7, 257, 257),
+        (3280, 5, 3, 400, 400),
+        (16, 1, 2, 43, 43),
+        (4, 4, 150, 30, 9),
+        (5, 3, 33, 64, 64),
+    ):
+        name = f"{tokens}x{k} of {experts}, {chosen} of them chosen, blocks of {block}"
+        yield Sample(name, (_choices(make, tokens, k, experts) % chosen, block, experts))
 
 
 def _check(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from aiter_ops.core.samples import Make, Sample
+
+from . import exact
+from .philox import words
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -90,7 +94,7 @@ def greedy_samples(make: Make) -> Iterator[Sample]:
     yield Sample("Llama-3 512x128256", (make.normal(512, 128256, scale=2.0),), size="model")
 
 
-MIXED = {
+MIXED: dict[str, tuple[float, ...]] = {
     "temperature": (1.0, 0.7, 0.0, 1.5, 0.05, 30.0),
     "top_k": (50, 0, 3, 7, 100000, 1),
     "top_p": (0.9, 1.0, 0.5, 0.95, 0.99),
@@ -99,15 +103,46 @@ MIXED = {
 """Parameters of a batch of unlike requests; each is off in some of its rows."""
 
 
+CLOSE: dict[str, tuple[float, ...]] = {
+    "temperature": (1.0, 0.7, 1.5),
+    "top_k": (0, 50, 700, 3, 1290, 1, 9000, 5000),
+    "top_p": (0.9, 1.0, 0.3, 0.999, 1.0),
+    "min_p": (0.0, 0.0, 0.01),
+}
+"""For `against_noise`: cuts among the first columns and among the last."""
+
+
+def against_noise(make: Make, rows: int, columns: int) -> tuple[Tensor, ...]:
+    """Logits [rows, columns], temperatures, seeds and offsets with which the less likely a column is, the better its noise:
+    of those that top-k, top-p and min-p leave the last one is drawn, so that a cut by one column shows, or all of them are
+    within rounding of one another in the race. t falls with log2(E) by `exact`: within a bin or two, over many, as far as the
+    noise does, in steps of equal ones, in two bins apart, and nearly all far below the largest.
+    """
+    seed, offset = seeds(make, rows), make.integers([i + (i % 3 << 32) for i in range(rows)], torch.int64)
+    noise = exact.exponential(words(seed.cpu(), offset.cpu(), columns)).log2()
+    t = torch.empty_like(noise)
+    for first, slope in enumerate((0.02, 0.3, 0.9, 1.0)):
+        t[first::7] = slope * noise[first::7]
+    t[4::7] = (0.4 * noise[4::7]).round() / 4.0
+    t[5::7] = 0.02 * noise[5::7] - 3.0 * (noise[5::7] < -0.7)
+    t[6::7] = 0.05 * noise[6::7] - 20.0 * (noise[6::7] < 3.0)
+    temperature = numbers(make, CLOSE["temperature"], rows)
+    logits = t.double() * math.log(2.0) * temperature.cpu().double()[:, None]
+    return logits.float().to(make.device), temperature, seed, offset
+
+
 def sample_samples(make: Make) -> Iterator[Sample]:
-    def call(name: str, size: str, logits: Tensor, filters: str) -> Sample:
+    def cuts(rows: int, filters: str, mixed: dict[str, tuple[float, ...]]) -> tuple[Tensor | None, ...]:
         """filters: of k, p and m, the arguments that are given."""
-        rows = logits.shape[0]
-        given = (
-            numbers(make, MIXED["top_k"], rows, torch.int32) if "k" in filters else None,
-            numbers(make, MIXED["top_p"], rows) if "p" in filters else None,
-            numbers(make, MIXED["min_p"], rows) if "m" in filters else None,
+        return (
+            numbers(make, mixed["top_k"], rows, torch.int32) if "k" in filters else None,
+            numbers(make, mixed["top_p"], rows) if "p" in filters else None,
+            numbers(make, mixed["min_p"], rows) if "m" in filters else None,
         )
+
+    def call(name: str, size: str, logits: Tensor, filters: str) -> Sample:
+        rows = logits.shape[0]
+        given = cuts(rows, filters, MIXED)
         args = (logits, numbers(make, MIXED["temperature"], rows), *given, seeds(make, rows), steps(make, rows))
         return Sample(name, args, size=size)  # type: ignore[arg-type]
 
@@ -120,3 +155,8 @@ def sample_samples(make: Make) -> Iterator[Sample]:
     yield call("7x1504 fp32, nothing given", "small", x, "")
     yield call("Qwen3 64x151936, nothing given", "model", make.normal(64, 151936, scale=2.0), "")
     yield call("Llama-3 512x128256 fp32, p given", "model", make.normal(512, 128256, dtype=FP32, scale=2.0), "p")
+    # the second has more columns than a list of candidates takes
+    for rows, columns in ((42, 1312), (29, 9008)):
+        logits, temperature, *noise = against_noise(make, rows, columns)
+        args = (logits, temperature, *cuts(rows, "kpm", CLOSE), *noise)
+        yield Sample(f"the last one that stays wins {rows}x{columns}", args)

@@ -13,7 +13,7 @@ from aiter_ops.core.platforms import Platform
 from aiter_ops.core.provider import Predicate
 from aiter_ops.ops.layout import BYTES, GATE_UP, ScaleLayout, WeightLayout
 from aiter_ops.providers.triton import PROVIDER
-from aiter_ops.providers.triton.division import divided
+from aiter_ops.providers.triton.division import divided, unsigned
 from aiter_ops.providers.triton.launch import Launcher
 
 BLOCK = 1024
@@ -28,7 +28,7 @@ def place_of(n, c, N, C, KIND: tl.constexpr, GATE_UP: tl.constexpr):
     """
     n, c = tl.cast(n, tl.uint32), tl.cast(c, tl.uint32)
     if GATE_UP:
-        up, at = divided(n, N // 2)
+        up, at = divided(n, tl.cast(N, tl.uint32) // 2)
         n = tl.cast(at, tl.uint32) // 16 * 32 + up * 16 + at % 16
     if KIND == "scale":
         inside = (c % 4 * 16 + n % 16) * 4 + c // 4 % 2 * 2 + n // 16 % 2
@@ -52,23 +52,22 @@ def move_kernel(
     BLOCK: tl.constexpr,
 ):
     """BLOCK pieces of WORDS elements of a plane of N rows and C pieces, fewer than 2^31. BACK: the inverse permutation."""
-    plane, block = divided(tl.program_id(0), tl.cdiv(N * C, BLOCK))
+    plane, block = divided(tl.program_id(0), (tl.cast(N * C, tl.uint32) + (BLOCK - 1)) // BLOCK)
     at = block * BLOCK + tl.arange(0, BLOCK)
     n, c = divided(at, C)
     moved = place_of(n, c, N, C, KIND, GATE_UP)
     word = tl.arange(0, WORDS)[None, :]
     inside = (at < N * C)[:, None]
     source, target = (moved, at) if BACK else (at, moved)
-    first = plane.to(tl.int64) * (N * C)
-    piece = tl.load(from_ptr + (first + source)[:, None] * WORDS + word, mask=inside, other=0)
-    tl.store(to_ptr + (first + target)[:, None] * WORDS + word, piece, mask=inside)
+    first = unsigned(plane) * unsigned(N * C) * WORDS
+    piece = tl.load(from_ptr + first + (source[:, None] * WORDS + word), mask=inside, other=0)
+    tl.store(to_ptr + first + (target[:, None] * WORDS + word), piece, mask=inside)
 
 
-@triton.jit(do_not_specialize=["total", "scales"])
-def fnuz_kernel(w_ptr, scale_ptr, q_ptr, out_ptr, total, scales, BLOCK: tl.constexpr):
-    """BLOCK of `total` codes, and then of `scales` scales, which double."""
-    programs = tl.cdiv(total, BLOCK)
-    pid = tl.program_id(0).to(tl.int64)
+@triton.jit(do_not_specialize=["programs", "total", "scales"])
+def fnuz_kernel(w_ptr, scale_ptr, q_ptr, out_ptr, programs, total, scales, BLOCK: tl.constexpr):
+    """BLOCK of `total` codes, in the first `programs`, and then of `scales` scales, which double."""
+    pid = unsigned(tl.program_id(0))
     if pid < programs:
         at = pid * BLOCK + tl.arange(0, BLOCK)
         code = tl.load(w_ptr + at, mask=at < total, other=0)
@@ -81,7 +80,7 @@ def fnuz_kernel(w_ptr, scale_ptr, q_ptr, out_ptr, total, scales, BLOCK: tl.const
         tl.store(out_ptr + at, scale * 2.0, mask=at < scales)
 
 
-_move, _fnuz = Launcher(move_kernel, free=2), Launcher(fnuz_kernel, free=2)
+_move, _fnuz = Launcher(move_kernel, free=2), Launcher(fnuz_kernel, free=3)
 
 
 def _moved(x: Tensor, kind: int | str, layout: str, back: bool) -> Tensor:
@@ -137,6 +136,7 @@ def to_fp8_fnuz(w: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     w, scale = w.contiguous(), scale.contiguous()
     q, out = torch.empty_like(w, dtype=torch.float8_e4m3fnuz), torch.empty_like(scale)
     total, scales, block = w.numel(), scale.numel(), 4 * BLOCK
-    grid = -(-total // block) - (-scales // block)
-    _fnuz(grid, (w.view(torch.uint8), scale, q.view(torch.uint8), out), (total, scales), (block,))
+    programs = -(-total // block)
+    grid = programs - (-scales // block)
+    _fnuz(grid, (w.view(torch.uint8), scale, q.view(torch.uint8), out), (programs, total, scales), (block,))
     return q, out

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aiter_ops.ops.routing.choice import SMALLEST_SUM
 from aiter_ops.providers.triton import PROVIDER
+from aiter_ops.providers.triton.division import unsigned
 from aiter_ops.providers.triton.launch import Launcher, as_rows, machine
 from aiter_ops.providers.triton.tiles.norm import next_power_of_two
 from aiter_ops.providers.triton.tiles.routing import route_tile
@@ -88,7 +89,7 @@ def route_kernel(
     there = row < rows
     if VALID:
         there = there & (row < tl.load(valid_ptr))
-    start = row.to(tl.int64) * (EXPERTS if DENSE else stride)
+    start = unsigned(row) * (EXPERTS if DENSE else stride)
     group = tl.arange(0, COUNT)[None, :, None]
     member = tl.arange(0, SIZE)[None, None, :]
     expert = group * PER_GROUP + member
@@ -113,7 +114,7 @@ def route_kernel(
         if KEPT < GROUPS:
             key = _keep_groups(key, tl.arange(0, COUNT)[None, :], GROUPS, KEPT, BIAS == "choice")
         place = choose(rows_of(key), rows_of(group * SIZE + member), K, ROWS, SLOTS)
-    ids = place // SIZE * PER_GROUP + place % SIZE
+    ids = (place.to(tl.uint32) // SIZE).to(tl.int32) * PER_GROUP + (place & (SIZE - 1))
 
     slot = tl.arange(0, SLOTS)[None, :]
     inside = there[:, None] & (slot < K)
@@ -137,7 +138,7 @@ def route_kernel(
             weights = weights / (tl.sum(weights, axis=1) + SUM_FLOOR)[:, None]
     weights = tl.where(inside, weights * scaling, 0.0)
     ids = tl.where(inside, ids, -1)
-    at = row.to(tl.int64)[:, None] * K + slot
+    at = unsigned(row)[:, None] * K + slot
     written = (row < rows)[:, None] & (slot < K)
     tl.store(weights_ptr + at, weights, mask=written)
     tl.store(ids_ptr + at, ids, mask=written)

@@ -24,6 +24,7 @@ from .numbers import (
     load_logits,
     packed,
     race_of,
+    row_and_part,
     row_facts,
     words_of,
 )
@@ -55,8 +56,7 @@ def race_kernel(
     column of the first; where a row is one part, its column goes to tokens [R] instead. CUT: `info` of `search` holds; then a row
     whose token is drawn already keeps it. given: bit 2 min_p.
     """
-    row = (tl.program_id(0) // parts).to(tl.int64)
-    part = tl.program_id(0) % parts
+    _, row, part = row_and_part(parts)
     cut = LEAST_KEY
     if CUT:
         cut = tl.load(info_ptr + row * INFO + 6)
@@ -70,10 +70,11 @@ def race_kernel(
         lowest = least_t(tl.load(min_p_ptr + row))
     seed, offset = tl.load(seeds_ptr + row), tl.load(offsets_ptr + row)
     row_ptr = logits_ptr + row * stride
-    begin, lane = part * chunk, tl.arange(0, BLOCK)
+    begin, end, lane = part * chunk, tl.minimum(part * chunk + chunk, columns), tl.arange(0, BLOCK)
+    tl.assume(begin < end)
     best = tl.full([BLOCK], float("inf"), tl.float32)
     where = tl.zeros([BLOCK], tl.int32)
-    for at in range(begin, tl.minimum(begin + chunk, columns), BLOCK):
+    for at in range(begin, end, BLOCK):
         x = load_logits(row_ptr, at + lane, columns)
         t = exponents(x, largest, scale)
         keep = tl.where(plain, x == largest, t >= lowest)

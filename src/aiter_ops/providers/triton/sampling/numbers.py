@@ -9,6 +9,7 @@ import triton.language as tl
 
 from aiter_ops.ops.sampling import exact, philox
 from aiter_ops.providers.triton.common import ROUND
+from aiter_ops.providers.triton.division import divided, unsigned
 from aiter_ops.providers.triton.routing.choice import value_of
 
 EXACT = (("enable_fp_fusion", False),)
@@ -30,6 +31,13 @@ W0, W1 = (tl.constexpr(w) for w in philox.WEYL)
 ROUNDS = tl.constexpr(philox.ROUNDS)
 E1, E2, E3, E4, E5 = (tl.constexpr(c) for c in exact.EXP2[1:])
 L0, L1, L2, L3, L4, L5, L6, L7, L8 = (tl.constexpr(c) for c in exact.MINUS_LOG2)
+
+
+@triton.jit
+def row_and_part(parts):
+    """Which part of which row a program takes: its number, int64, the row, int64, and the part."""
+    row, part = divided(tl.program_id(0), parts)
+    return unsigned(tl.program_id(0)), unsigned(row), part
 
 
 @triton.jit
@@ -78,8 +86,7 @@ def log_part(v):
 def weight_of(t):
     """floor(2^40 · 2^t), int64, for -63 < t <= 0."""
     mantissa, exponent = exp2_parts(t)
-    whole = (mantissa * 16777216.0).to(tl.int32).to(tl.int64) << SHIFT
-    return whole >> (-exponent).to(tl.int64)
+    return unsigned((mantissa * 16777216.0).to(tl.int32)) << SHIFT >> unsigned(-exponent)
 
 
 @triton.jit
@@ -113,7 +120,7 @@ def least_t(min_p):
 @triton.jit
 def mass_below(top_p, total):
     """ceil(top_p · total), at least 1, int64, for top_p < 1."""
-    steps = (tl.maximum(top_p, 0.0) * 16777216.0).to(tl.int32).to(tl.int64)
+    steps = unsigned((tl.maximum(top_p, 0.0) * 16777216.0).to(tl.int32))
     low = (steps * (total & 0xFFFFFF) + 0xFFFFFF) >> 24
     return tl.maximum(steps * (total >> 24) + low, 1)
 
@@ -144,7 +151,7 @@ def words_of(first, seed, offset, BLOCK: tl.constexpr):
     """uint32 [BLOCK]: the words of the columns from `first`, a multiple of 4."""
     k0, k1 = halves(seed)
     c2, c3 = halves(offset)
-    a, b, c, d = philox4((first // 4 + tl.arange(0, BLOCK // 4)).to(tl.uint32), c2, c3, k0, k1)
+    a, b, c, d = philox4(((first >> 2) + tl.arange(0, BLOCK // 4)).to(tl.uint32), c2, c3, k0, k1)
     return tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
 
 
@@ -153,15 +160,15 @@ def words_at(column, seed, offset):
     """uint32: the words of any columns, each with a counter to itself."""
     k0, k1 = halves(seed)
     c2, c3 = halves(offset)
-    a, b, c, d = philox4((column // 4).to(tl.uint32), c2, c3, k0, k1)
-    place = column % 4
+    a, b, c, d = philox4((column >> 2).to(tl.uint32), c2, c3, k0, k1)
+    place = column & 3
     return tl.where(place < 2, tl.where(place == 0, a, b), tl.where(place == 2, c, d))
 
 
 @triton.jit
 def packed(race, column):
     """int64 in the order of race (fp32, not negative), then column."""
-    return (race.to(tl.int32, bitcast=True).to(tl.int64) << 32) | column.to(tl.int64)
+    return (unsigned(race.to(tl.int32, bitcast=True)) << 32) | unsigned(column)
 
 
 @triton.jit

@@ -18,12 +18,15 @@ Triton counts a histogram by ballots of a warp, whose cost grows with the bins: 
 import triton
 import triton.language as tl
 
+from aiter_ops.providers.triton.division import unsigned
+
 from .numbers import (
     LEAST_T,
     exponents,
     key_of,
     load_logits,
     mass_below,
+    row_and_part,
     row_facts,
     weight_of,
 )
@@ -105,6 +108,7 @@ def _counts(counts_ptr, row, part, parts):
     bin = tl.arange(0, BINS)[None, :]
     total = tl.zeros([BINS], tl.int32)
     before = tl.zeros([BINS], tl.int32)
+    tl.assume(parts > 0)
     for at in range(0, parts, TOGETHER):
         other = at + tl.arange(0, TOGETHER)[:, None]
         some = tl.load(counts_ptr + (row * parts + other) * BINS + bin, mask=other < parts, other=0)
@@ -127,8 +131,8 @@ def _span(count, upper, lower, refined, head, below, k, p, columns):
     last = kth
     if p < 1.0:
         lightest, heaviest = light(lower), heavy(upper)
-        least = count.to(tl.int64) * lightest
-        most = count.to(tl.int64) * heaviest
+        least = unsigned(count) * lightest
+        most = unsigned(count) * heaviest
         if refined:
             least = tl.where(bin == 0, head, tl.where(bin == LAST, below, least))
             most = tl.where(bin == 0, head, tl.where(bin == LAST, below, most))
@@ -181,20 +185,20 @@ def count_kernel(
     BLOCK: tl.constexpr,
 ):
     """counts [R, parts, BINS] int32 of the columns that can be drawn. peaks: [R, parts]."""
-    row = (tl.program_id(0) // parts).to(tl.int64)
-    part = tl.program_id(0) % parts
+    me, row, part = row_and_part(parts)
     _, largest, scale, plain = row_facts(peaks_ptr, temperature_ptr, row, parts, PARTS)
     k, p = limits(top_k_ptr, top_p_ptr, given, row, columns)
     if plain | ((k == columns) & (p == 1.0)):
         return
     row_ptr = logits_ptr + row * stride
-    first, lane = part * chunk, tl.arange(0, BLOCK)
+    first, end, lane = part * chunk, tl.minimum(part * chunk + chunk, columns), tl.arange(0, BLOCK)
+    tl.assume(first < end)
     total = tl.zeros([BINS], tl.int32)
-    for at in range(first, tl.minimum(first + chunk, columns), BLOCK):
+    for at in range(first, end, BLOCK):
         t = exponents(load_logits(row_ptr, at + lane, columns), largest, scale)
-        live = (t >= LEAST_T) & (at + lane < columns)
+        live = t >= LEAST_T
         total += tl.histogram(bin_of(tl.where(live, t, 0.0)), BINS, mask=live)
-    tl.store(counts_ptr + (row * parts + part) * BINS + tl.arange(0, BINS), total)
+    tl.store(counts_ptr + me * BINS + tl.arange(0, BINS), total)
 
 
 @triton.jit(do_not_specialize=["parts", "given"])
@@ -219,8 +223,7 @@ def refine_kernel(
     """finer [R, parts, BINS] int32, the refined histogram of rows that need one, and masses [R, parts, 2] int64 of its
     first and last bin.
     """
-    row = (tl.program_id(0) // parts).to(tl.int64)
-    part = tl.program_id(0) % parts
+    me, row, part = row_and_part(parts)
     _, largest, scale, plain = row_facts(peaks_ptr, temperature_ptr, row, parts, PARTS)
     k, p = limits(top_k_ptr, top_p_ptr, given, row, columns)
     if plain | ((k == columns) & (p == 1.0)):
@@ -234,12 +237,13 @@ def refine_kernel(
         return
     start, inverse, _ = _range(first, last, kth)
     row_ptr = logits_ptr + row * stride
-    begin, lane = part * chunk, tl.arange(0, BLOCK)
+    begin, end, lane = part * chunk, tl.minimum(part * chunk + chunk, columns), tl.arange(0, BLOCK)
+    tl.assume(begin < end)
     total = tl.zeros([BINS], tl.int32)
     head, below = none, none
-    for at in range(begin, tl.minimum(begin + chunk, columns), BLOCK):
+    for at in range(begin, end, BLOCK):
         t = exponents(load_logits(row_ptr, at + lane, columns), largest, scale)
-        live = (t >= LEAST_T) & (at + lane < columns)
+        live = t >= LEAST_T
         t = tl.where(live, t, 0.0)
         own = place_of(t, start, inverse, True)
         total += tl.histogram(own, BINS, mask=live)
@@ -247,9 +251,9 @@ def refine_kernel(
             weight = weight_of(t)
             head += tl.sum(tl.where(live & (own == 0), weight, 0), axis=0)
             below += tl.sum(tl.where(live & (own == LAST), weight, 0), axis=0)
-    tl.store(finer_ptr + (row * parts + part) * BINS + bin, total)
-    tl.store(masses_ptr + (row * parts + part) * 2, head)
-    tl.store(masses_ptr + (row * parts + part) * 2 + 1, below)
+    tl.store(finer_ptr + me * BINS + bin, total)
+    tl.store(masses_ptr + me * 2, head)
+    tl.store(masses_ptr + me * 2 + 1, below)
 
 
 @triton.jit
@@ -289,8 +293,7 @@ def collect_kernel(
     columns before the bins of the top-p threshold, and of those between them and the k-th's bin. keys and places
     [R, LIST] int32: the candidates' keys, and columns with `NEAR_P` and `NEAR_K`.
     """
-    row = (tl.program_id(0) // parts).to(tl.int64)
-    part = tl.program_id(0) % parts
+    me, row, part = row_and_part(parts)
     _, largest, scale, plain = row_facts(peaks_ptr, temperature_ptr, row, parts, PARTS)
     k, p = limits(top_k_ptr, top_p_ptr, given, row, columns)
     bin = tl.arange(0, BINS)
@@ -325,13 +328,16 @@ def collect_kernel(
         return
     base = tl.sum(tl.where(((bin >= top) & (bin <= last)) | (bin == kth), before, 0), axis=0)
     row_ptr = logits_ptr + row * stride
-    begin, lane = part * chunk, tl.arange(0, BLOCK)
+    begin, end, lane = part * chunk, tl.minimum(part * chunk + chunk, columns), tl.arange(0, BLOCK)
+    tl.assume(begin < end)
+    keys_ptr += row * LIST
+    places_ptr += row * LIST
     apart, between = none, none
-    for at in range(begin, tl.minimum(begin + chunk, columns), BLOCK):
+    for at in range(begin, end, BLOCK):
         column = at + lane
         x = load_logits(row_ptr, column, columns)
         t = exponents(x, largest, scale)
-        live = (t >= LEAST_T) & (column < columns)
+        live = t >= LEAST_T
         t = tl.where(live, t, 0.0)
         # what cannot be drawn is in no bin
         own = tl.where(live, place_of(t, start, inverse, refined), 2 * BINS)
@@ -342,10 +348,10 @@ def collect_kernel(
         mark = tl.where((own >= top) & (own <= last), NEAR_P, 0) + tl.where(own == kth, NEAR_K, 0)
         number = tl.sum((mark != 0).to(tl.int32), axis=0)
         if number > 0:
-            place = row * LIST + base + tl.cumsum((mark != 0).to(tl.int32), axis=0) - 1
+            place = base + tl.cumsum((mark != 0).to(tl.int32), axis=0) - 1
             tl.store(keys_ptr + place, key_of(x), mask=mark != 0)
             tl.store(places_ptr + place, column + mark, mask=mark != 0)
             base += number
-    sums_ptr += (row * parts + part) * 2
+    sums_ptr += me * 2
     tl.store(sums_ptr, apart)
     tl.store(sums_ptr + 1, between)

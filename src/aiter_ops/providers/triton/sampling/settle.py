@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from aiter_ops.providers.triton.division import unsigned
+
 from .numbers import (
     LEAST_KEY,
     LEAST_T,
@@ -27,10 +29,11 @@ def _above(row_ptr, key, largest, scale, columns, BLOCK: tl.constexpr):
     lane = tl.arange(0, BLOCK)
     number = tl.sum(tl.zeros([BLOCK], tl.int64), axis=0)
     mass = number
+    tl.assume(columns > 0)
     for at in range(0, columns, BLOCK):
         x = load_logits(row_ptr, at + lane, columns)
         t = exponents(x, largest, scale)
-        among = (t >= LEAST_T) & (at + lane < columns) & (key_of(x) > key)
+        among = (t >= LEAST_T) & (key_of(x) > key)
         number += tl.sum(among.to(tl.int32), axis=0)
         mass += tl.sum(tl.where(among, weight_of(tl.where(among, t, 0.0)), 0), axis=0)
     return number, mass
@@ -43,7 +46,7 @@ def _cut_of_row(row_ptr, k, p, top, largest, scale, columns, BLOCK: tl.constexpr
     if k < columns:
         high = top.to(tl.int64)
         while cut < high:
-            middle = high - (high - cut) // 2
+            middle = high - (high - cut >> 1)
             number, _ = _above(row_ptr, middle - 1, largest, scale, columns, BLOCK)
             enough = number >= k
             cut = tl.where(enough, middle, cut)
@@ -53,7 +56,7 @@ def _cut_of_row(row_ptr, k, p, top, largest, scale, columns, BLOCK: tl.constexpr
         below = mass_below(p, total)
         high = top.to(tl.int64)
         while cut < high:
-            middle = cut + (high - cut) // 2
+            middle = cut + (high - cut >> 1)
             _, mass = _above(row_ptr, middle, largest, scale, columns, BLOCK)
             within = mass < below
             high = tl.where(within, middle, high)
@@ -70,7 +73,7 @@ def _cut_of_list(key, place, weight, there, k, p, has_kth, above, apart, between
         cut = tl.min(tl.where(among, key, 0x7FFFFFFF), axis=0).to(tl.int64)
         high = tl.max(tl.where(among, key, LEAST_KEY), axis=0).to(tl.int64)
         while cut < high:
-            middle = high - (high - cut) // 2
+            middle = high - (high - cut >> 1)
             enough = tl.sum((among & (key >= middle)).to(tl.int32), axis=0) >= k - above
             cut = tl.where(enough, middle, cut)
             high = tl.where(enough, high, middle - 1)
@@ -80,7 +83,7 @@ def _cut_of_list(key, place, weight, there, k, p, has_kth, above, apart, between
         low = tl.min(tl.where(among, key, 0x7FFFFFFF), axis=0).to(tl.int64) - 1
         high = tl.max(tl.where(among, key, LEAST_KEY), axis=0).to(tl.int64)
         while low < high:
-            middle = low + (high - low) // 2
+            middle = low + (high - low >> 1)
             within = apart + tl.sum(tl.where(among & (key > middle), weight, 0), axis=0) < below
             high = tl.where(within, middle, high)
             low = tl.where(within, low, middle + 1)
@@ -115,7 +118,7 @@ def settle_kernel(
 
     given: as `limits`, bit 2 min_p.
     """
-    row = tl.program_id(0).to(tl.int64)
+    row = unsigned(tl.program_id(0))
     info_ptr += row * INFO
     state = tl.load(info_ptr)
     if state == 0:
