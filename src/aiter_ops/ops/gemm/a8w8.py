@@ -74,7 +74,7 @@ def samples(make: Make) -> Iterator[Sample]:
     llama = *codes(1000, 6144, 4096, INT8), *scales(1000, 6144)
     yield Sample("Llama-3-8B int8 1000x4096, N 6144", llama, size="model")
     # sums that are split, as those of many tiles and steps are
-    for rows, n in (*(shape[:2] for shape in c.TAILS), *c.PARTS):
+    for rows, n in c.ENDS:
         for dtype, name in ((FNUZ, "odd fnuz"), (FN, "odd")):
             yield odd(name, rows, n, 253 + 32 * (rows % 3), dtype)
 

@@ -27,7 +27,7 @@ from .mx import HALVES, as_mxfp4, drawn_mxfp4, mxfp4, with_nan
 ABSORBED = ((128, 512), (512, 128))
 """K and N of DeepSeek-V3's absorbed projections, with 128 heads: queries into the latent space, values out of it."""
 
-PARTS = tuple((2, rows + 32, n, 256) for rows, n in c.PARTS)
+PARTS, ENDS = (tuple((2, rows + 32, n, 256) for rows, n in some) for some in (c.PARTS, c.ENDS))
 STEPS = (3, 74, 150, 384)
 NAN = (2, 74, 70, 384)
 """Batches, rows of both factors and columns, as in `BATCHES`: more than 32 rows; three steps; elements or scales that are NaN."""
@@ -271,7 +271,7 @@ def mx_samples(make: Make) -> Iterator[Sample]:
     inside = call(_heads(make, 128, 16, 512), 128)
     tail = {"transpose_bm": True, "prequant": True}
     yield Sample("DeepSeek-V3 128x16x512, N 128, activations to MXFP4", inside, tail, "model")
-    for i, (batch, rows, n, k) in enumerate((*c.BATCHES, STEPS, *PARTS, NAN)):
+    for i, (batch, rows, n, k) in enumerate((*c.BATCHES, STEPS, *ENDS, NAN)):
         step, nan = 32 if 2 <= i < len(c.BATCHES) else 128, "NaN " if (batch, rows, n, k) == NAN else ""
         k = step * -(-k // step)
         x, w = make.normal(batch, rows, k), drawn_mxfp4(make, batch, n, k)

@@ -24,6 +24,9 @@ MANY = (2072, 150)
 PARTS = ((17, 10), (33, 43), (49, 17), (21, 55), (25, 25), (29, 58), (41, 27))
 """Rows of a and of b of products whose last column is in the parts of 8 of 32 columns in which `TAILS` have none."""
 
+ENDS = (*PARTS, *((rows, n) for rows, n, _ in TAILS))
+"""With those of `TAILS`, of products with other columns."""
+
 BATCHES = ((5, 150, 70, 125), (37, 65, 40, 29), *((2, *shape) for shape in TAILS[1:]))
 """The same of batches: some with three tiles of rows and of columns, and some in numbers that divisions by those do not end with."""
 

@@ -90,8 +90,8 @@ ODD = (
 )
 """Rows of a and of b, and columns: three steps and an order of many tiles in whole steps, and `TAILS` in whole blocks."""
 
-STEPS = ((74, 150, 288), *((rows, n, 128 + 128 * (rows % 3)) for rows, n in c.PARTS))
-"""The same of three steps, of which the last is short, and `PARTS` in whole steps."""
+STEPS = ((74, 150, 288), *((rows, n, 128 + 128 * (rows % 3)) for rows, n in c.ENDS))
+"""The same of three steps, of which the last is short, and `ENDS` in whole steps."""
 
 NAN = (74, 150, 384)
 """The same where some scales are NaN."""
