@@ -186,6 +186,9 @@ def _coded_parts(make: Make) -> Iterator[Sample]:
         q, *rest = batch(make, *CODED_PARTS, SIX, dtype=BF16, cache=dtype, form="shuffled")
         q *= sizes(make, len(q))[:, None, None]
         yield Sample(f"{name} caches, shuffled, several parts", (q, *rest), {"layout": "shuffled", **one})
+        longer = (1, 25, 3, 0, 2, 1), (1100, 60, 50, 7, 700, 1000)
+        apart = far_apart(make, batch(make, *longer, SIX, dtype=BF16, cache=dtype))
+        yield Sample(f"{name} caches, plan", apart, {**one, "plan": planned(apart, 14)})
 
 
 def model(make: Make) -> Iterator[Sample]:
