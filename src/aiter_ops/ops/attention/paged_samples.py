@@ -186,9 +186,6 @@ def _coded_parts(make: Make) -> Iterator[Sample]:
         q, *rest = batch(make, *CODED_PARTS, SIX, dtype=BF16, cache=dtype, form="shuffled")
         q *= sizes(make, len(q))[:, None, None]
         yield Sample(f"{name} caches, shuffled, several parts", (q, *rest), {"layout": "shuffled", **one})
-        longer = (1, 25, 3, 0, 2, 1), (1100, 60, 50, 7, 700, 1000)
-        apart = far_apart(make, batch(make, *longer, SIX, dtype=BF16, cache=dtype))
-        yield Sample(f"{name} caches, plan", apart, {**one, "plan": planned(apart, 14)})
 
 
 def model(make: Make) -> Iterator[Sample]:
@@ -232,5 +229,5 @@ def samples_lse(make: Make) -> Iterator[Sample]:
     llama = batch(make, [1] * 8, [1900, 2000, 3, 70, 900, 1024, 1500, 1000], (32, 8), 128, 16, BF16, pool=512)
     yield Sample("Llama-3-8B decode 8", llama, size="model")
     # fewer than PARTS, which the interpreter takes a minute for
-    several = far_apart(make, batch(make, (22, 21, 1, 0, 1), (60, 40, 200, 7, 9), SIX, padding=2))
+    several = far_apart(make, batch(make, (43, 21, 1, 0, 1), (330, 60, 330, 7, 9), SIX, dtype=FP16, padding=2))
     yield Sample("several parts and tiles, rows of all sizes", several)
