@@ -197,7 +197,7 @@ CASES = (
     Case("paged_attention", ("e4m3fnuz throughout to", "e4m3fn throughout to")),
     Case("paged_attention", ("e4m3fnuz caches, several", "e4m3fn caches, several")),
     Case("paged_attention", ("e4m3fnuz caches, shuffled, several", "e4m3fn caches, shuffled, several")),
-    Case("paged_attention_lse", "several parts", others=_pages),
+    Case("paged_attention_lse", "several parts"),
     Case("mla_decode", "several rows a sequence", others=_latents),
     Case("mla_decode", ("e4m3fnuz, several rows", "e4m3fn, several rows"), without=("merge_kernel",)),
     Case(

@@ -92,11 +92,11 @@ def cache_samples(make: Make) -> Iterator[Sample]:
     yield sample("Llama-3-8B 1024 shuffled", 1024, 8, 128, 128, 16, layout="shuffled", slots=slots, model=True)
     for flavour in (FN, FNUZ):
         word = "fn" if flavour == FN else "fnuz"
-        qkv = (part(make, 45, 5 * 64, FP16, before).unflatten(-1, (5, 64)) for before in (64, 8))
+        apart = (part(make, 45, 5 * 64, FP16, before).unflatten(-1, (5, 64)) for before in (64, 8))
         both = make.normal(17, 2, 7, 5, 64, dtype=flavour)
         each = scale_of(make, 0.37, 0.5, 0.02, 1.5, 0.11), scale_of(make, 0.05, 0.7, 0.3, 2.5, 0.013)
         slots = slots_of(make, 45, 17, 7, first=31)
-        yield Sample(f"FP8 {word} by head, sliced, 45 tokens", (*qkv, both[:, 0], both[:, 1], slots, *each))
+        yield Sample(f"FP8 {word} by head, sliced, 45 tokens", (*apart, both[:, 0], both[:, 1], slots, *each))
 
 
 def mla_samples(make: Make) -> Iterator[Sample]:

@@ -170,13 +170,13 @@ def decode_samples(make: Make, planner: Planner) -> Iterator[Sample]:
         model.append((f"DeepSeek-V3 16x2048, H 128, bf16 on {name}", (ragged(16, 2048),), given))
     for name, lengths_and_rows, named in model:
         yield Sample(name, *call(make, *lengths_and_rows, **named), size="model")
-    lengths, rows = (180, 0, 2, 19), (9, 2, 4, 22)
+    long, rows = (180, 0, 2, 19), (9, 2, 4, 22)
     for name, dtype in {"e4m3fn": FN, "e4m3fnuz": FNUZ}.items():
         for count, some in (("several", rows), ("few", (1, 2, 1, 3))):
-            args, named = far_apart(make, call(make, lengths, some, 6, DEEPSEEK, kv_dtype=dtype, out_dtype=BF16))
+            args, named = far_apart(make, call(make, long, some, 6, DEEPSEEK, kv_dtype=dtype, out_dtype=BF16))
             coded = args[0].clamp(-224, 224).to(dtype), *args[1:]
             yield Sample(f"{name}, {count} rows a sequence, of all sizes", coded, named | scales(make))
-        mixed = far_apart(make, call(make, lengths, rows, 6, DEEPSEEK, BF16, dtype, **scales(make, q=False)))
+        mixed = far_apart(make, call(make, long, rows, 6, DEEPSEEK, BF16, dtype, **scales(make, q=False)))
         yield Sample(f"bf16 on a cache of {name}, rows of all sizes", *mixed)
 
 
