@@ -90,7 +90,9 @@ def control(case: Case, arch: str, most: int | None, seed: int = 0) -> dict[str,
         for what, some in (("sizes", sizes), ("values", values)):
             if how := caught(op, some, target, m):
                 rows.setdefault(m, f"other {what}: {how}")
-    others = [*sizes, *alike[:MOST_ALIKE]]
+    # those that tell most of what is left
+    telling = sorted(alike, key=lambda s: len(touched(s) & {*left}), reverse=True)
+    others = [*sizes, *telling[:MOST_ALIKE]]
     kept = arguments(op, [*first, *values], target, [m for m in left if m not in rows], others, touched)
     rows |= {m: why or "nothing explains it" for m, why in kept.items()}
     argued = collections.Counter(why for why in kept.values() if why)

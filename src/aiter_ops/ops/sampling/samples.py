@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ def greedy_samples(make: Make) -> Iterator[Sample]:
     yield Sample("Llama-3 512x128256", (make.normal(512, 128256, scale=2.0),), size="model")
 
 
-MIXED: dict[str, tuple[float, ...]] = {
+MIXED = {
     "temperature": (1.0, 0.7, 0.0, 1.5, 0.05, 30.0),
     "top_k": (50, 0, 3, 7, 100000, 1),
     "top_p": (0.9, 1.0, 0.5, 0.95, 0.99),
@@ -103,46 +104,44 @@ MIXED: dict[str, tuple[float, ...]] = {
 """Parameters of a batch of unlike requests; each is off in some of its rows."""
 
 
-CLOSE: dict[str, tuple[float, ...]] = {
-    "temperature": (1.0, 0.7, 1.5),
-    "top_k": (0, 50, 700, 3, 1290, 1, 9000, 5000),
-    "top_p": (0.9, 1.0, 0.3, 0.999, 1.0),
-    "min_p": (0.0, 0.0, 0.01),
-}
-"""For `against_noise`: cuts among the first columns and among the last."""
+FALLS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda noise: 0.02 * noise,  # within a bin or two of t
+    lambda noise: 0.3 * noise,  # over many
+    lambda noise: 0.9 * noise,
+    lambda noise: noise,  # as far as the noise does: in the race all are within rounding of one another
+    lambda noise: (0.4 * noise).round() / 4.0,  # equal ones
+    lambda noise: 0.02 * noise - 3.0 * (noise < 0.6),  # in two bins far apart, most in the lower
+    lambda noise: 0.02 * noise - 3.0 * (noise < -0.7),  # most in the upper
+    lambda noise: 0.05 * noise - 20.0 * (noise < 3.0),  # nearly all far below the largest
+)
+"""What `against_noise` makes of log2(E) as t."""
 
 
-def against_noise(make: Make, rows: int, columns: int) -> tuple[Tensor, ...]:
-    """Logits [rows, columns], temperatures, seeds and offsets with which the less likely a column is, the better its noise:
-    of those that top-k, top-p and min-p leave the last one is drawn, so that a cut by one column shows, or all of them are
-    within rounding of one another in the race. t falls with log2(E) by `exact`: within a bin or two, over many, as far as the
-    noise does, in steps of equal ones, in two bins apart, and nearly all far below the largest.
+def against_noise(
+    make: Make, columns: int, falls: Sequence[int], k: Sequence[int], p: Sequence[float]
+) -> tuple[Any, ...]:
+    """Arguments with a row for each of `falls`, top-k and top-p. The less likely a column is, the better its noise (E of
+    `exact`), by FALLS: of those that the cuts leave the last one is drawn, so that a cut by one column shows.
     """
+    rows = len(falls)
     seed, offset = seeds(make, rows), make.integers([i + (i % 3 << 32) for i in range(rows)], torch.int64)
     noise = exact.exponential(words(seed.cpu(), offset.cpu(), columns)).log2()
-    t = torch.empty_like(noise)
-    for first, slope in enumerate((0.02, 0.3, 0.9, 1.0)):
-        t[first::7] = slope * noise[first::7]
-    t[4::7] = (0.4 * noise[4::7]).round() / 4.0
-    t[5::7] = 0.02 * noise[5::7] - 3.0 * (noise[5::7] < -0.7)
-    t[6::7] = 0.05 * noise[6::7] - 20.0 * (noise[6::7] < 3.0)
-    temperature = numbers(make, CLOSE["temperature"], rows)
+    temperature = numbers(make, (1.0, 0.7, 1.5, 0.9), rows)
+    t = torch.stack([FALLS[fall](noise[row]) for row, fall in enumerate(falls)])
     logits = t.double() * math.log(2.0) * temperature.cpu().double()[:, None]
-    return logits.float().to(make.device), temperature, seed, offset
+    cuts = make.integers(k), numbers(make, p, rows), numbers(make, (0.0, 0.0, 0.01), rows)
+    return logits.float().to(make.device), temperature, *cuts, seed, offset
 
 
 def sample_samples(make: Make) -> Iterator[Sample]:
-    def cuts(rows: int, filters: str, mixed: dict[str, tuple[float, ...]]) -> tuple[Tensor | None, ...]:
-        """filters: of k, p and m, the arguments that are given."""
-        return (
-            numbers(make, mixed["top_k"], rows, torch.int32) if "k" in filters else None,
-            numbers(make, mixed["top_p"], rows) if "p" in filters else None,
-            numbers(make, mixed["min_p"], rows) if "m" in filters else None,
-        )
-
     def call(name: str, size: str, logits: Tensor, filters: str) -> Sample:
+        """filters: of k, p and m, the arguments that are given."""
         rows = logits.shape[0]
-        given = cuts(rows, filters, MIXED)
+        given = (
+            numbers(make, MIXED["top_k"], rows, torch.int32) if "k" in filters else None,
+            numbers(make, MIXED["top_p"], rows) if "p" in filters else None,
+            numbers(make, MIXED["min_p"], rows) if "m" in filters else None,
+        )
         args = (logits, numbers(make, MIXED["temperature"], rows), *given, seeds(make, rows), steps(make, rows))
         return Sample(name, args, size=size)  # type: ignore[arg-type]
 
@@ -155,8 +154,14 @@ def sample_samples(make: Make) -> Iterator[Sample]:
     yield call("7x1504 fp32, nothing given", "small", x, "")
     yield call("Qwen3 64x151936, nothing given", "model", make.normal(64, 151936, scale=2.0), "")
     yield call("Llama-3 512x128256 fp32, p given", "model", make.normal(512, 128256, dtype=FP32, scale=2.0), "p")
-    # the second has more columns than a list of candidates takes
-    for rows, columns in ((42, 1312), (29, 9008)):
-        logits, temperature, *noise = against_noise(make, rows, columns)
-        args = (logits, temperature, *cuts(rows, "kpm", CLOSE), *noise)
-        yield Sample(f"the last one that stays wins {rows}x{columns}", args)
+    cuts = ((50, 1.0), (0, 0.9), (700, 0.999), (3, 0.3), (0, 1.0))
+    some = [(fall, k, p) for k, p in cuts for fall in range(len(FALLS))]
+    # more columns than a list of candidates takes
+    many = [(fall, *cut) for fall in (0, 1, 4, 5, 7) for cut in ((5000, 1.0), (0, 0.9))]
+    many += [(6, 0, 0.3), (7, 8990, 0.999)]
+    for columns, rows in ((1312, some), (9008, many)):
+        falls, k, p = zip(*rows, strict=True)
+        name = f"the last one that stays wins {len(rows)}x{columns}"
+        yield Sample(name, against_noise(make, columns, falls, k, p))
+    args = against_noise(make, 131600, (1, 5, 1), (0, 0, 100000), (0.9, 0.9, 0.95))
+    yield Sample("the last one that stays wins 3x131600", args)

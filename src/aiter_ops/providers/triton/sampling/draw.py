@@ -71,7 +71,6 @@ def race_kernel(
     seed, offset = tl.load(seeds_ptr + row), tl.load(offsets_ptr + row)
     row_ptr = logits_ptr + row * stride
     begin, end, lane = part * chunk, tl.minimum(part * chunk + chunk, columns), tl.arange(0, BLOCK)
-    tl.assume(begin < end)
     best = tl.full([BLOCK], float("inf"), tl.float32)
     where = tl.zeros([BLOCK], tl.int32)
     for at in range(begin, end, BLOCK):
