@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
@@ -100,10 +101,12 @@ def strided(make: Make) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (q, wide, out, *args[3:]), named
 
 
-def far_apart(make: Make, made: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What `call` made, with rows of all sizes, and scores on both sides of zero, all above it and all below."""
+def far_apart(
+    make: Make, made: tuple[tuple[Any, ...], dict[str, Any]], most: float = math.inf
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What `call` made, with rows of all sizes up to `most`, and scores on both sides of zero, all above it and all below."""
     q, kv, out = made[0][:3]
-    q *= sizes(make, q[..., 0].numel()).view(*q.shape[:2], 1)
+    q *= sizes(make, q[..., 0].numel()).clamp(max=most).view(*q.shape[:2], 1)
     # no column of the value
     kv[..., out.shape[-1]] = 16
     return made
@@ -173,8 +176,10 @@ def decode_samples(make: Make, planner: Planner) -> Iterator[Sample]:
     long, rows = (180, 0, 2, 19), (9, 2, 4, 22)
     for name, dtype in {"e4m3fn": FN, "e4m3fnuz": FNUZ}.items():
         for count, some in (("several", rows), ("few", (1, 2, 1, 3))):
-            args, named = far_apart(make, call(make, long, some, 6, DEEPSEEK, kv_dtype=dtype, out_dtype=BF16))
-            coded = args[0].clamp(-224, 224).to(dtype), *args[1:]
+            made = call(make, long, some, 6, DEEPSEEK, kv_dtype=dtype, out_dtype=BF16)
+            # Hopper adds products of codes with 13 bits below the largest of them
+            args, named = far_apart(make, made, most=4.0)
+            coded = args[0].to(dtype), *args[1:]
             yield Sample(f"{name}, {count} rows a sequence, of all sizes", coded, named | scales(make))
         mixed = far_apart(make, call(make, long, rows, 6, DEEPSEEK, BF16, dtype, **scales(make, q=False)))
         yield Sample(f"bf16 on a cache of {name}, rows of all sizes", *mixed)
