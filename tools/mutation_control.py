@@ -19,7 +19,7 @@ import math
 import random
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from aiter_ops.core.op import Op, get_op, list_ops
 from aiter_ops.core.platforms import Platform, platform_for
 from aiter_ops.core.samples import Sample
 
-LEAST = 8
+LEAST = 5
 """Mutants of a program that are drawn where few are drawn in all."""
 
 MOST_ALIKE = 3
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print every survivor")
     given = parser.parse_args()
     cases = [c for name in given.ops for c in cases_of(name, given.arch)]
-    made = []
+    made: dict[int, dict[str, Any]] = {}
     with ProcessPoolExecutor(given.jobs) as pool:
         most = [given.most] * len(cases)
         if given.total:
@@ -203,20 +203,21 @@ def main() -> None:
             most = spread(counts, given.total)
         # the longest first, so that no process is left alone with one
         order = sorted(range(len(cases)), key=lambda i: -most[i])
-        made_by = {i: pool.submit(control, cases[i], given.arch, most[i], given.seed) for i in order}
-        for i, case in enumerate(cases):
-            if (row := made_by[i].result()) is None:
-                print(f"{case.op}, {given.arch}: not served", flush=True)
+        numbers = {pool.submit(control, cases[i], given.arch, most[i], given.seed): i for i in order}
+        for done in as_completed(numbers):
+            if (row := done.result()) is None:
+                print(f"{cases[numbers[done]].op}, {given.arch}: not served", flush=True)
                 continue
-            made.append(row)
+            made[numbers[done]] = row
             print(told(row, given.list), flush=True)
             if given.json:
-                given.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    enough = all(r["rate"] >= 0.95 for r in made)
-    if len(made) > 1:
-        share, least = whole(made)
-        hit = sum(sum(r["caught"].values()) for r in made)
-        of = hit + sum(r["missed"] for r in made)
+                given.json.write_text(json.dumps([made[i] for i in sorted(made)], indent=1) + "\n", encoding="utf-8")
+    rows = [made[i] for i in sorted(made)]
+    enough = all(r["rate"] >= 0.95 for r in rows)
+    if len(rows) > 1:
+        share, least = whole(rows)
+        hit = sum(sum(r["caught"].values()) for r in rows)
+        of = hit + sum(r["missed"] for r in rows)
         print(
             f"all: {hit} of {of} drawn; of all mutants of these programs {100 * share:.1f} % (at least {100 * least:.1f} %)"
         )
