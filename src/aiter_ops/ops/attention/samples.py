@@ -160,7 +160,7 @@ def out_samples(make: Make) -> Iterator[Sample]:
     yield Sample("Llama-3-8B 1000x32x128", call((1000,), (3000,), (32, 8), (128, 128)), size="model")
     several = steps(make)
     q, v = several.args[0], several.args[2]
-    wide = make.normal(*q.shape[:2], v.shape[2] + 8, dtype=q.dtype)[..., : v.shape[2]]
+    wide = make.normal(*q.shape[:2], v.shape[2] + 16, dtype=q.dtype)[..., : v.shape[2]]
     yield Sample(several.name, into(several.args, wide), several.kwargs)
 
 
